@@ -1,0 +1,35 @@
+"""Every error a user can cause: what does not fit, what would, and the call that mends it."""
+
+
+class PaliGemmaError(ValueError):
+    """Base of all errors raised on purpose by this library."""
+
+
+class InvalidImageError(PaliGemmaError):
+    """A picture cannot be read, or is no picture."""
+
+
+class InvalidPromptError(PaliGemmaError):
+    """A prompt, label or answer is malformed or longer than the model can take."""
+
+
+class CheckpointError(PaliGemmaError):
+    """A checkpoint is missing, damaged, unsafe, or does not fit the model."""
+
+
+class ConfigError(PaliGemmaError):
+    """An architecture or run configuration is inconsistent or incomplete."""
+
+
+class DatasetError(PaliGemmaError):
+    """Training or evaluation data is missing or malformed."""
+
+
+class MissingExtraError(PaliGemmaError, ImportError):
+    """An optional dependency is needed; the message names the pip extra."""
+
+    def __init__(self, feature: str, extra: str):
+        super().__init__(
+            f"{feature} needs packages that are not installed. They come with the extra "
+            f'"{extra}". Run: pip install "paligemma-jax[{extra}]"'
+        )

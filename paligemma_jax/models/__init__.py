@@ -1,0 +1,1 @@
+"""Pure model mathematics: no input or output."""

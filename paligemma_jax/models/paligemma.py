@@ -1,0 +1,160 @@
+"""PaliGemma (arXiv 2407.07726): SigLIP image tokens and text tokens through one Gemma decoder.
+
+Letters: B batch, N images an example, P patches an image, T text tokens, S cache slots, W decoder
+width, V vocabulary, M attention masks (1, or 2 with a sliding window: even layers, odd layers).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.models.attention import (
+    KVCache,
+    empty_cache,
+    prefix_lm_mask,
+    sliding_window_mask,
+)
+from paligemma_jax.models.gemma import Gemma
+from paligemma_jax.models.layers import DType
+from paligemma_jax.models.siglip import SigLIP
+
+
+class PaliGemma(nnx.Module):
+    """Image encoder `img` and decoder `llm`; parameters under the same two names as in big_vision.
+
+    Args:
+      config: the architecture.
+      rngs: source of the random initial weights.
+      dtype: dtype of activations and of the key-value cache; norms, softmax, rotary angles and
+        logits are float32 whatever it is.
+      param_dtype: dtype of the weights.
+    """
+
+    def __init__(
+        self,
+        config: PaliGemmaConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DType = jnp.float32,
+        param_dtype: DType = jnp.float32,
+    ):
+        self.config = config
+        self.dtype = dtype
+        kw = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.img = SigLIP(config.img, config.llm.width, **kw)
+        self.llm = Gemma(config.llm, **kw)
+
+    def encode_images(self, images: Float[Array, "B *N height width 3"]) -> Float[Array, "B NP W"]:
+        """Image tokens; several images an example ([B, N, height, width, 3]) are concatenated."""
+        batch = images.shape[0]
+        flat = images.reshape(-1, *images.shape[-3:])
+        if flat.shape[0] == 0:  # a prompt without images
+            return jnp.zeros((batch, 0, self.config.llm.width), self.dtype)
+        tokens = self.img(flat)
+        return tokens.reshape(batch, -1, tokens.shape[-1])
+
+    def __call__(
+        self,
+        images: Float[Array, "B *N height width 3"],
+        tokens: Int[Array, "B T"],
+        mask_ar: Int[Array, "B T"],
+    ) -> Float[Array, "B T V"]:
+        """Logits f32 at every text position, teacher forced.
+
+        Padding needs no mask: it comes last and `mask_ar` 1 hides it from what stands before.
+        """
+        return self.forward(self.encode_images(images), tokens, mask_ar)
+
+    def forward(
+        self,
+        image_tokens: Float[Array, "B NP W"],
+        tokens: Int[Array, "B T"],
+        mask_ar: Int[Array, "B T"],
+    ) -> Float[Array, "B T V"]:
+        """As `__call__`, from image tokens that are encoded already."""
+        return self.llm.logits(self.hidden(image_tokens, tokens, mask_ar))
+
+    def hidden(
+        self,
+        image_tokens: Float[Array, "B NP W"],
+        tokens: Int[Array, "B T"],
+        mask_ar: Int[Array, "B T"],
+    ) -> Float[Array, "B T W"]:
+        """Final hidden states of the text positions, before the output head."""
+        mask_input = jnp.ones(tokens.shape, bool)
+        x, positions, masks, _ = self._sequence(image_tokens, tokens, mask_ar, mask_input)
+        return self.llm(x, positions, masks)[:, image_tokens.shape[1] :]
+
+    def attention_masks(
+        self, mask_ar: Int[Array, "B S"], input_mask: Bool[Array, "B S"]
+    ) -> Bool[Array, "M B S S"]:
+        """Masks over a whole sequence of image and text tokens, one for each kind of layer."""
+        full = prefix_lm_mask(mask_ar, input_mask)
+        window = self.config.llm.sliding_window
+        if window is None:
+            return full[None]
+        block = jnp.cumsum(mask_ar, axis=1)
+        same_block = block[:, :, None] == block[:, None, :]
+        positions = _positions(input_mask)
+        return jnp.stack(
+            [sliding_window_mask(full, positions, positions, same_block, window), full]
+        )
+
+    def prefill(
+        self,
+        image_tokens: Float[Array, "B NP W"],
+        tokens: Int[Array, "B T"],
+        mask_ar: Int[Array, "B T"],
+        mask_input: Bool[Array, "B T"],
+        slots: int,
+    ) -> tuple[Float[Array, "B V"], KVCache]:
+        """Logits after each row's last prompt token, and a cache of `slots` slots with room to go on.
+
+        Rows may differ in length: padding on the right, `mask_input` False there.
+        """
+        x, positions, masks, valid = self._sequence(image_tokens, tokens, mask_ar, mask_input)
+        c = self.config.llm
+        cache = empty_cache(c.depth, x.shape[0], c.num_kv_heads, slots, c.head_dim, self.dtype)
+        cache = cache.claim(valid, positions)
+        hidden, cache = self.llm.prefill(x, positions, masks, cache)
+        last = image_tokens.shape[1] + jnp.sum(mask_input, axis=1) - 1
+        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+        return self.llm.logits(hidden)[:, 0], cache.advance(x.shape[1])
+
+    def extend(
+        self, tokens: Int[Array, " B"], cache: KVCache
+    ) -> tuple[Float[Array, "B V"], KVCache]:
+        """Logits after one more token a row."""
+        positions = jnp.max(jnp.where(cache.valid, cache.positions, -1), axis=1)[:, None] + 1
+        cache = cache.claim(jnp.ones((tokens.shape[0], 1), bool), positions)
+        full = cache.valid[:, None, :]
+        window = self.config.llm.sliding_window
+        if window is None:
+            masks = full[None]
+        else:
+            near = sliding_window_mask(
+                full, positions, cache.positions, jnp.zeros_like(full), window
+            )
+            masks = jnp.stack([near, full])
+        x = self.llm.embedder.encode(tokens[:, None])
+        hidden, cache = self.llm.extend(x, positions, masks, cache)
+        return self.llm.logits(hidden)[:, 0], cache.advance(1)
+
+    def _sequence(
+        self, image_tokens: jax.Array, tokens: jax.Array, mask_ar: jax.Array, mask_input: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Embeddings, positions, masks and validity of images followed by text."""
+        x = jnp.concatenate(
+            [image_tokens.astype(self.dtype), self.llm.embedder.encode(tokens)], axis=1
+        )
+        before = ((0, 0), (image_tokens.shape[1], 0))
+        valid = jnp.pad(mask_input, before, constant_values=True)
+        masks = self.attention_masks(jnp.pad(mask_ar, before), valid)
+        return x, _positions(valid), masks, valid
+
+
+def _positions(valid: Bool[Array, "B S"]) -> Int[Array, "B S"]:
+    """Place of each token in its row's sequence, padding not counted."""
+    return jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
