@@ -1,0 +1,1 @@
+"""The embedded demo model and the synthetic world of shapes and words that it is trained on."""

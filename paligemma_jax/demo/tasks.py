@@ -1,0 +1,266 @@
+"""PaliGemma's prompts about demo scenes, with their right answers."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from paligemma_jax.demo.language import LANGUAGES, caption
+from paligemma_jax.demo.scene import COLOURS, KINDS, Scene, Shape
+
+SAME_PROMPT = "answer en are these the same?"
+ABSENT_SHARE = 0.03  # of `detect` prompts with nothing to find, and again with one label too many
+NO_SHAPE_SHARE, NO_TEXT_SHARE = 0.25, 0.07  # of scenes without any, share that is asked for it
+_BORDER = 0.03  # "where" is asked only this far from the lines between thirds
+_REGIONS = (
+    ("top left", "top", "top right"),
+    ("left", "centre", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A prompt (PaliGemma's prefix), the right answer (its suffix) and the task's name."""
+
+    prompt: str
+    answer: str
+    task: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """What a prompt can name: "red circle", "circle", "red shape" or "shape"."""
+
+    colour: str | None
+    kind: str | None
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.colour, self.kind or "shape") if part)
+
+    def matches(self, shape: Shape) -> bool:
+        """Returns whether a shape is one of these."""
+        return self.colour in (None, shape.colour) and self.kind in (None, shape.kind)
+
+    def find(self, scene: Scene) -> list[Shape]:
+        """Returns the shapes that match, from left to right."""
+        return sorted(filter(self.matches, scene.shapes), key=lambda shape: shape.centre[1])
+
+    def overlaps(self, other: "Label") -> bool:
+        """Returns whether one shape could match both labels."""
+        same_colour = None in (self.colour, other.colour) or self.colour == other.colour
+        same_kind = None in (self.kind, other.kind) or self.kind == other.kind
+        return same_colour and same_kind
+
+
+FULL_LABELS = tuple(Label(colour, kind) for colour in COLOURS for kind in KINDS)
+KIND_LABELS = tuple(Label(None, kind) for kind in KINDS)
+COLOUR_LABELS = tuple(Label(colour, None) for colour in COLOURS)
+ANY_SHAPE = Label(None, None)
+
+
+def _choice(rng: np.random.Generator, items: Sequence):
+    return items[int(rng.integers(len(items)))]
+
+
+def _near_misses(scene: Scene, labels: Sequence[Label]) -> list[Label]:
+    """Returns absent labels whose colour or kind is in the scene; any absent ones if none are."""
+    absent = [label for label in labels if not label.find(scene)]
+    colours, kinds = {s.colour for s in scene.shapes}, {s.kind for s in scene.shapes}
+    return [label for label in absent if label.colour in colours or label.kind in kinds] or absent
+
+
+def plural(label: Label) -> str:
+    """Returns a label in the plural, such as "red crosses"."""
+    return f"{label}es" if label.kind == "cross" else f"{label}s"
+
+
+def location_tokens(shape: Shape) -> str:
+    """Returns PaliGemma's box of a shape: "<locY1><locX1><locY2><locX2>", 1024 bins."""
+    bins = (min(max(round(value * 1023), 0), 1023) for value in shape.box)
+    return "".join(f"<loc{value:04d}>" for value in bins)
+
+
+def count_answer(scene: Scene, label: Label) -> Example:
+    """Asks how many shapes match a label."""
+    prompt = f"answer en how many {plural(label)} are there?"
+    return Example(prompt, str(len(label.find(scene))), "count")
+
+
+def detect_answer(scene: Scene, labels: Sequence[Label]) -> Example:
+    """Asks for the boxes of one or several labels; what is not there is left out."""
+    prompt = "detect " + " ; ".join(map(str, labels))
+    found = [f"{location_tokens(shape)} {label}" for label in labels for shape in label.find(scene)]
+    return Example(prompt, " ; ".join(found), "detect")
+
+
+def caption_answer(scene: Scene, language: str) -> Example:
+    """Asks for a caption in "en", "es", "de" or "fr"."""
+    return Example(f"caption {language}", caption(scene, language), f"caption_{language}")
+
+
+def ocr_answer(scene: Scene) -> Example:
+    """Asks for the text; the answer is empty where there is none."""
+    return Example("ocr", scene.text.string if scene.text else "", "ocr")
+
+
+def same_answer(same: bool) -> Example:
+    """Asks whether two pictures show the same."""
+    return Example(SAME_PROMPT, "yes" if same else "no", "same")
+
+
+def segment_prompt(label: str) -> str:
+    """Returns the prompt that asks for the mask of a label."""
+    return f"segment {label}"
+
+
+def region(shape: Shape) -> str | None:
+    """Returns the ninth of the picture that a shape's centre is in; None near a dividing line."""
+    if any(abs(value - line) < _BORDER for value in shape.centre for line in (1 / 3, 2 / 3)):
+        return None
+    y, x = shape.centre
+    return _REGIONS[int(y * 3)][int(x * 3)]
+
+
+def sample_count(scene: Scene, rng: np.random.Generator) -> Example:
+    """Asks for a number, zeros included, large numbers more often than they come up."""
+    labels = (FULL_LABELS, KIND_LABELS, COLOUR_LABELS, (ANY_SHAPE,))[
+        int(rng.choice(4, p=(0.33, 0.24, 0.24, 0.19)))
+    ]
+    by_count: dict[int, list[Label]] = {}
+    for label in labels:
+        by_count.setdefault(len(label.find(scene)), []).append(label)
+    numbers = sorted(by_count)
+    weights = np.array([(0.4, 0.5, 2, 4, 6, 6)[number] for number in numbers])
+    number = numbers[int(rng.choice(len(numbers), p=weights / weights.sum()))]
+    candidates = by_count[number]
+    if number == 0 and rng.random() < 0.7:
+        candidates = _near_misses(scene, labels)
+    return count_answer(scene, _choice(rng, candidates))
+
+
+def sample_colour(scene: Scene, rng: np.random.Generator) -> Example | None:
+    """Asks for the colour of a shape whose kind is unique; None if there is none."""
+    unique = [found[0] for label in KIND_LABELS if len(found := label.find(scene)) == 1]
+    if not unique:
+        return None
+    shape, word = _choice(rng, unique), _choice(rng, ("colour", "color"))
+    return Example(f"answer en what {word} is the {shape.kind}?", shape.colour, "colour")
+
+
+def sample_where(scene: Scene, rng: np.random.Generator) -> Example | None:
+    """Asks for the place of a unique shape; None if none is clearly in one ninth."""
+    options = []
+    for shape in scene.shapes:
+        place = region(shape)
+        for label in (Label(shape.colour, shape.kind), Label(None, shape.kind)):
+            if place is not None and len(label.find(scene)) == 1:
+                options.append((label, place))
+    if not options:
+        return None
+    label, place = _choice(rng, options)
+    return Example(f"answer en where is the {label}?", place, "where")
+
+
+def sample_exists(scene: Scene, rng: np.random.Generator) -> Example:
+    """Asks whether something is there: half yes, and most no are near misses."""
+    labels = FULL_LABELS if rng.random() < 0.75 else KIND_LABELS
+    present = [label for label in labels if label.find(scene)]
+    absent = [label for label in labels if not label.find(scene)]
+    if present and (rng.random() < 0.5 or not absent):
+        return Example(f"answer en is there a {_choice(rng, present)}?", "yes", "exists")
+    if rng.random() < 0.75:
+        absent = _near_misses(scene, labels)
+    return Example(f"answer en is there a {_choice(rng, absent)}?", "no", "exists")
+
+
+def sample_detect(scene: Scene, rng: np.random.Generator) -> Example:
+    """Asks for boxes of one label or several; now and then some or all are not there."""
+    draw = rng.random()
+    absent = _near_misses(scene, FULL_LABELS if rng.random() < 0.7 else KIND_LABELS)
+    if (draw < ABSENT_SHARE or not scene.shapes) and absent:
+        return detect_answer(scene, [_choice(rng, absent)])
+    form = rng.random()
+    if form < 0.12:
+        return detect_answer(scene, [ANY_SHAPE])
+    wanted = 1 if form < 0.6 else int(rng.integers(2, 4))
+    present = [Label(s.colour, s.kind if rng.random() < 0.9 else None) for s in scene.shapes]
+    present += [Label(None, shape.kind) for shape in scene.shapes]
+    labels: list[Label] = []
+    for i in rng.permutation(len(present)).tolist():
+        if len(labels) < wanted and not any(map(present[i].overlaps, labels)):
+            labels.append(present[i])
+    if draw > 1 - ABSENT_SHARE:
+        extra = [label for label in absent if not any(map(label.overlaps, labels))]
+        if extra:
+            labels.insert(int(rng.integers(len(labels) + 1)), _choice(rng, extra))
+    return detect_answer(scene, labels)
+
+
+SAMPLERS: dict[str, Callable[[Scene, np.random.Generator], Example | None]] = {
+    **{f"caption_{code}": lambda s, _, code=code: caption_answer(s, code) for code in LANGUAGES},
+    "count": sample_count,
+    "colour": sample_colour,
+    "where": sample_where,
+    "exists": sample_exists,
+    "detect": sample_detect,
+    "ocr": lambda scene, _: ocr_answer(scene),
+}
+TASK_WEIGHTS: dict[str, float] = {
+    "caption_en": 0.08, "caption_es": 0.08, "caption_de": 0.08, "caption_fr": 0.08, "count": 0.16,
+    "colour": 0.08, "where": 0.08, "exists": 0.08, "detect": 0.2, "ocr": 0.2,
+}  # fmt: skip
+
+
+def fitting_tasks(scene: Scene, rng: np.random.Generator) -> list[str]:
+    """Returns the tasks to ask about a scene: rarely about shapes or text that are not there."""
+    unfit: set[str] = set()
+    if not scene.shapes and rng.random() >= NO_SHAPE_SHARE:
+        unfit |= {"count", "exists", "detect"}
+    if scene.text is None and rng.random() >= NO_TEXT_SHARE:
+        unfit.add("ocr")
+    return [task for task in SAMPLERS if task not in unfit]
+
+
+def sample_examples(
+    scene: Scene,
+    rng: np.random.Generator,
+    count: int,
+    weights: Mapping[str, float] = TASK_WEIGHTS,
+) -> list[Example]:
+    """Draws `count` examples about a scene, tasks by `weights`, with no prompt twice if possible.
+
+    Args:
+      scene: what to ask about.
+      rng: where the choices come from.
+      count: how many examples to return.
+      weights: how often each task of SAMPLERS is drawn where it fits the scene.
+    """
+    names = [task for task in fitting_tasks(scene, rng) if weights.get(task, 0) > 0]
+    edges = np.cumsum([weights[name] for name in names])
+    distinct: dict[str, Example] = {}
+    drawn: list[Example] = []
+    while len(distinct) < count and len(drawn) < 8 * count:
+        name = names[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
+        example = SAMPLERS[name](scene, rng)
+        if example is None:
+            names_left = [other for other in names if other != name]
+            if not names_left:
+                break
+            names, edges = names_left, np.cumsum([weights[other] for other in names_left])
+            continue
+        drawn.append(example)
+        distinct.setdefault(example.prompt, example)
+    if not drawn:
+        raise ValueError(
+            f"None of the tasks {sorted(weights)} fits the scene. Captions fit every scene: give "
+            'a task such as "caption_en" a weight above 0.'
+        )
+    repeats = drawn * (count // len(drawn) + 1)
+    return [*distinct.values(), *repeats][:count]
+
+
+def examples(scene: Scene, rng: np.random.Generator) -> list[Example]:
+    """Returns one example of every task that fits the scene, captions in every language."""
+    drawn = [SAMPLERS[task](scene, rng) for task in fitting_tasks(scene, rng)]
+    return [example for example in drawn if example is not None]
