@@ -1,0 +1,70 @@
+"""PaliGemma's prompt language, as its pretraining wrote it (arXiv 2407.07726, section 3.2.5)."""
+
+import re
+from collections.abc import Sequence
+
+from paligemma_jax.errors import InvalidPromptError
+
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+
+
+def caption(language: str = "en") -> str:
+    """`caption en`: a short caption; `language` is a code such as en, de or zh."""
+    return f"caption {_language(language)}"
+
+
+def answer(question: str, language: str = "en") -> str:
+    """`answer en what colour is the car?`: a short answer in `language`."""
+    return f"answer {_language(language)} {_text(question, 'question')}"
+
+
+def ocr() -> str:
+    """`ocr`: the text in the picture, in reading order."""
+    return "ocr"
+
+
+def count(thing: str) -> str:
+    """`answer en how many cats are there?`; `thing` in the plural, as it is to be asked for."""
+    return answer(f"how many {_text(thing, 'thing to count')} are there?")
+
+
+def detect(labels: str | Sequence[str]) -> str:
+    """`detect cat ; dog`: boxes of one kind of thing or of several."""
+    return f"detect {_labels(labels)}"
+
+
+def segment(labels: str | Sequence[str]) -> str:
+    """`segment cat ; dog`: boxes and mask tokens of one kind of thing or of several."""
+    return f"segment {_labels(labels)}"
+
+
+def _language(language: str) -> str:
+    if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
+        raise InvalidPromptError(
+            f"{language!r} is no language code. A short code such as 'en', 'de' or 'zh' fits. "
+            "Pass it as language='en'."
+        )
+    return language
+
+
+def _text(text: str, what: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidPromptError(
+            f"The {what} is {text!r}. Words fit. For a description of the picture use caption()."
+        )
+    return text.strip()
+
+
+def _labels(labels: str | Sequence[str]) -> str:
+    names = [_text(n, "label") for n in ([labels] if isinstance(labels, str) else labels)]
+    if not names:
+        raise InvalidPromptError(
+            "The list of labels is empty. At least one label fits. Call for example detect('cat')"
+        )
+    for name in names:
+        if ";" in name or "\n" in name:
+            raise InvalidPromptError(
+                f"The label {name!r} holds a semicolon or a line break, which separate labels. "
+                "Plain words fit. Pass several labels as a list: detect(['cat', 'dog'])"
+            )
+    return " ; ".join(names)

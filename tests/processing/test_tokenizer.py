@@ -1,0 +1,136 @@
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paligemma_jax.errors import CheckpointError, InvalidPromptError
+from paligemma_jax.processing.sentencepiece_proto import PieceType, append_user_pieces, bpe_model
+from paligemma_jax.processing.tokenizer import LOC_PIECES, SEG_PIECES, Tokenizer
+
+# U+2581 stands for the space inside SentencePiece; surrogates are no text.
+TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\u2581"))
+
+
+def test_appended_pieces_equal_baked_in_ones(tokenizer, golden):
+    appended = Tokenizer.from_file(golden / "tiny_gemma.model")
+    assert (appended.vocab_size, appended.loc_start, appended.seg_start) == (2352, 1200, 2224)
+    ids = range(tokenizer.vocab_size)
+    assert [appended.piece(i) for i in ids] == [tokenizer.piece(i) for i in ids]
+    text = "detect cat\n<loc0000><loc1023><seg000><seg127> cat ; <loc0001>"
+    assert appended.encode(text) == tokenizer.encode(text)
+
+
+def test_appending_is_np_unique_order():
+    assert list(LOC_PIECES + SEG_PIECES) == sorted(LOC_PIECES + SEG_PIECES)
+
+
+def test_bytes_and_pickle_round_trip(golden):
+    first = Tokenizer.from_file(golden / "tiny_gemma.model")
+    for again in (Tokenizer.from_bytes(first.to_bytes()), pickle.loads(pickle.dumps(first))):
+        assert again.to_bytes() == first.to_bytes()
+        assert again.encode("a <seg003>") == first.encode("a <seg003>")
+
+
+@given(TEXT)
+@settings(max_examples=200, deadline=None)
+def test_text_round_trip(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert not {tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id} & set(ids)
+    assert len(ids) * tokenizer.longest_piece >= len(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["<eos>", "a <bos> b", "<pad><unk>", "<image>", "<loc9999><LOC0003>"]
+)
+def test_typed_control_pieces_are_plain_text(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert min(ids) > 3 and max(ids) < tokenizer.loc_start
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\r\n\t", "e\u0301 \u00e9", "\u202eabc", "👩‍👩‍👧", "   "])
+def test_unusual_text_is_kept(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_decode_stops_at_eos_and_skips_pad_and_bos(tokenizer):
+    ids = [2, *tokenizer.encode("cat"), 0, 0, 1, *tokenizer.encode("dog")]
+    assert tokenizer.decode(ids) == "cat"
+    assert tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize("token", [-1, 2352])
+def test_unknown_ids_are_refused(tokenizer, token):
+    with pytest.raises(InvalidPromptError, match=f"Token {token} is unknown"):
+        tokenizer.decode([token])
+    with pytest.raises(InvalidPromptError, match=f"Token {token} is unknown"):
+        tokenizer.piece(token)
+
+
+@pytest.mark.parametrize("text", [None, 3, b"cat", ["cat"], "a\ud800"])
+def test_what_is_no_text_is_refused(tokenizer, text):
+    with pytest.raises(InvalidPromptError, match="fits"):
+        tokenizer.encode(text)
+
+
+def test_check_fits(tokenizer):
+    tokenizer.check_fits(2352)
+    with pytest.raises(CheckpointError, match="2,352 pieces.*257,152 embedding rows"):
+        tokenizer.check_fits(257_152)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"<html>not found</html>", "is text"),
+        (b"\x0a\x05garbage\xff\xfe", "no SentencePiece model"),
+        (b'{"model": {"type": "Unigram"}}', "no tokenizer of Gemma's kind"),
+        (b"{broken", "no tokenizer of Gemma's kind"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, data, message):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=message) as error:
+        Tokenizer.from_file(path)
+    assert str(path) in str(error.value)
+
+
+def test_truncated_model_is_refused(golden):
+    data = (golden / "tiny_gemma.model").read_bytes()
+    with pytest.raises(CheckpointError):
+        Tokenizer.from_bytes(data[: len(data) // 2])
+
+
+def test_missing_file_and_directory(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        Tokenizer.from_file(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="is a directory"):
+        Tokenizer.from_file(tmp_path)
+
+
+def test_gemma_only_model_can_be_refused(golden):
+    with pytest.raises(CheckpointError, match="no <loc> and <seg>"):
+        Tokenizer.from_file(golden / "tiny_gemma.model", append=False)
+    assert Tokenizer.from_file(golden / "tiny_paligemma.model", append=False).loc_start == 1200
+
+
+def test_incomplete_location_pieces_are_refused(golden):
+    data = (golden / "tiny_gemma.model").read_bytes()
+    for pieces in (LOC_PIECES[:500], LOC_PIECES, SEG_PIECES + LOC_PIECES[::-1]):
+        with pytest.raises(CheckpointError, match="in part or out of order"):
+            Tokenizer.from_bytes(append_user_pieces(data, pieces))
+
+
+def test_other_special_ids_are_refused():
+    names = ["<unk>", "<s>", "</s>", "<pad>"]  # Llama's order
+    kinds = [PieceType.UNKNOWN, *[PieceType.CONTROL] * 3]
+    pieces = [(name, 0.0, kind) for name, kind in zip(names, kinds, strict=True)]
+    pieces += [(f"<0x{i:02X}>", 0.0, PieceType.BYTE) for i in range(256)]
+    with pytest.raises(CheckpointError):
+        Tokenizer.from_bytes(bpe_model(pieces))
