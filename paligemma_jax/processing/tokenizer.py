@@ -139,7 +139,7 @@ def _load(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:  # ValueError: its own message may be broken text
         raise CheckpointError(f"{name} {_describe(model)}. {_WANTED}. {_REMEDY}") from e
     return processor
 

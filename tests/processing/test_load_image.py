@@ -1,5 +1,6 @@
 import io
 import os
+import random
 import struct
 import zlib
 from pathlib import Path
@@ -284,3 +285,17 @@ def test_text_file_object():
     source: Any = io.StringIO("text")
     with pytest.raises(InvalidImageError, match="binary mode"):
         load_image(source)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_give_one_kind_of_error(format):
+    data, pick = encoded(PICTURE, format), random.Random(0)
+    for _ in range(200):
+        damaged = bytearray(data)
+        for _ in range(pick.choice([1, 3, 20])):
+            damaged[pick.randrange(len(data))] = pick.randrange(256)
+        try:
+            assert load_image(bytes(damaged), max_pixels=10**6).mode == "RGB"
+        except InvalidImageError as error:
+            assert "0x" not in str(error)

@@ -1,4 +1,5 @@
 import pickle
+import random
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,17 @@ def test_other_special_ids_are_refused():
     pieces += [(f"<0x{i:02X}>", 0.0, PieceType.BYTE) for i in range(256)]
     with pytest.raises(CheckpointError):
         Tokenizer.from_bytes(bpe_model(pieces))
+
+
+def test_damaged_models_give_one_kind_of_error(golden):
+    data, pick = (golden / "tiny_gemma.model").read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(data)
+        for _ in range(pick.choice([1, 3, 20])):
+            damaged[pick.randrange(len(data))] = pick.randrange(256)
+        try:
+            Tokenizer.from_bytes(bytes(damaged))
+        except CheckpointError:
+            refused += 1
+    assert refused > 100  # the others differ in a letter or a score, which only a digest can tell
