@@ -25,6 +25,10 @@ class DatasetError(PaliGemmaError):
     """Training or evaluation data is missing or malformed."""
 
 
+class UnexpectedAnswerError(PaliGemmaError):
+    """The model's answer is not of the kind that was asked for, such as a number."""
+
+
 class MissingExtraError(PaliGemmaError, ImportError):
     """An optional dependency is needed; the message names the pip extra."""
 

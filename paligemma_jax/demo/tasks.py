@@ -9,7 +9,7 @@ from paligemma_jax.demo.language import LANGUAGES, caption
 from paligemma_jax.demo.scene import COLOURS, KINDS, Scene, Shape
 
 SAME_PROMPT = "answer en are these the same?"
-ABSENT_SHARE = 0.03  # of `detect` prompts with nothing to find, and again with one label too many
+ABSENT_SHARE = 0.08  # of `detect` prompts with nothing to find, and again with one label too many
 NO_SHAPE_SHARE, NO_TEXT_SHARE = 0.25, 0.07  # of scenes without any, share that is asked for it
 _BORDER = 0.03  # "where" is asked only this far from the lines between thirds
 _REGIONS = (

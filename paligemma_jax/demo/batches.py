@@ -1,0 +1,107 @@
+"""Training batches of the synthetic world: batch i is a pure function of the seed and i.
+
+Letters: I pictures, R rows of one group, T text tokens.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from paligemma_jax.demo.render import render
+from paligemma_jax.demo.scene import sample_pair, sample_scene
+from paligemma_jax.demo.splits import PAIRS, split_rng
+from paligemma_jax.demo.tasks import Example, same_answer, sample_examples
+from paligemma_jax.processing.tokenizer import Tokenizer
+
+Group = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """What one batch holds; see configs/demo.py."""
+
+    scenes: int
+    short: int
+    long: int
+    pairs: int
+    short_length: int
+    long_length: int
+    pair_length: int
+    supersampled_share: float
+    short_weights: Mapping[str, float]
+    long_weights: Mapping[str, float]
+
+
+def encode(tokenizer: Tokenizer, examples: Sequence[Example], length: int) -> Group:
+    """Arrays text, mask_ar, mask_loss i32[R, T] as big_vision lays them out, and the row's task.
+
+    Raises:
+      ValueError: if an example needs more than `length` tokens.
+    """
+    shape = (len(examples), length)
+    text = np.full(shape, tokenizer.pad_id, np.int32)
+    mask_ar, mask_loss = np.ones(shape, np.int32), np.zeros(shape, np.int32)
+    newline = tokenizer.encode("\n")
+    for row, example in enumerate(examples):
+        prefix = [tokenizer.bos_id, *tokenizer.encode(example.prompt), *newline]
+        suffix = [*tokenizer.encode(example.answer), tokenizer.eos_id]
+        end = len(prefix) + len(suffix)
+        if end > length:
+            raise ValueError(
+                f"{example.prompt!r} with its answer takes {end} tokens; the group holds {length}. "
+                "Raise its length in the configuration."
+            )
+        text[row, :end] = prefix + suffix
+        mask_ar[row, : len(prefix)] = 0
+        mask_loss[row, len(prefix) : end] = 1
+    return {
+        "text": text,
+        "mask_ar": mask_ar,
+        "mask_loss": mask_loss,
+        "task": np.array([example.task for example in examples]),
+    }
+
+
+def make_batch(
+    tokenizer: Tokenizer, config: BatchConfig, size: int, seed: int, split: int, index: int
+) -> dict[str, Any]:
+    """Pictures u8[I, size, size, 3] (single scenes first, then pairs) and three groups of rows.
+
+    Each group's `image` i32[R, n] says which n pictures a row is about.
+    """
+    pictures: list[np.ndarray] = []
+    short: list[Example] = []
+    long: list[Example] = []
+    pair: list[Example] = []
+    for i in range(config.scenes):
+        rng = split_rng(seed, split, index * config.scenes + i)
+        scene = sample_scene(rng)
+        pictures.append(_picture(scene, size, rng.random() < config.supersampled_share))
+        short += sample_examples(scene, rng, config.short, config.short_weights)
+        long += sample_examples(scene, rng, config.long, config.long_weights)
+    for i in range(config.pairs):
+        rng = split_rng(seed, split + PAIRS, index * config.pairs + i)
+        first, second, same = sample_pair(rng)
+        larger = rng.random() < config.supersampled_share
+        pictures += [_picture(first, size, larger), _picture(second, size, larger)]
+        pair.append(same_answer(same))
+    single = np.arange(config.scenes)[:, None]
+    after = config.scenes + np.arange(2 * config.pairs).reshape(-1, 2)
+    return {
+        "pictures": np.stack(pictures),
+        "short": encode(tokenizer, short, config.short_length)
+        | {"image": np.repeat(single, config.short, axis=0)},
+        "long": encode(tokenizer, long, config.long_length)
+        | {"image": np.repeat(single, config.long, axis=0)},
+        "pair": encode(tokenizer, pair, config.pair_length) | {"image": after},
+    }
+
+
+def _picture(scene: Any, size: int, supersampled: bool) -> np.ndarray:
+    if not supersampled:
+        return render(scene, size)
+    large = Image.fromarray(render(scene, 2 * size))
+    return np.asarray(large.resize((size, size), Image.Resampling.BILINEAR))

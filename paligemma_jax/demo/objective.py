@@ -1,0 +1,72 @@
+"""The demo model's loss: cross-entropy on answers, with coordinates smoothed over nearby bins.
+
+Letters: I pictures, R rows, n pictures a row, T text tokens, V vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.processing.tokenizer import Tokenizer
+
+GROUPS = ("short", "long", "pair")
+NUM_LOC = 1024
+
+
+def soft_targets(tokenizer: Tokenizer, sigma: float) -> np.ndarray:
+    """Target distribution f32[V, V] of each token: itself, or for <loc> a Gaussian of `sigma` bins."""
+    table = np.eye(tokenizer.vocab_size, dtype=np.float32)
+    bins = np.arange(NUM_LOC)
+    near = np.exp(-0.5 * ((bins[:, None] - bins[None]) / sigma) ** 2)
+    loc = slice(tokenizer.loc_start, tokenizer.loc_start + NUM_LOC)
+    table[loc, loc] = near / near.sum(axis=1, keepdims=True)
+    return table
+
+
+def group_logits(model: PaliGemma, image_tokens: jax.Array, group: Any) -> jax.Array:
+    """Teacher-forced logits [R, T-1, V] of one group of rows, from encoded pictures [I, P, W]."""
+    rows = group["text"].shape[0]
+    images = image_tokens[group["image"]].reshape(rows, -1, image_tokens.shape[-1])
+    return model.forward(images, group["text"][:, :-1], group["mask_ar"][:, :-1])
+
+
+def encode_pictures(model: PaliGemma, pictures: jax.Array) -> jax.Array:
+    """Image tokens [I, P, W] of uint8 pictures [I, size, size, 3]."""
+    return model.encode_images(pictures.astype(jnp.float32) / 127.5 - 1.0)
+
+
+def loss(
+    model: PaliGemma, batch: Any, targets: jax.Array, pair_weight: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Sum over groups of the mean loss a supervised token, in nats, and each group's own."""
+    image_tokens = encode_pictures(model, batch["pictures"])
+    parts = {}
+    for name in GROUPS:
+        group = batch[name]
+        logp = jax.nn.log_softmax(group_logits(model, image_tokens, group))
+        nll = -jnp.sum(targets[group["text"][:, 1:]] * logp, axis=-1)
+        mask = group["mask_loss"][:, 1:]
+        parts[name] = jnp.sum(nll * mask) / jnp.sum(mask)
+    return parts["short"] + parts["long"] + pair_weight * parts["pair"], parts
+
+
+def row_correct(
+    model: PaliGemma, batch: Any, loc_start: int, loc_tolerance: int
+) -> dict[str, jax.Array]:
+    """Whether each row's answer is right under teacher forcing, bool[R] a group.
+
+    A <loc> counts as right within `loc_tolerance` bins: a quick look while training, not a metric.
+    """
+    image_tokens = encode_pictures(model, batch["pictures"])
+    out = {}
+    for name in GROUPS:
+        group = batch[name]
+        guess = jnp.argmax(group_logits(model, image_tokens, group), axis=-1)
+        target = group["text"][:, 1:]
+        is_loc = (target >= loc_start) & (target < loc_start + NUM_LOC)
+        right = jnp.where(is_loc, jnp.abs(guess - target) <= loc_tolerance, guess == target)
+        out[name] = jnp.all(right | (group["mask_loss"][:, 1:] == 0), axis=1)
+    return out

@@ -1,0 +1,216 @@
+"""Trains the demo model: `python -m paligemma_jax.demo.train --config configs/demo.py --workdir DIR`.
+
+Restartable: batches are a function of the step, and the state on disk is replaced atomically.
+"""
+
+import collections
+import functools
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from multiprocessing.pool import AsyncResult
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
+from paligemma_jax.demo import objective
+from paligemma_jax.demo.batches import BatchConfig, make_batch
+from paligemma_jax.demo.initial import initial_model
+from paligemma_jax.demo.optimizer import OptimizerConfig, make_optimizer
+from paligemma_jax.demo.splits import HELD_OUT, TRAINING
+from paligemma_jax.demo.vocabulary import build_tokenizer
+from paligemma_jax.models.abstract import from_params, to_params
+from paligemma_jax.processing.tokenizer import Tokenizer
+
+PREFETCH = 6
+_worker_tokenizer: list[Tokenizer] = []  # one per worker process
+
+
+def _start_worker(model: bytes) -> None:
+    _worker_tokenizer.append(Tokenizer.from_bytes(model))
+
+
+def _work(config: BatchConfig, size: int, seed: int, split: int, index: int) -> dict[str, Any]:
+    return make_batch(_worker_tokenizer[0], config, size, seed, split, index)
+
+
+def batches(
+    pool: Any, config: BatchConfig, size: int, seed: int, split: int, start: int, stop: int
+) -> Iterator[dict[str, Any]]:
+    """Batches start..stop-1, made ahead in worker processes."""
+    pending: collections.deque[AsyncResult] = collections.deque()
+    following = start
+    while following < stop or pending:
+        while following < stop and len(pending) < PREFETCH:
+            pending.append(pool.apply_async(_work, (config, size, seed, split, following)))
+            following += 1
+        yield pending.popleft().get()
+
+
+def on_device(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch without what only the host needs."""
+    return {
+        name: {k: v for k, v in part.items() if k != "task"} if isinstance(part, dict) else part
+        for name, part in batch.items()
+    }
+
+
+@functools.partial(
+    jax.jit, static_argnames=("optimizer", "config", "pair_weight"), donate_argnums=(0, 1)
+)
+def train_step(
+    params: Any,
+    opt_state: Any,
+    batch: Any,
+    targets: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    config: PaliGemmaConfig,
+    pair_weight: float,
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """One update of the float32 parameters; returns the losses in nats."""
+
+    def objective_of(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        model = from_params(config, params, jnp.float32)
+        return objective.loss(model, batch, targets, pair_weight)
+
+    (total, parts), grads = jax.value_and_grad(objective_of, has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    norm = optax.global_norm(grads)
+    return optax.apply_updates(params, updates), opt_state, parts | {"loss": total, "grad": norm}
+
+
+def evaluate(
+    params: Any,
+    config: PaliGemmaConfig,
+    loc_start: int,
+    held_out: list[dict[str, Any]],
+) -> dict[str, float]:
+    """Share of teacher-forced answers that are right, by task (boxes within 20 bins of 1,024)."""
+    check = jax.jit(
+        lambda params, batch: objective.row_correct(
+            from_params(config, params, jnp.float32), batch, loc_start, loc_tolerance=20
+        )
+    )
+    right: dict[str, list[bool]] = collections.defaultdict(list)
+    for batch in held_out:
+        correct = check(params, on_device(batch))
+        for group in objective.GROUPS:
+            for task, ok in zip(batch[group]["task"], np.asarray(correct[group]), strict=True):
+                right[str(task)].append(bool(ok))
+    return {task: float(np.mean(values)) for task, values in sorted(right.items())}
+
+
+def save_state(path: Path, step: int, state: Any) -> None:
+    """Writes beside, flushes, then renames: a kill leaves the old state or the new one."""
+    leaves = {f"{i:04d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+    beside = path.with_suffix(".tmp")
+    with open(beside, "wb") as file:
+        np.savez(file, step=step, **leaves)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def restore_state(path: Path, state: Any) -> tuple[int, Any]:
+    """Step and state as saved, in the structure of `state`."""
+    with np.load(path) as stored:
+        leaves = [jnp.asarray(stored[f"{i:04d}"]) for i in range(len(stored.files) - 1)]
+        return int(stored["step"]), jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+
+def run_tokenizer(path: Path, seed: int) -> Tokenizer:
+    """The run's own vocabulary: built once, kept beside the state it belongs to."""
+    if not path.exists():
+        beside = path.with_suffix(".tmp")
+        beside.write_bytes(build_tokenizer(seed))
+        os.replace(beside, path)
+    return Tokenizer.from_file(path)
+
+
+def train(config: ConfigDict, workdir: Path) -> Any:
+    """Runs or continues training; returns the parameters. Everything it writes is in `workdir`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    tokenizer = run_tokenizer(workdir / "tokenizer.model", config.seed)
+    model_config = PaliGemmaConfig(
+        img=SigLIPConfig(**config.model.img),
+        llm=GemmaConfig(vocab_size=tokenizer.vocab_size, **config.model.llm),
+        text_length=config.model.text_length,
+    )
+    batch_config = BatchConfig(**config.batch.to_dict())
+    optimizer = make_optimizer(
+        OptimizerConfig(**config.optimizer.to_dict()), config.total_steps
+    )
+    params = to_params(initial_model(model_config, tokenizer.loc_start, config.seed))
+    opt_state = optimizer.init(params)
+    start, state_file = 0, workdir / "state.npz"
+    if state_file.exists():
+        start, (params, opt_state) = restore_state(state_file, (params, opt_state))
+        print(f"continuing after step {start}", flush=True)
+    targets = jnp.asarray(objective.soft_targets(tokenizer, config.loc_sigma))
+    step_of = functools.partial(
+        train_step, optimizer=optimizer, config=model_config, pair_weight=config.pair_weight
+    )
+
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Pool(1, _start_worker, (tokenizer.to_bytes(),)) as pool,
+        open(workdir / "metrics.jsonl", "a") as log,
+    ):
+
+        def stream(split: int, start: int, stop: int) -> Iterator[dict[str, Any]]:
+            size = config.model.img.image_size
+            return batches(pool, batch_config, size, config.seed, split, start, stop)
+
+        def report(values: dict[str, Any]) -> None:
+            line = json.dumps(values)
+            print(line, flush=True)
+            log.write(line + "\n")
+            log.flush()
+
+        held_out = list(stream(HELD_OUT, 0, 8))
+        began, waited = time.monotonic(), 0.0
+        tick = began
+        source = stream(TRAINING, start, config.total_steps)
+        for step in range(start + 1, config.total_steps + 1):
+            asked = time.monotonic()
+            batch = on_device(next(source))
+            waited += time.monotonic() - asked
+            params, opt_state, values = step_of(params, opt_state, batch, targets)
+            if step % config.log_every == 0 or step == config.total_steps:
+                losses = {k: round(float(v), 4) for k, v in values.items()}
+                if not np.isfinite(losses["loss"]):
+                    raise FloatingPointError(f"The loss is {losses['loss']} at step {step}.")
+                now = time.monotonic()
+                pace = {"s_per_step": round((now - tick) / config.log_every, 3)}
+                report({"step": step} | losses | pace | {"data_wait": round(waited, 2)})
+                tick, waited = now, 0.0
+            if step % config.evaluate_every == 0 or step == config.total_steps:
+                shares = evaluate(params, model_config, tokenizer.loc_start, held_out)
+                report({"step": step, "correct": {k: round(v, 3) for k, v in shares.items()}})
+                tick = time.monotonic()
+            if step % config.checkpoint_every == 0 or step == config.total_steps:
+                save_state(state_file, step, (params, opt_state))
+    return params
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where state and metrics go.", required=True)
+
+
+def main(_: list[str]) -> None:
+    """Entry point."""
+    train(_CONFIG.value, Path(_WORKDIR.value))
+
+
+if __name__ == "__main__":
+    app.run(main)

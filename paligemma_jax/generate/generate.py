@@ -1,0 +1,101 @@
+"""Batch in, tokens out: what both the pipeline and a script with its own model call."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.generate.loop import decode, prefill
+from paligemma_jax.generate.sampling import Greedy, Sampler
+from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.buckets import bucket
+
+MIN_CAPACITY = 16  # new tokens; room is made for a power of two of at least so many
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedTokens:
+    """One row's answer: `tokens` up to and including EOS, and the log-probability (nats) of each.
+
+    Log-probabilities are those of the model, whatever the sampler did to the distribution.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+def generate(
+    model: PaliGemma,
+    batch: Batch,
+    *,
+    max_new_tokens: int = 128,
+    sampler: Sampler = Greedy(),  # noqa: B008 (frozen)
+    seed: int | Sequence[int] = 0,
+    eos_id: int = 1,
+) -> list[GeneratedTokens]:
+    """Answers the real rows of `batch`, each until EOS or `max_new_tokens`.
+
+    Shapes are rounded up (rows, text and room for the answer to powers of two), so that a stream
+    of different requests compiles few programs. `seed` is one number for the batch (row i then
+    draws from seed + i) or one a row; a row's draws depend on its own seed alone.
+
+    Raises:
+      ConfigError: for fewer than one new token, or seeds that do not match the rows.
+    """
+    if max_new_tokens < 1:
+        raise ConfigError(
+            f"max_new_tokens is {max_new_tokens}; nothing can be generated. It must be at least 1."
+        )
+    rows = batch.tokens.shape[0]
+    row_mask = np.ones(rows, bool) if batch.row_mask is None else np.asarray(batch.row_mask)
+    images = batch.images
+    if images is None:
+        size = model.config.img.image_size
+        images = np.zeros((rows, 0, size, size, 3), np.float32)
+    image_tokens = images.shape[1] * model.config.img.num_patches
+    capacity = bucket(max_new_tokens, MIN_CAPACITY)
+    logits, cache = prefill(
+        model,
+        jnp.asarray(images),
+        jnp.asarray(batch.tokens),
+        jnp.asarray(batch.mask_ar),
+        jnp.asarray(batch.mask_input),
+        slots=image_tokens + batch.tokens.shape[1] + capacity,
+    )
+    tokens, logprobs, _ = decode(
+        model,
+        cache,
+        logits,
+        jnp.asarray(row_mask),
+        jnp.asarray(_row_seeds(seed, int(row_mask.sum()), rows)),
+        jnp.asarray(max_new_tokens, jnp.int32),
+        sampler=sampler,
+        capacity=capacity,
+        eos_id=eos_id,
+    )
+    tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
+    return [
+        _cut(tokens[row, :max_new_tokens], logprobs[row], eos_id) for row in np.flatnonzero(row_mask)
+    ]
+
+
+def _row_seeds(seed: int | Sequence[int], real: int, rows: int) -> np.ndarray:
+    if isinstance(seed, int | np.integer):
+        return (int(seed) + np.arange(rows)).astype(np.uint32)
+    if len(seed) != real:
+        raise ConfigError(
+            f"{len(seed)} seeds do not match {real} prompts. One seed a prompt, or one number for "
+            "all, fits."
+        )
+    return np.array([*seed, *[0] * (rows - real)]).astype(np.uint32)
+
+
+def _cut(tokens: np.ndarray, logprobs: np.ndarray, eos_id: int) -> GeneratedTokens:
+    ends = np.flatnonzero(tokens == eos_id)
+    length = int(ends[0]) + 1 if ends.size else tokens.size
+    return GeneratedTokens(
+        tuple(int(t) for t in tokens[:length]), tuple(float(p) for p in logprobs[:length])
+    )

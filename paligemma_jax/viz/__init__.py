@@ -1,0 +1,3 @@
+"""Pictures of results."""
+
+from paligemma_jax.viz.boxes import draw_boxes as draw_boxes
