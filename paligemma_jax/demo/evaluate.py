@@ -1,0 +1,150 @@
+"""Measures the demo model on held-out scenes: `python -m paligemma_jax.demo.evaluate`.
+
+Scenes come from a seed that no training run can reach. Every answer is generated greedily through
+the public pipeline from a 224-pixel picture, and compared with the truth exactly.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from paligemma_jax.demo.average_precision import Prediction, mean_average_precision
+from paligemma_jax.demo.render import render
+from paligemma_jax.demo.scene import KINDS, Scene
+from paligemma_jax.demo.splits import HELD_OUT, held_out_pairs, held_out_scenes, split_rng
+from paligemma_jax.demo.tasks import SAME_PROMPT, Example, examples
+from paligemma_jax.pipeline import Generation, Pipeline, from_pretrained
+from paligemma_jax.processing import prompts
+from paligemma_jax.processing.parsing import Box, parse_boxes
+
+PICTURE_SIZE = 224  # pixels; twice the model's, so that resizing is part of what is measured
+_QUESTIONS = ("colour", "where", "exists")
+GOALS = {
+    "answers": 0.95,
+    "counts": 0.95,
+    "ocr exact": 0.90,
+    "caption en": 0.90,
+    "caption es": 0.90,
+    "caption de": 0.90,
+    "caption fr": 0.90,
+    "detection mAP at IoU 0.5": 0.85,
+    "same or different": 0.95,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Share right (or mean average precision), and over how many prompts."""
+
+    value: float
+    prompts: int
+
+
+def evaluate(pipeline: Pipeline, seed: int, count: int) -> dict[str, Result]:
+    """Every figure of the model card, over `count` held-out scenes and as many pairs."""
+    scenes = held_out_scenes(seed, count)
+    pictures = [render(scene, PICTURE_SIZE) for scene in scenes]
+    asked: list[tuple[int, Example]] = []
+    for i, scene in enumerate(scenes):
+        # A stream of its own for the questions, apart from the one that drew the scene.
+        rng = split_rng(seed + 1, HELD_OUT, i)
+        asked += [(i, example) for example in examples(scene, rng) if example.task != "detect"]
+    answers = _ask(pipeline, [(pictures[i], example.prompt) for i, example in asked], 40)
+    right: dict[str, list[bool]] = collections.defaultdict(list)
+    for (_, example), answer in zip(asked, answers, strict=True):
+        right[_row(example)].append(answer.text == example.answer)
+        if example.task in _QUESTIONS:
+            right["answers"].append(answer.text == example.answer)
+
+    pairs = held_out_pairs(seed, count)
+    both = [[render(a, PICTURE_SIZE), render(b, PICTURE_SIZE)] for a, b, _ in pairs]
+    for (_, _, same), answer in zip(
+        pairs, _ask(pipeline, [(pair, SAME_PROMPT) for pair in both], 4), strict=True
+    ):
+        right["same or different"].append(answer.text == ("yes" if same else "no"))
+
+    results = {name: Result(float(np.mean(v)), len(v)) for name, v in right.items()}
+    results["detection mAP at IoU 0.5"] = _detection(pipeline, scenes, pictures)
+    return results
+
+
+def _row(example: Example) -> str:
+    if example.task.startswith("caption_"):
+        return example.task.replace("_", " ")
+    return {"count": "counts", "ocr": "ocr exact"}.get(example.task, f"  of these {example.task}")
+
+
+def _ask(
+    pipeline: Pipeline, questions: Sequence[tuple[object, str]], max_new_tokens: int
+) -> list[Generation]:
+    return pipeline.generate(
+        [picture for picture, _ in questions],
+        [prompt for _, prompt in questions],
+        max_new_tokens=max_new_tokens,
+        batch_size=64,
+    )
+
+
+def _detection(
+    pipeline: Pipeline, scenes: Sequence[Scene], pictures: Sequence[np.ndarray]
+) -> Result:
+    """Every kind is asked of every scene, whether it is there or not; a class is a kind.
+
+    A box's score is the geometric mean of the probabilities of its four location tokens.
+    """
+    questions = [(i, kind) for i in range(len(scenes)) for kind in KINDS]
+    answers = _ask(pipeline, [(pictures[i], prompts.detect(kind)) for i, kind in questions], 40)
+    truths: dict[str, dict[int, list[Box]]] = {kind: {} for kind in KINDS}
+    found: dict[str, list[Prediction]] = {kind: [] for kind in KINDS}
+    loc = pipeline.processor.tokenizer.loc_start
+    for (i, kind), answer in zip(questions, answers, strict=True):
+        truths[kind][i] = [Box(kind, *s.box) for s in scenes[i].shapes if s.kind == kind]
+        scores = [
+            logprob
+            for token, logprob in zip(answer.tokens, answer.logprobs, strict=True)
+            if loc <= token < loc + 1024
+        ]
+        for n, box in enumerate(parse_boxes(answer.text)):
+            score = float(np.exp(np.mean(scores[4 * n : 4 * n + 4])))
+            found[kind].append(Prediction(i, box, score))
+    return Result(mean_average_precision(truths, found, iou=0.5), len(questions))
+
+
+def table(results: dict[str, Result]) -> str:
+    """The card's table, in Markdown."""
+    lines = ["| measure | reached | goal | prompts |", "|---|---|---|---|"]
+    extra = [name for name in results if name not in GOALS]
+    order = ["answers", *sorted(extra), *[name for name in GOALS if name != "answers"]]
+    for name in order:
+        goal = f"{100 * GOALS[name]:.0f} %" if name in GOALS else ""
+        result = results[name]
+        lines.append(f"| {name} | {100 * result.value:.1f} % | {goal} | {result.prompts} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="demo", help="checkpoint to measure")
+    parser.add_argument("--dtype", default="bfloat16", help="bfloat16 or float32")
+    parser.add_argument("--seed", type=int, default=2026, help="held-out seed")
+    parser.add_argument("--count", type=int, default=500, help="scenes")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    args = parser.parse_args()
+    began = time.monotonic()
+    results = evaluate(from_pretrained(args.model, dtype=args.dtype), args.seed, args.count)
+    print(table(results))
+    print(f"\n{args.count} scenes of seed {args.seed}, {args.dtype}, {time.monotonic() - began:.0f} s")
+    if args.json:
+        figures = {name: dataclasses.asdict(result) for name, result in results.items()}
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
