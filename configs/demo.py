@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.total_steps = 5_000
+    config.total_steps = 4_500
 
     # Real architecture, small: under 8 MB in bfloat16 with its vocabulary.
     config.model = dict(
@@ -47,8 +47,8 @@ def get_config() -> ConfigDict:
 
     # Muon on matrices, Adam on the rest; warm-up, plateau, linear decay to zero.
     config.optimizer = dict(
-        peak=3e-3,
-        adam_peak=2e-3,
+        peak=2.5e-3,
+        adam_peak=1e-3,
         weight_decay=0.01,
         warmup_steps=100,
         decay_share=0.4,
@@ -57,6 +57,9 @@ def get_config() -> ConfigDict:
     # Neighbouring <loc> bins share the target of a coordinate: a Gaussian of so many bins.
     config.loc_sigma = 6.0
     config.pair_weight = 0.3
+    # A linear probe teaches the encoder what each patch shows: alone at first, then beside the rest.
+    config.patch_steps = 600
+    config.patch_weight = 0.5
 
     config.log_every = 25
     config.evaluate_every = 500

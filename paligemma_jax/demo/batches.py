@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from paligemma_jax.demo.patches import patch_targets
 from paligemma_jax.demo.render import render
-from paligemma_jax.demo.scene import sample_pair, sample_scene
+from paligemma_jax.demo.scene import Scene, sample_pair, sample_scene
 from paligemma_jax.demo.splits import PAIRS, split_rng
 from paligemma_jax.demo.tasks import Example, same_answer, sample_examples
 from paligemma_jax.processing.tokenizer import Tokenizer
@@ -33,6 +34,14 @@ class BatchConfig:
     supersampled_share: float
     short_weights: Mapping[str, float]
     long_weights: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureConfig:
+    """Side of a picture in pixels, and of its grid of patches."""
+
+    size: int
+    side: int
 
 
 def encode(tokenizer: Tokenizer, examples: Sequence[Example], length: int) -> Group:
@@ -66,32 +75,43 @@ def encode(tokenizer: Tokenizer, examples: Sequence[Example], length: int) -> Gr
 
 
 def make_batch(
-    tokenizer: Tokenizer, config: BatchConfig, size: int, seed: int, split: int, index: int
+    tokenizer: Tokenizer,
+    config: BatchConfig,
+    picture: PictureConfig,
+    seed: int,
+    split: int,
+    index: int,
 ) -> dict[str, Any]:
     """Pictures u8[I, size, size, 3] (single scenes first, then pairs) and three groups of rows.
 
-    Each group's `image` i32[R, n] says which n pictures a row is about.
+    `patches` holds what each patch of each picture shows; each group's `image` i32[R, n] says
+    which n pictures a row is about.
     """
-    pictures: list[np.ndarray] = []
+    scenes: list[Scene] = []
+    supersampled: list[bool] = []
     short: list[Example] = []
     long: list[Example] = []
     pair: list[Example] = []
     for i in range(config.scenes):
         rng = split_rng(seed, split, index * config.scenes + i)
         scene = sample_scene(rng)
-        pictures.append(_picture(scene, size, rng.random() < config.supersampled_share))
+        scenes.append(scene)
+        supersampled.append(rng.random() < config.supersampled_share)
         short += sample_examples(scene, rng, config.short, config.short_weights)
         long += sample_examples(scene, rng, config.long, config.long_weights)
     for i in range(config.pairs):
         rng = split_rng(seed, split + PAIRS, index * config.pairs + i)
         first, second, same = sample_pair(rng)
-        larger = rng.random() < config.supersampled_share
-        pictures += [_picture(first, size, larger), _picture(second, size, larger)]
+        scenes += [first, second]
+        supersampled += [rng.random() < config.supersampled_share] * 2
         pair.append(same_answer(same))
     single = np.arange(config.scenes)[:, None]
     after = config.scenes + np.arange(2 * config.pairs).reshape(-1, 2)
+    pictures = [_picture(s, picture.size, large) for s, large in zip(scenes, supersampled, strict=True)]
+    patches = [patch_targets(scene, picture.side) for scene in scenes]
     return {
         "pictures": np.stack(pictures),
+        "patches": {name: np.stack([p[name] for p in patches]) for name in patches[0]},
         "short": encode(tokenizer, short, config.short_length)
         | {"image": np.repeat(single, config.short, axis=0)},
         "long": encode(tokenizer, long, config.long_length)
@@ -100,7 +120,7 @@ def make_batch(
     }
 
 
-def _picture(scene: Any, size: int, supersampled: bool) -> np.ndarray:
+def _picture(scene: Scene, size: int, supersampled: bool) -> np.ndarray:
     if not supersampled:
         return render(scene, size)
     large = Image.fromarray(render(scene, 2 * size))

@@ -9,13 +9,14 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 # Axes of each stacked weight that are contracted and produced; the rest are batch axes.
 _MATRICES: dict[str, MuonDimensionNumbers] = {
+    "patch_embed/kernel": MuonDimensionNumbers((0, 1, 2), 3),
     "attn/q/kernel": MuonDimensionNumbers(1, (2, 3)),
     "attn/k/kernel": MuonDimensionNumbers(1, (2, 3)),
     "attn/v/kernel": MuonDimensionNumbers(1, (2, 3)),
     "attn/out/kernel": MuonDimensionNumbers((1, 2), 3),
     "fc1/kernel": MuonDimensionNumbers(1, 2),
     "fc2/kernel": MuonDimensionNumbers(1, 2),
-    "head/kernel": MuonDimensionNumbers(0, 1),
+    "img/head/kernel": MuonDimensionNumbers(0, 1),
     "q_einsum/w": MuonDimensionNumbers(2, (1, 3)),
     "kv_einsum/w": MuonDimensionNumbers(3, (2, 4)),
     "attn_vec_einsum/w": MuonDimensionNumbers((1, 2), 3),

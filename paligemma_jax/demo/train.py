@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.pool import AsyncResult
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
 from paligemma_jax.demo import objective
-from paligemma_jax.demo.batches import BatchConfig, make_batch
+from paligemma_jax.demo.batches import BatchConfig, PictureConfig, make_batch
 from paligemma_jax.demo.initial import initial_model
 from paligemma_jax.demo.optimizer import OptimizerConfig, make_optimizer
 from paligemma_jax.demo.splits import HELD_OUT, TRAINING
@@ -39,19 +39,27 @@ def _start_worker(model: bytes) -> None:
     _worker_tokenizer.append(Tokenizer.from_bytes(model))
 
 
-def _work(config: BatchConfig, size: int, seed: int, split: int, index: int) -> dict[str, Any]:
-    return make_batch(_worker_tokenizer[0], config, size, seed, split, index)
+def _work(
+    config: BatchConfig, picture: PictureConfig, seed: int, split: int, index: int
+) -> dict[str, Any]:
+    return make_batch(_worker_tokenizer[0], config, picture, seed, split, index)
 
 
 def batches(
-    pool: Any, config: BatchConfig, size: int, seed: int, split: int, start: int, stop: int
+    pool: Any,
+    config: BatchConfig,
+    picture: PictureConfig,
+    seed: int,
+    split: int,
+    start: int,
+    stop: int,
 ) -> Iterator[dict[str, Any]]:
     """Batches start..stop-1, made ahead in worker processes."""
     pending: collections.deque[AsyncResult] = collections.deque()
     following = start
     while following < stop or pending:
         while following < stop and len(pending) < PREFETCH:
-            pending.append(pool.apply_async(_work, (config, size, seed, split, following)))
+            pending.append(pool.apply_async(_work, (config, picture, seed, split, following)))
             following += 1
         yield pending.popleft().get()
 
@@ -64,8 +72,11 @@ def on_device(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+Objective = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
 @functools.partial(
-    jax.jit, static_argnames=("optimizer", "config", "pair_weight"), donate_argnums=(0, 1)
+    jax.jit, static_argnames=("objective_of", "optimizer"), donate_argnames=("params", "opt_state")
 )
 def train_step(
     params: Any,
@@ -73,20 +84,36 @@ def train_step(
     batch: Any,
     targets: jax.Array,
     *,
+    objective_of: Objective,
     optimizer: optax.GradientTransformation,
-    config: PaliGemmaConfig,
-    pair_weight: float,
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
-    """One update of the float32 parameters; returns the losses in nats."""
-
-    def objective_of(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        model = from_params(config, params, jnp.float32)
-        return objective.loss(model, batch, targets, pair_weight)
-
-    (total, parts), grads = jax.value_and_grad(objective_of, has_aux=True)(params)
+    """One update of the float32 parameters; returns the parts of the loss."""
+    (total, parts), grads = jax.value_and_grad(objective_of, has_aux=True)(
+        params, batch, targets
+    )
     updates, opt_state = optimizer.update(grads, opt_state, params)
     norm = optax.global_norm(grads)
     return optax.apply_updates(params, updates), opt_state, parts | {"loss": total, "grad": norm}
+
+
+def objectives(
+    config: PaliGemmaConfig, pair_weight: float, patch_weight: float
+) -> tuple[Objective, Objective]:
+    """What the first steps minimise (the encoder alone, on its patches), and the later ones."""
+
+    def see(params: Any, batch: Any, _: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        model = from_params(config, params["model"], jnp.float32)
+        features = objective.patch_features(model, batch["pictures"])
+        value = objective.patch_loss(params["probe"], features, batch["patches"])
+        return value, {"patch": value}
+
+    def answer(
+        params: Any, batch: Any, targets: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        model = from_params(config, params["model"], jnp.float32)
+        return objective.loss(model, params["probe"], batch, targets, pair_weight, patch_weight)
+
+    return see, answer
 
 
 def evaluate(
@@ -150,16 +177,20 @@ def train(config: ConfigDict, workdir: Path) -> Any:
     optimizer = make_optimizer(
         OptimizerConfig(**config.optimizer.to_dict()), config.total_steps
     )
-    params = to_params(initial_model(model_config, tokenizer.loc_start, config.seed))
+    probe_shape = (model_config.img.width, sum(objective.PROBE_SIZES))
+    params = {
+        "model": to_params(initial_model(model_config, tokenizer.loc_start, config.seed)),
+        "probe": {"kernel": jnp.zeros(probe_shape), "bias": jnp.zeros(probe_shape[1:])},
+    }
     opt_state = optimizer.init(params)
     start, state_file = 0, workdir / "state.npz"
     if state_file.exists():
         start, (params, opt_state) = restore_state(state_file, (params, opt_state))
         print(f"continuing after step {start}", flush=True)
     targets = jnp.asarray(objective.soft_targets(tokenizer, config.loc_sigma))
-    step_of = functools.partial(
-        train_step, optimizer=optimizer, config=model_config, pair_weight=config.pair_weight
-    )
+    see, answer = objectives(model_config, config.pair_weight, config.patch_weight)
+    side = config.model.img.image_size // config.model.img.patch_size
+    picture = PictureConfig(size=config.model.img.image_size, side=side)
 
     context = multiprocessing.get_context("spawn")
     with (
@@ -168,8 +199,7 @@ def train(config: ConfigDict, workdir: Path) -> Any:
     ):
 
         def stream(split: int, start: int, stop: int) -> Iterator[dict[str, Any]]:
-            size = config.model.img.image_size
-            return batches(pool, batch_config, size, config.seed, split, start, stop)
+            return batches(pool, batch_config, picture, config.seed, split, start, stop)
 
         def report(values: dict[str, Any]) -> None:
             line = json.dumps(values)
@@ -185,7 +215,10 @@ def train(config: ConfigDict, workdir: Path) -> Any:
             asked = time.monotonic()
             batch = on_device(next(source))
             waited += time.monotonic() - asked
-            params, opt_state, values = step_of(params, opt_state, batch, targets)
+            minimise = see if step <= config.patch_steps else answer
+            params, opt_state, values = train_step(
+                params, opt_state, batch, targets, objective_of=minimise, optimizer=optimizer
+            )
             if step % config.log_every == 0 or step == config.total_steps:
                 losses = {k: round(float(v), 4) for k, v in values.items()}
                 if not np.isfinite(losses["loss"]):
@@ -195,12 +228,12 @@ def train(config: ConfigDict, workdir: Path) -> Any:
                 report({"step": step} | losses | pace | {"data_wait": round(waited, 2)})
                 tick, waited = now, 0.0
             if step % config.evaluate_every == 0 or step == config.total_steps:
-                shares = evaluate(params, model_config, tokenizer.loc_start, held_out)
+                shares = evaluate(params["model"], model_config, tokenizer.loc_start, held_out)
                 report({"step": step, "correct": {k: round(v, 3) for k, v in shares.items()}})
                 tick = time.monotonic()
             if step % config.checkpoint_every == 0 or step == config.total_steps:
                 save_state(state_file, step, (params, opt_state))
-    return params
+    return params["model"]
 
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
