@@ -1,0 +1,202 @@
+"""Hugging Face's config.json -> PaliGemmaConfig, with the fields that published files omit.
+
+Published files leave out what equals a default of the transformers version that wrote them, and
+some carry stale values; which, and what holds then, is transformers' configuration_paligemma.py and
+the files themselves.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paligemma_jax.config import VOCAB_SIZE, GemmaConfig, PaliGemmaConfig, SigLIPConfig
+from paligemma_jax.errors import CheckpointError, ConfigError
+
+CONFIG = "config.json"
+# Ours -> theirs. What has no default in every version must be there.
+_VISION = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "mlp_dim": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "patch_size": "patch_size",
+    "image_size": "image_size",
+}
+_VISION_DEFAULTS = {"image_size": 224}
+_TEXT = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "mlp_dim": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+}
+_TEXT_DEFAULTS = {
+    "gemma": {"head_dim": 256},
+    "gemma2": {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4},
+}
+# Fields that would change the mathematics, and the values that ours are.
+_GELU = ("gelu_pytorch_tanh", "gelu", "gelu_new", "gelu_fast")  # "gelu" too is run with tanh
+_FIXED_TEXT: dict[str, tuple[Any, ...]] = {
+    "rope_theta": (10_000.0,),
+    "rms_norm_eps": (1e-6,),
+    "hidden_act": _GELU,
+    "hidden_activation": (None, *_GELU),
+    "attention_bias": (False,),
+    "rope_scaling": (None,),
+}
+_FIXED_VISION: dict[str, tuple[Any, ...]] = {
+    "layer_norm_eps": (1e-6,),
+    "hidden_act": _GELU,
+    "num_channels": (3,),
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; CheckpointError if it is missing or something else."""
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as e:
+        raise CheckpointError(
+            f"{path} cannot be read: {e.strerror or e}. The {path.name} published with the weights "
+            "fits. Download it into the same directory."
+        ) from e
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(
+            f"{path} is no JSON: {e}. The {path.name} published with the weights fits. Download it "
+            "again."
+        ) from e
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(values).__name__}. A JSON object fits. Download it again."
+        )
+    return values
+
+
+class HFConfig:
+    """What config.json says, defaults filled in; CheckpointError names every problem.
+
+    Attributes:
+      vocab_size: rows of the embedding table that mean something, if the file says so: the rows
+        before the image placeholder, whose own and following ones are filler.
+      sliding_window: what the file asks for; big_vision's models, from which the weights come, have
+        none, so `to_config` leaves it out.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._values = read_json(path)
+        self._problems: list[str] = []
+        model_type = self._values.get("model_type")
+        if model_type != "paligemma":
+            raise CheckpointError(
+                f'{path} describes a model of type {model_type!r}. "paligemma" fits. '
+                "Point to a PaliGemma or PaliGemma 2 directory."
+            )
+        if "quantization_config" in self._values:
+            self._problems.append("its weights are quantized (quantization_config)")
+        text, vision = self._section("text_config"), self._section("vision_config")
+        self.kind = text.get("model_type", "gemma")
+        if self.kind not in _TEXT_DEFAULTS:
+            self._problems.append(f"text_config.model_type is {self.kind!r}, not gemma or gemma2")
+        self._check_fixed("text_config", text, _FIXED_TEXT)
+        self._check_fixed("vision_config", vision, _FIXED_VISION)
+        defaults = _TEXT_DEFAULTS.get(self.kind, {})
+        self._text = self._sizes("text_config", text, _TEXT, defaults)
+        self._vision = self._sizes("vision_config", vision, _VISION, _VISION_DEFAULTS)
+        self.tied: bool = bool(self._values.get("tie_word_embeddings", True))
+        self.vocab_size = self._vocab_size(text)
+        self._caps: dict[str, Any] = {}
+        self.sliding_window: int | None = None
+        if self.kind == "gemma2":
+            self.sliding_window = text.get("sliding_window", 4096)
+            self._caps = {
+                "attn_logit_softcap": text.get("attn_logit_softcapping", 50.0) or 0.0,
+                "final_logit_softcap": text.get("final_logit_softcapping", 30.0) or 0.0,
+                "query_scale": text.get("query_pre_attn_scalar", 256) or -1,
+            }
+            self._problems += [
+                f"text_config.{name} is {value!r}, no number"
+                for name, value in self._caps.items()
+                if isinstance(value, bool) or not isinstance(value, int | float) or value < 0
+            ]
+        if self._problems:
+            listing = "\n  ".join(self._problems)
+            raise CheckpointError(
+                f"{path} does not describe a PaliGemma that can be run ({len(self._problems)} "
+                "problems):\n"
+                f"  {listing}\n"
+                "The config.json published with the weights fits. Download it again, or dequantize "
+                "and save the model with transformers first."
+            )
+
+    def to_config(self, vocab_size: int, *, tie_embeddings: bool = True) -> PaliGemmaConfig:
+        """The configuration for a table cut to `vocab_size` rows; `text_length` is the default."""
+        caps = dict(self._caps)
+        scale = caps.pop("query_scale", self._text["head_dim"]) ** -0.5
+        try:
+            return PaliGemmaConfig(
+                img=SigLIPConfig(**self._vision),
+                llm=GemmaConfig(
+                    **self._text,
+                    **caps,
+                    query_scale=scale,
+                    vocab_size=vocab_size,
+                    post_norms=self.kind == "gemma2",
+                    tie_embeddings=tie_embeddings,
+                ),
+            )
+        except (ConfigError, TypeError) as e:
+            raise CheckpointError(
+                f"{self._path} does not fit: {e} The config.json published with the weights fits. "
+                "Download it again."
+            ) from e
+
+    def _section(self, name: str) -> dict[str, Any]:
+        section = self._values.get(name)
+        if isinstance(section, dict):
+            return section
+        self._problems.append(f"{name} is missing")
+        return {}
+
+    def _sizes(
+        self,
+        section: str,
+        values: Mapping[str, Any],
+        names: Mapping[str, str],
+        defaults: Mapping[str, int],
+    ) -> dict[str, Any]:
+        sizes = {}
+        for ours, theirs in names.items():
+            value = values.get(theirs, defaults.get(theirs))
+            if value is None and values:
+                self._problems.append(f"{section}.{theirs} is missing")
+            elif values and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                self._problems.append(f"{section}.{theirs} is {value!r}, no positive whole number")
+            sizes[ours] = value
+        return sizes
+
+    def _check_fixed(
+        self, section: str, values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]
+    ) -> None:
+        rope = values.get("rope_parameters") or {}  # where transformers 5 keeps it
+        if isinstance(rope, dict):
+            values = {**values, **{k: v for k, v in rope.items() if k == "rope_theta"}}
+            if rope.get("rope_type", "default") != "default":
+                self._problems.append(f"{section}.rope_parameters is {rope}, not of type default")
+        for name, allowed in fixed.items():
+            if name in values and values[name] not in allowed:
+                fits = " or ".join(map(repr, allowed))
+                self._problems.append(f"{section}.{name} is {values[name]!r}, only {fits} is known")
+
+    def _vocab_size(self, text: Mapping[str, Any]) -> int | None:
+        # image_token_index counts the real pieces; vocab_size may include the filler rows.
+        for name in ("image_token_index", "image_token_id", "_vocab_size"):
+            if name in self._values:
+                value = self._values[name]
+                if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                    return value
+                self._problems.append(f"{name} is {value!r}, no positive number")
+                return None
+        return VOCAB_SIZE if text.get("vocab_size", 0) >= VOCAB_SIZE else None

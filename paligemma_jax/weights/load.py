@@ -1,0 +1,60 @@
+"""Loading a checkpoint's parameters, leaf by leaf."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.weights.arrays import DTypeLike
+from paligemma_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from paligemma_jax.weights.resample import resample_position_embeddings
+from paligemma_jax.weights.source import Progress
+from paligemma_jax.weights.tree import nest
+
+_POSITIONS = "img/pos_embed"
+
+
+def load_params(
+    path: str | os.PathLike[str],
+    config: PaliGemmaConfig | None = None,
+    dtype: DTypeLike = None,
+    *,
+    resolution: int | None = None,
+    place: Callable[[str, np.ndarray], jax.Array] | None = None,
+    progress: Progress | None = None,
+    verify: bool = True,
+) -> tuple[PaliGemmaConfig, dict[str, Any]]:
+    """The configuration and the parameters (nested dict of arrays) of a checkpoint.
+
+    `dtype` casts every leaf; the stored dtypes stay otherwise. `resolution` (pixels) resamples the
+    position embeddings. `place` puts each array on its device or devices; the default device
+    otherwise, on a CPU without a copy. Peak memory is the parameters plus about one array. Raises
+    CheckpointError.
+    """
+    with open_checkpoint(path, config=config, verify=verify) as checkpoint:
+        return load_from(checkpoint, dtype, resolution=resolution, place=place, progress=progress)
+
+
+def load_from(
+    checkpoint: Checkpoint,
+    dtype: DTypeLike = None,
+    *,
+    resolution: int | None = None,
+    place: Callable[[str, np.ndarray], jax.Array] | None = None,
+    progress: Progress | None = None,
+) -> tuple[PaliGemmaConfig, dict[str, Any]]:
+    """`load_params` of an opened checkpoint."""
+    config = checkpoint.config
+    if resolution is not None and resolution != config.img.image_size:
+        img = dataclasses.replace(config.img, image_size=resolution)
+        config = dataclasses.replace(config, img=img)
+    params: dict[str, jax.Array] = {}
+    for name, array in checkpoint.tensors(dtype, progress):
+        if name == _POSITIONS:
+            array = resample_position_embeddings(array, config.img.num_patches)
+        params[name] = place(name, array) if place else jax.device_put(array)
+    return config, nest(params)

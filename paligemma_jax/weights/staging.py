@@ -1,0 +1,122 @@
+"""Writing a directory so that it exists whole or not at all."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from paligemma_jax.errors import CheckpointError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two conversions at once are not noticed
+    fcntl = None
+
+
+@contextlib.contextmanager
+def staged(target: Path, nbytes: int) -> Iterator[Path]:
+    """Yields a new directory beside `target` which is renamed to `target` after the block.
+
+    An error in the block, or the end of the process, leaves no `target`. What an earlier process
+    left behind is removed; one that is still writing is not disturbed. `nbytes` is about what the
+    block writes. Raises CheckpointError where nothing can be written.
+    """
+    target = target.absolute()
+    _refuse_existing(target)
+    staging = staging_path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _require_space(target, nbytes)
+        _remove_leftover(staging)
+        staging.mkdir()
+        lock = _lock(staging)
+    except OSError as e:
+        raise CheckpointError(
+            f"Nothing can be written into {target.parent}: {e.strerror or e}. A directory you may "
+            "write to, with enough space, fits. Choose another target."
+        ) from e
+    try:
+        yield staging
+        sync_tree(staging)
+        _refuse_existing(target)
+        os.rename(staging, target)
+        _sync(target.parent)
+    except BaseException as e:
+        shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(e, OSError):
+            raise CheckpointError(
+                f"Writing {target} failed: {e.strerror or e}. Nothing of it was left behind. A "
+                f"disk with {_spell(nbytes)} free fits. Choose another target, or make room."
+            ) from e
+        raise
+    finally:
+        os.close(lock)
+
+
+def staging_path(target: Path) -> Path:
+    """Where the unfinished `target` is written."""
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def sync_tree(directory: Path) -> None:
+    """Makes sure that every file under `directory` outlives a power failure."""
+    for root, _, files in os.walk(directory):
+        for name in files:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise CheckpointError(
+            f"{target} exists already, and nothing is ever overwritten. A new path fits. "
+            f"Choose another target, or remove it first: rm -r {target}"
+        )
+
+
+def _require_space(target: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if nbytes > free:
+        raise CheckpointError(
+            f"{target} needs {_spell(nbytes)}, but {target.parent} has {_spell(free)} free. A disk "
+            "with more space fits. Choose another target, or make room."
+        )
+
+
+def _spell(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes > 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def _remove_leftover(staging: Path) -> None:
+    if staging.is_dir():
+        lock = _lock(staging)  # only a dead process has let go of it
+        shutil.rmtree(staging)
+        os.close(lock)
+
+
+def _lock(directory: Path) -> int:
+    descriptor = os.open(directory, os.O_RDONLY)
+    if fcntl is None:
+        return descriptor
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        os.close(descriptor)
+        raise CheckpointError(
+            f"Another process is writing {directory}. One at a time fits. Wait for it, or choose "
+            "another target."
+        ) from e
+    except OSError:
+        pass  # file systems without locks
+    return descriptor
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # directories of some network file systems cannot be synchronised
+    finally:
+        os.close(descriptor)

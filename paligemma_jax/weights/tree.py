@@ -1,0 +1,83 @@
+"""The parameter tree as flat paths: the shapes a configuration asks for, and nesting.
+
+Paths join the keys of the nested dict with "/", e.g. "llm/layers/attn/q_einsum/w".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
+
+Shape = tuple[int, ...]
+
+
+def expected_shapes(config: PaliGemmaConfig) -> dict[str, Shape]:
+    """Every parameter's path and shape, layers stacked on a leading axis."""
+    return _img_shapes(config.img, config.llm.width) | _llm_shapes(config.llm)
+
+
+def _img_shapes(c: SigLIPConfig, out_width: int) -> dict[str, Shape]:
+    heads = (c.num_heads, c.head_dim)
+    shapes: dict[str, Shape] = {
+        "patch_embed/kernel": (c.patch_size, c.patch_size, 3, c.width),
+        "patch_embed/bias": (c.width,),
+        "pos_embed": (1, c.num_patches, c.width),
+    }
+    layer: dict[str, Shape] = {}
+    for norm in ("norm1", "norm2"):
+        layer |= {f"{norm}/scale": (c.width,), f"{norm}/bias": (c.width,)}
+    for projection in ("q", "k", "v"):
+        layer |= {
+            f"attn/{projection}/kernel": (c.width, *heads),
+            f"attn/{projection}/bias": heads,
+        }
+    layer |= {"attn/out/kernel": (*heads, c.width), "attn/out/bias": (c.width,)}
+    layer |= {"mlp/fc1/kernel": (c.width, c.mlp_dim), "mlp/fc1/bias": (c.mlp_dim,)}
+    layer |= {"mlp/fc2/kernel": (c.mlp_dim, c.width), "mlp/fc2/bias": (c.width,)}
+    shapes |= {f"blocks/{name}": (c.depth, *shape) for name, shape in layer.items()}
+    shapes |= {"norm/scale": (c.width,), "norm/bias": (c.width,)}
+    shapes |= {"head/kernel": (c.width, out_width), "head/bias": (out_width,)}
+    return {f"img/{name}": shape for name, shape in shapes.items()}
+
+
+def _llm_shapes(c: GemmaConfig) -> dict[str, Shape]:
+    layer: dict[str, Shape] = {
+        "attn/q_einsum/w": (c.num_heads, c.width, c.head_dim),
+        "attn/kv_einsum/w": (2, c.num_kv_heads, c.width, c.head_dim),
+        "attn/attn_vec_einsum/w": (c.num_heads, c.head_dim, c.width),
+        "mlp/gating_einsum/w": (2, c.width, c.mlp_dim),
+        "mlp/linear/w": (c.mlp_dim, c.width),
+        "pre_attention_norm/scale": (c.width,),
+        "pre_ffw_norm/scale": (c.width,),
+    }
+    if c.post_norms:
+        layer |= {"post_attention_norm/scale": (c.width,), "post_ffw_norm/scale": (c.width,)}
+    shapes: dict[str, Shape] = {"embedder/input_embedding": (c.vocab_size, c.width)}
+    shapes |= {f"layers/{name}": (c.depth, *shape) for name, shape in layer.items()}
+    shapes["final_norm/scale"] = (c.width,)
+    if not c.tie_embeddings:
+        shapes["lm_head/w"] = (c.vocab_size, c.width)
+    return {f"llm/{name}": shape for name, shape in shapes.items()}
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": leaf} -> {"a": {"b": leaf}}."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Inverse of `nest`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
