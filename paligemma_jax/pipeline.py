@@ -2,10 +2,11 @@
 
 import dataclasses
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError, ConfigError, UnexpectedAnswerError
@@ -16,6 +17,7 @@ from paligemma_jax.processing import prompts
 from paligemma_jax.processing.buckets import group_by_image_count
 from paligemma_jax.processing.detections import Detections
 from paligemma_jax.processing.image_source import ImageSource, load_image
+from paligemma_jax.processing.numbers import parse_number
 from paligemma_jax.processing.processor import Entry, Processor
 from paligemma_jax.processing.roboflow import picture_list
 from paligemma_jax.resolve import find_checkpoint
@@ -26,7 +28,6 @@ from paligemma_jax.weights.store import StoreContents, write_store
 from paligemma_jax.weights.tree import flatten
 
 MAX_NEW_TOKENS = 128
-NUMBER_WORDS = ("zero one two three four five six seven eight nine ten eleven twelve").split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,15 +77,13 @@ class Pipeline:
         Raises UnexpectedAnswerError if the model answers with something else than a number.
         """
         text = self._ask(image, prompts.count(thing))
-        word = text.strip().lower().rstrip(".")
-        if word in NUMBER_WORDS:
-            return NUMBER_WORDS.index(word)
-        if re.fullmatch(r"\d+", word):
-            return int(word)
-        raise UnexpectedAnswerError(
-            f"The model answered {text!r} to how many {thing} there are. A number would fit. Ask "
-            "for its own words with answer()."
-        )
+        number = parse_number(text)
+        if number is None:
+            raise UnexpectedAnswerError(
+                f"The model answered {text!r} to how many {thing} there are. A number would fit. "
+                "Ask for its own words with answer()."
+            )
+        return number
 
     def detect(self, image: ImageSource, labels: str | Sequence[str]) -> Detections:
         """Boxes of one kind of thing, or of each of several; raises as `caption`."""
@@ -178,7 +177,7 @@ class Pipeline:
             StoreContents(
                 self.config, self.processor.to_dict(), self.processor.tokenizer.to_bytes()
             ),
-            arrays.items(),
+            ((name, np.asarray(array)) for name, array in arrays.items()),
             sum(array.nbytes for array in arrays.values()),
         )
 
@@ -244,7 +243,7 @@ def _processor(checkpoint: Checkpoint, resolution: int | None) -> Processor:
     if tokenizer is None:
         raise CheckpointError(
             f"There is no tokenizer beside {checkpoint.path}. A tokenizer.model of PaliGemma fits. "
-            "Copy it there, or pass it: from_pretrained(path, tokenizer='tokenizer.model')"
+            "Copy it there, or pass tokenizer='tokenizer.model' (--tokenizer tokenizer.model)."
         )
     processor = Processor.from_dict(checkpoint.processor_settings, tokenizer)
     if resolution is None:

@@ -1,4 +1,4 @@
-"""Mean average precision of scored boxes at one overlap (Pascal VOC 2010: all-point interpolation)."""
+"""Mean average precision of scored boxes at one overlap, all-point interpolated (VOC 2010)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def mean_average_precision(
     found: Mapping[str, Sequence[Prediction]],
     iou: float,
 ) -> float:
-    """Mean over classes of the average precision, in 0..1; classes without any truth are left out."""
+    """Mean over classes of the average precision, in 0..1; classes without truth are left out."""
     values = [
         average_precision(boxes, found.get(name, ()), iou)
         for name, boxes in truths.items()

@@ -107,7 +107,9 @@ def make_batch(
         pair.append(same_answer(same))
     single = np.arange(config.scenes)[:, None]
     after = config.scenes + np.arange(2 * config.pairs).reshape(-1, 2)
-    pictures = [_picture(s, picture.size, large) for s, large in zip(scenes, supersampled, strict=True)]
+    pictures = [
+        _picture(s, picture.size, large) for s, large in zip(scenes, supersampled, strict=True)
+    ]
     patches = [patch_targets(scene, picture.side) for scene in scenes]
     return {
         "pictures": np.stack(pictures),

@@ -140,7 +140,9 @@ def main() -> None:
     began = time.monotonic()
     results = evaluate(from_pretrained(args.model, dtype=args.dtype), args.seed, args.count)
     print(table(results))
-    print(f"\n{args.count} scenes of seed {args.seed}, {args.dtype}, {time.monotonic() - began:.0f} s")
+    print(
+        f"\n{args.count} scenes of seed {args.seed}, {args.dtype}, {time.monotonic() - began:.0f} s"
+    )
     if args.json:
         figures = {name: dataclasses.asdict(result) for name, result in results.items()}
         args.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -20,7 +20,7 @@ PROBE_SIZES = (NUM_KINDS, NUM_COLOURS, NUM_CHARACTERS, 4)
 
 
 def soft_targets(tokenizer: Tokenizer, sigma: float) -> np.ndarray:
-    """Target distribution f32[V, V] of each token: itself, or for <loc> a Gaussian of `sigma` bins."""
+    """Target distribution f32[V, V] a token: itself, or for <loc> a Gaussian of `sigma` bins."""
     table = np.eye(tokenizer.vocab_size, dtype=np.float32)
     bins = np.arange(NUM_LOC)
     near = np.exp(-0.5 * ((bins[:, None] - bins[None]) / sigma) ** 2)
@@ -67,7 +67,7 @@ def loss(
     pair_weight: float,
     patch_weight: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Sum over groups of the mean loss a supervised token, in nats, plus the patches'; and each part."""
+    """Mean loss a supervised token, in nats, summed over groups; the patches'; and each part."""
     features = patch_features(model, batch["pictures"])
     image_tokens = model.img.head(features)
     parts = {"patch": patch_loss(probe, features, batch["patches"])}

@@ -1,9 +1,10 @@
-"""Trains the demo model: `python -m paligemma_jax.demo.train --config configs/demo.py --workdir DIR`.
+"""Trains the demo model: `python -m paligemma_jax.demo.train --workdir DIR`.
 
 Restartable: batches are a function of the step, and the state on disk is replaced atomically.
 """
 
 import collections
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -88,9 +89,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """One update of the float32 parameters; returns the parts of the loss."""
-    (total, parts), grads = jax.value_and_grad(objective_of, has_aux=True)(
-        params, batch, targets
-    )
+    (total, parts), grads = jax.value_and_grad(objective_of, has_aux=True)(params, batch, targets)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     norm = optax.global_norm(grads)
     return optax.apply_updates(params, updates), opt_state, parts | {"loss": total, "grad": norm}
@@ -164,25 +163,41 @@ def run_tokenizer(path: Path, seed: int) -> Tokenizer:
     return Tokenizer.from_file(path)
 
 
-def train(config: ConfigDict, workdir: Path) -> Any:
-    """Runs or continues training; returns the parameters. Everything it writes is in `workdir`."""
-    workdir.mkdir(parents=True, exist_ok=True)
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run starts from: vocabulary, architecture, optimizer, parameters and its state."""
+
+    tokenizer: Tokenizer
+    config: PaliGemmaConfig
+    optimizer: optax.GradientTransformation
+    params: Any
+    opt_state: Any
+
+
+def initial_state(config: ConfigDict, workdir: Path) -> Run:
+    """Everything at step 0, with the run's own vocabulary."""
     tokenizer = run_tokenizer(workdir / "tokenizer.model", config.seed)
     model_config = PaliGemmaConfig(
         img=SigLIPConfig(**config.model.img),
         llm=GemmaConfig(vocab_size=tokenizer.vocab_size, **config.model.llm),
         text_length=config.model.text_length,
     )
-    batch_config = BatchConfig(**config.batch.to_dict())
-    optimizer = make_optimizer(
-        OptimizerConfig(**config.optimizer.to_dict()), config.total_steps
-    )
+    optimizer = make_optimizer(OptimizerConfig(**config.optimizer.to_dict()), config.total_steps)
     probe_shape = (model_config.img.width, sum(objective.PROBE_SIZES))
     params = {
         "model": to_params(initial_model(model_config, tokenizer.loc_start, config.seed)),
         "probe": {"kernel": jnp.zeros(probe_shape), "bias": jnp.zeros(probe_shape[1:])},
     }
-    opt_state = optimizer.init(params)
+    return Run(tokenizer, model_config, optimizer, params, optimizer.init(params))
+
+
+def train(config: ConfigDict, workdir: Path) -> Any:
+    """Runs or continues training; returns the parameters. Everything it writes is in `workdir`."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    run = initial_state(config, workdir)
+    tokenizer, model_config, optimizer = run.tokenizer, run.config, run.optimizer
+    params, opt_state = run.params, run.opt_state
+    batch_config = BatchConfig(**config.batch.to_dict())
     start, state_file = 0, workdir / "state.npz"
     if state_file.exists():
         start, (params, opt_state) = restore_state(state_file, (params, opt_state))

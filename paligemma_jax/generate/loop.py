@@ -8,7 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from paligemma_jax.generate.sampling import Sampler
 from paligemma_jax.models.attention import KVCache
@@ -49,7 +49,7 @@ def decode(
     cache: KVCache,
     logits: Float[Array, "B V"],
     row_mask: Bool[Array, " B"],
-    seeds: Int[Array, " B"],
+    seeds: UInt[Array, " B"],
     limit: Int[Array, ""],
     sampler: Sampler,
     capacity: int,

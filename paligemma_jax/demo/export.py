@@ -1,0 +1,53 @@
+"""Writes a trained demo model as a checkpoint: `python -m paligemma_jax.demo.export --help`."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from paligemma_jax.demo.train import initial_state, restore_state
+from paligemma_jax.processing import ImagePreprocessing, Processor
+from paligemma_jax.weights.store import StoreContents, write_store
+from paligemma_jax.weights.tree import flatten
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where training left its state.", required=True)
+_TARGET = flags.DEFINE_string("target", None, "Directory to write; must not exist.", required=True)
+
+
+def export(config: ConfigDict, workdir: Path, target: Path) -> int:
+    """Stores the parameters in bfloat16 with their processor; returns the step they are from."""
+    run = initial_state(config, workdir)
+    step, state = restore_state(workdir / "state.npz", (run.params, run.opt_state))
+    params = jax.tree.map(lambda w: np.asarray(w.astype(jnp.bfloat16)), state[0]["model"])
+    processor = Processor(
+        run.tokenizer,
+        ImagePreprocessing(run.config.img.image_size),
+        max_text_length=run.config.text_length,
+    )
+    arrays = flatten(params)
+    write_store(
+        target,
+        StoreContents(
+            run.config,
+            processor.to_dict(),
+            run.tokenizer.to_bytes(),
+            {"kind": "demo", "step": step},
+        ),
+        arrays.items(),
+        sum(array.nbytes for array in arrays.values()),
+    )
+    return step
+
+
+def main(_: list[str]) -> None:
+    """Entry point."""
+    step = export(_CONFIG.value, Path(_WORKDIR.value), Path(_TARGET.value))
+    print(f"wrote {_TARGET.value}, the model after step {step:,}")
+
+
+if __name__ == "__main__":
+    app.run(main)

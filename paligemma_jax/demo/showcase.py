@@ -1,0 +1,84 @@
+"""A scene that shows what the demo model can do, and the questions to ask about it."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from paligemma_jax.demo.average_precision import intersection_over_union
+from paligemma_jax.demo.language import LANGUAGES
+from paligemma_jax.demo.scene import Scene, sample_scene
+from paligemma_jax.demo.splits import HELD_OUT, split_rng
+from paligemma_jax.demo.tasks import (
+    KIND_LABELS,
+    Example,
+    Label,
+    caption_answer,
+    count_answer,
+    detect_answer,
+    ocr_answer,
+    sample_colour,
+    sample_exists,
+    sample_where,
+)
+from paligemma_jax.processing.parsing import Box
+
+_MAX_LABELS = 3  # as many as a prompt of the training names
+
+
+@dataclasses.dataclass(frozen=True)
+class Showcase:
+    """A held-out scene of a text and three or more different shapes, and questions with answers.
+
+    `boxes` are what the last question, `detect`, asks for.
+    """
+
+    scene: Scene
+    examples: tuple[Example, ...]
+    boxes: tuple[Box, ...]
+
+
+def showcase(seed: int) -> Showcase:
+    """The first fitting scene of a seed that no training run has seen; the same every time."""
+    for index in itertools.count():
+        rng = split_rng(seed, HELD_OUT, index)
+        scene = sample_scene(rng)
+        names = list(dict.fromkeys(shape.name for shape in scene.shapes))
+        if scene.text is None or len(scene.shapes) < 3 or len(names) > _MAX_LABELS:
+            continue
+        if min(len({s.kind for s in scene.shapes}), len({s.colour for s in scene.shapes})) < 2:
+            continue
+        labels = [Label(*name.split()) for name in names]
+        asked = [
+            *[caption_answer(scene, language) for language in LANGUAGES],
+            sample_where(scene, rng) or sample_colour(scene, rng) or sample_exists(scene, rng),
+            count_answer(scene, max(KIND_LABELS, key=lambda label: len(label.find(scene)))),
+            ocr_answer(scene),
+            detect_answer(scene, labels),
+        ]
+        boxes = [Box(str(label), *shape.box) for label in labels for shape in label.find(scene)]
+        return Showcase(scene, tuple(asked), tuple(boxes))
+    raise AssertionError("unreachable: the scenes do not end")
+
+
+def questions_without_answers() -> list[str]:
+    """What to ask about a picture whose content nobody has told us."""
+    return [
+        *[f"caption {language}" for language in LANGUAGES],
+        "answer en how many shapes are there?",
+        "ocr",
+        "detect shape",
+    ]
+
+
+def boxes_agree(found: Sequence[Box], right: Sequence[Box], least: float = 0.5) -> bool:
+    """Whether the two pair off: same label, and an overlap of at least `least` (IoU)."""
+    left = list(found)
+    for box in right:
+        scores = [
+            intersection_over_union(box, other) if other.label == box.label else 0.0
+            for other in left
+        ]
+        if not scores or max(scores) < least:
+            return False
+        left.pop(scores.index(max(scores)))
+    return not left

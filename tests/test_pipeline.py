@@ -1,0 +1,186 @@
+"""The pipeline as a user calls it, on a small random model with the demo's vocabulary."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import paligemma_jax as pg
+from paligemma_jax.generate.loop import decode, prefill
+from paligemma_jax.models.abstract import to_params
+from paligemma_jax.processing import ImagePreprocessing
+from tests.tiny import GEMMA, random_model, tiny_config
+
+TOKENIZER = Path(__file__).parents[1] / "checkpoints" / "demo" / "tokenizer.model"
+
+
+@pytest.fixture(scope="module")
+def pali() -> pg.Pipeline:
+    tokenizer = pg.Tokenizer.from_file(TOKENIZER)
+    config = tiny_config(GEMMA)
+    llm = dataclasses.replace(config.llm, vocab_size=tokenizer.vocab_size)
+    config = dataclasses.replace(config, llm=llm)
+    processor = pg.Processor(tokenizer, ImagePreprocessing(config.img.image_size))
+    return pg.Pipeline(random_model(config), processor)
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def answer_with(monkeypatch, text: str) -> None:
+    """Lets the model say `text`, whatever it is asked."""
+    said = [pg.Generation(text, (), ())]
+    monkeypatch.setattr(pg.Pipeline, "generate", lambda *args, **kwargs: said)
+
+
+def test_tasks_give_text_of_the_tokens(pali, picture):
+    caption = pali.caption(picture, language="de")
+    assert caption == pali.generate([picture], ["caption de"])[0].text
+    assert pali.answer(picture, "why?") == str(pali.generate([picture], ["answer en why?"])[0])
+    assert pali.ocr(picture) == pali.generate([picture], ["ocr"])[0].text
+
+
+def test_a_picture_is_the_same_as_path_bytes_array_and_object(pali, picture, tmp_path):
+    picture.save(tmp_path / "p.png")
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    sources = [picture, np.asarray(picture), tmp_path / "p.png", str(tmp_path / "p.png")]
+    answers = {pali.caption(source) for source in [*sources, data.getvalue()]}
+    assert len(answers) == 1
+
+
+def test_rows_do_not_depend_on_company(pali, picture):
+    other = picture.rotate(90)
+    prompts = ["ocr", "answer en how many red circles are there?", "caption en"]
+    entries = [picture, [picture, other], None]  # one picture, two, none: three batches
+    together = pali.generate(entries, prompts, max_new_tokens=9)
+    for entry, prompt, row in zip(entries, prompts, together, strict=True):
+        assert pali.generate([entry], [prompt], max_new_tokens=9)[0].tokens == row.tokens
+    small = pali.generate(entries, prompts, max_new_tokens=9, batch_size=1)
+    assert [row.tokens for row in small] == [row.tokens for row in together]
+
+
+def test_generation_reports_tokens_and_their_log_probabilities(pali, picture):
+    row = pali.generate([picture], ["ocr"], max_new_tokens=5)[0]
+    assert 1 <= len(row.tokens) == len(row.logprobs) <= 5
+    assert all(value <= 0 for value in row.logprobs)
+
+
+def test_a_seed_gives_the_same_draw_and_another_one_a_different(pali, picture):
+    def draw(seed):
+        sampler = pg.Temperature(temperature=2.0)
+        rows = pali.generate([picture] * 2, ["ocr"] * 2, sampler=sampler, seed=seed)
+        return [row.tokens for row in rows]
+
+    assert draw(3) == draw(3) != draw(4)
+    assert draw(3)[1] == draw(4)[0]  # prompt i draws from seed + i
+
+
+def test_many_prompts_compile_few_programs(pali, picture):
+    rng = np.random.default_rng(1)
+    words = ["red", "circle", "is", "there", "a", "blue", "star"]
+    prompts = [f"answer en {' '.join(rng.choice(words, n))}?" for n in rng.integers(1, 40, 50)]
+    before = prefill._cache_size(), decode._cache_size()
+    for prompt in prompts:
+        pali.generate([picture], [prompt], max_new_tokens=int(rng.integers(1, 16)))
+    after = prefill._cache_size(), decode._cache_size()
+    # Text of 16, 32 and 64 tokens; every answer has room for 16.
+    assert after[0] - before[0] <= 3
+    assert after[1] - before[1] <= 3
+
+
+def test_detect_gives_boxes_in_pixels(pali, picture, monkeypatch):
+    answer_with(monkeypatch, "<loc0000><loc0000><loc1023><loc0511> cat ; <loc9999> dog")
+    found = pali.detect(picture, "cat ; dog")
+    assert found.labels == ["cat"]
+    np.testing.assert_allclose(found.xyxy, [[0, 0, 60 * 511 / 1023, 40]], rtol=1e-6)
+    assert found.to_dict()["objects"] == [{"label": "cat", "box": [0.0, 0.0, 30.0, 40.0]}]
+    assert str(found) == "cat: 0 0 30 40"
+
+
+@pytest.mark.parametrize("text, number", [("3", 3), ("two", 2), (" 0", 0)])
+def test_count_reads_numbers(pali, picture, monkeypatch, text, number):
+    answer_with(monkeypatch, text)
+    assert pali.count(picture, "cats") == number
+
+
+def test_count_says_when_it_is_no_number(pali, picture, monkeypatch):
+    answer_with(monkeypatch, "several")
+    with pytest.raises(pg.UnexpectedAnswerError, match="several"):
+        pali.count(picture, "cats")
+
+
+def test_prompt_takes_opencv_arrays(pali, picture):
+    rgb = np.asarray(picture)
+    bgr = np.ascontiguousarray(rgb[..., ::-1])
+    want = pali.generate([picture], ["ocr"])[0].text
+    assert pali.prompt(bgr, "ocr") == [want]
+    assert pali.prompt(rgb, "ocr", input_color_format="rgb") == [want]
+    assert pali.prompt([bgr, bgr], "ocr") == [want, want]
+    assert pali.prompt(np.stack([bgr, bgr]), "ocr", max_new_tokens=128) == [want, want]
+    with pytest.raises(pg.InvalidImageError, match="rgba"):
+        pali.prompt(rgb, "ocr", input_color_format="rgba")
+
+
+def test_saved_and_loaded_again(pali, picture, tmp_path):
+    pali.save(tmp_path / "saved")
+    again = pg.from_pretrained(tmp_path / "saved", dtype="float32")
+    assert again.config == pali.config
+    for a, b in zip(
+        jax.tree.leaves(to_params(again.model)), jax.tree.leaves(to_params(pali.model)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert again.caption(picture) == pali.caption(picture)
+    with pytest.raises(pg.CheckpointError):
+        pali.save(tmp_path / "saved")
+    processor = pg.load_processor(tmp_path / "saved")
+    assert processor.image == pali.processor.image
+    model = pg.load_model(tmp_path / "saved", dtype="float32")
+    assert model.config == pali.config
+
+
+def test_another_resolution(pali, picture, tmp_path):
+    pali.save(tmp_path / "saved")
+    size = pali.config.img.image_size * 2
+    larger = pg.from_pretrained(tmp_path / "saved", dtype="float32", resolution=size)
+    assert larger.config.img.image_size == larger.processor.image.size == size
+    assert isinstance(larger.caption(picture), str)
+
+
+def test_bad_requests(pali, picture):
+    with pytest.raises(pg.InvalidPromptError, match="2 entries"):
+        pali.generate([picture, picture], ["ocr"])
+    with pytest.raises(pg.InvalidPromptError):
+        pali.generate([picture], "ocr")
+    with pytest.raises(pg.InvalidPromptError, match="tokens"):
+        pali.generate([picture], ["red " * 5000])
+    with pytest.raises(pg.InvalidImageError):
+        pali.caption("nowhere.png")
+    with pytest.raises(pg.ConfigError, match="max_new_tokens"):
+        pali.generate([picture], ["ocr"], max_new_tokens=0)
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [
+        ("paligemma2-3b-mix-448", "hf download"),
+        ("google/paligemma-3b-pt-224", "licence"),
+        ("paligema2-3b-mix-448", "paligemma2-3b-mix-448"),
+        ("no/such/directory", "neither a file"),
+    ],
+)
+def test_names_without_files_say_what_to_do(name, hint):
+    with pytest.raises(pg.CheckpointError, match=hint):
+        pg.from_pretrained(name)
+
+
+def test_unknown_dtype():
+    with pytest.raises(pg.ConfigError, match="int7"):
+        pg.from_pretrained("demo", dtype="int7")
