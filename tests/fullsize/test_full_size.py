@@ -1,0 +1,22 @@
+"""Three billion parameters on this machine: pytest -m fullsize (40 GB of disk, 20 GB of memory)."""
+
+import pytest
+
+pytestmark = pytest.mark.fullsize
+
+
+@pytest.mark.parametrize("name", ["paligemma-3b-pt-224", "paligemma2-3b-pt-224"])
+def test_full_size(name, tmp_path):
+    pytest.importorskip("transformers")
+    from tests.fullsize.prove import prove, row
+
+    figures = prove(name, tmp_path)
+    print(row(figures))
+    weights = figures["weights_bytes"]
+    for key, value in figures.items():
+        if key.startswith("load "):
+            assert value["peak_bytes"] <= 1.25 * weights, key
+    assert figures["answer huggingface"]["answer"] is not None
+    logits = figures["logits"]
+    assert logits["max_difference"] <= 1e-3 * max(1.0, logits["scale"])
+    assert logits["same_likeliest"] == 1.0
