@@ -3,33 +3,50 @@
     import paligemma_jax as pg
     pali = pg.from_pretrained("demo")
     print(pali.caption("picture.png"), pali.detect("picture.png", "circle"))
+
+The names are those of `paligemma_jax.api`. They come with JAX and Flax, which take seconds to
+import, so they are loaded on first use: `paligemma --help` answers at once.
 """
 
-from paligemma_jax.config import VARIANTS as VARIANTS
-from paligemma_jax.config import GemmaConfig as GemmaConfig
-from paligemma_jax.config import PaliGemmaConfig as PaliGemmaConfig
-from paligemma_jax.config import SigLIPConfig as SigLIPConfig
-from paligemma_jax.errors import CheckpointError as CheckpointError
-from paligemma_jax.errors import ConfigError as ConfigError
-from paligemma_jax.errors import DatasetError as DatasetError
-from paligemma_jax.errors import InvalidImageError as InvalidImageError
-from paligemma_jax.errors import InvalidPromptError as InvalidPromptError
-from paligemma_jax.errors import MissingExtraError as MissingExtraError
-from paligemma_jax.errors import PaliGemmaError as PaliGemmaError
-from paligemma_jax.errors import UnexpectedAnswerError as UnexpectedAnswerError
-from paligemma_jax.generate import Greedy as Greedy
-from paligemma_jax.generate import Temperature as Temperature
-from paligemma_jax.generate import generate as generate
-from paligemma_jax.models.paligemma import PaliGemma as PaliGemma
-from paligemma_jax.pipeline import Generation as Generation
-from paligemma_jax.pipeline import Pipeline as Pipeline
-from paligemma_jax.pipeline import from_pretrained as from_pretrained
-from paligemma_jax.pipeline import load_model as load_model
-from paligemma_jax.pipeline import load_processor as load_processor
-from paligemma_jax.processing import Batch as Batch
-from paligemma_jax.processing import Processor as Processor
-from paligemma_jax.processing import Tokenizer as Tokenizer
-from paligemma_jax.processing.detections import Detections as Detections
-from paligemma_jax.weights.convert import convert as convert
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paligemma_jax.api import *  # noqa: F403
 
 __version__ = "0.1.0"
+
+
+class _Package(types.ModuleType):
+    """This package as a module on which `generate` stays the function.
+
+    The import system would put the room of the same name there as soon as something imports it.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "generate" or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+def _load() -> None:
+    api = importlib.import_module("paligemma_jax.api")
+    globals().update({k: v for k, v in vars(api).items() if not k.startswith("_")})
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("__") and "from_pretrained" not in globals():
+        _load()
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    if "from_pretrained" not in globals():
+        _load()
+    return sorted(globals())
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,8 @@
+"""`python -m paligemma_jax`: the command line without its script on the PATH."""
+
+import sys
+
+from paligemma_jax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

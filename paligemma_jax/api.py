@@ -1,0 +1,31 @@
+"""Every public name, in one list; `paligemma_jax` loads it when the first of them is used."""
+
+from paligemma_jax.config import VARIANTS as VARIANTS
+from paligemma_jax.config import GemmaConfig as GemmaConfig
+from paligemma_jax.config import PaliGemmaConfig as PaliGemmaConfig
+from paligemma_jax.config import SigLIPConfig as SigLIPConfig
+from paligemma_jax.errors import CheckpointError as CheckpointError
+from paligemma_jax.errors import ConfigError as ConfigError
+from paligemma_jax.errors import DatasetError as DatasetError
+from paligemma_jax.errors import InvalidImageError as InvalidImageError
+from paligemma_jax.errors import InvalidPromptError as InvalidPromptError
+from paligemma_jax.errors import MissingExtraError as MissingExtraError
+from paligemma_jax.errors import PaliGemmaError as PaliGemmaError
+from paligemma_jax.errors import UnexpectedAnswerError as UnexpectedAnswerError
+from paligemma_jax.generate import Greedy as Greedy
+from paligemma_jax.generate import Temperature as Temperature
+from paligemma_jax.generate import generate as generate
+from paligemma_jax.models.abstract import to_params as to_params
+from paligemma_jax.models.paligemma import PaliGemma as PaliGemma
+from paligemma_jax.pipeline import Generation as Generation
+from paligemma_jax.pipeline import Pipeline as Pipeline
+from paligemma_jax.pipeline import from_pretrained as from_pretrained
+from paligemma_jax.pipeline import load_model as load_model
+from paligemma_jax.pipeline import load_processor as load_processor
+from paligemma_jax.processing import Batch as Batch
+from paligemma_jax.processing import Processor as Processor
+from paligemma_jax.processing import Tokenizer as Tokenizer
+from paligemma_jax.processing import load_image as load_image
+from paligemma_jax.processing.detections import Detections as Detections
+from paligemma_jax.viz import draw_boxes as draw_boxes
+from paligemma_jax.weights.convert import convert as convert
