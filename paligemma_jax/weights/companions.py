@@ -11,7 +11,7 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.processing.encoding import OnePieceEncoding, ThreePieceEncoding
 from paligemma_jax.processing.image import Bicubic, BilinearTruncated, ImagePreprocessing
-from paligemma_jax.weights.hf_config import read_json
+from paligemma_jax.weights.json_file import read_json
 
 _HF_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _BIG_VISION_TOKENIZERS = ("paligemma_tokenizer.model", "tokenizer.model", "gemma_tokenizer.model")

@@ -5,13 +5,13 @@ some carry stale values; which, and what holds then, is transformers' configurat
 the files themselves.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from paligemma_jax.config import VOCAB_SIZE, GemmaConfig, PaliGemmaConfig, SigLIPConfig
 from paligemma_jax.errors import CheckpointError, ConfigError
+from paligemma_jax.weights.json_file import read_json
 
 CONFIG = "config.json"
 # Ours -> theirs. What has no default in every version must be there.
@@ -51,27 +51,6 @@ _FIXED_VISION: dict[str, tuple[Any, ...]] = {
     "hidden_act": _GELU,
     "num_channels": (3,),
 }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; CheckpointError if it is missing or something else."""
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as e:
-        raise CheckpointError(
-            f"{path} cannot be read: {e.strerror or e}. The {path.name} published with the weights "
-            "fits. Download it into the same directory."
-        ) from e
-    except (ValueError, RecursionError) as e:
-        raise CheckpointError(
-            f"{path} is no JSON: {e}. The {path.name} published with the weights fits. Download it "
-            "again."
-        ) from e
-    if not isinstance(values, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(values).__name__}. A JSON object fits. Download it again."
-        )
-    return values
 
 
 class HFConfig:

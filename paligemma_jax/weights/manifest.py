@@ -3,6 +3,7 @@
 Array data on disk has no checksum of its own: a flipped bit would load as another weight.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -83,12 +84,8 @@ class Manifest:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise _unfit(directory, f"has a damaged {MANIFEST}") from e
 
-    def find_file_problems(self, directory: Path, *, hashed: bool) -> list[str]:
-        """One line for each missing or changed file; sizes everywhere, sha256 outside of params/.
-
-        The arrays' own digests say more about params/ than its files' would, and are checked on
-        reading.
-        """
+    def find_lost_files(self, directory: Path) -> list[str]:
+        """One line for each file that is missing or has another size."""
         problems = []
         for name, digest in self.files.items():
             path = directory / name
@@ -96,9 +93,18 @@ class Manifest:
                 problems.append(f"{name} is missing")
             elif path.stat().st_size != digest.bytes:
                 problems.append(f"{name} has {path.stat().st_size:,} bytes of {digest.bytes:,}")
-            elif hashed and not name.startswith("params/") and file_sha256(path) != digest.sha256:
-                problems.append(f"{name} was changed (sha256 differs)")
         return problems
+
+    def find_changed_files(self, directory: Path, prefix: str = "") -> list[str]:
+        """One line for each file, of those whose name begins with `prefix`, with another sha256."""
+        names = [name for name in self.files if name.startswith(prefix)]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            found = pool.map(file_sha256, [directory / name for name in names])
+            return [
+                f"{name} was changed (sha256 differs)"
+                for name, sha256 in zip(names, found, strict=True)
+                if sha256 != self.files[name].sha256
+            ]
 
 
 def _array_digest(values: Mapping[str, Any]) -> ArrayDigest:

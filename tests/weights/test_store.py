@@ -14,6 +14,7 @@ import pytest
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.weights import convert, open_checkpoint
+from paligemma_jax.weights.big_vision import big_vision_name
 from paligemma_jax.weights.manifest import MANIFEST
 from paligemma_jax.weights.staging import staging_path
 from paligemma_jax.weights.store import StoreContents, write_store
@@ -68,6 +69,24 @@ def test_casting_while_reading(store: Path, all_arrays):
     bfloat16 = all_arrays(store)
     for name, array in all_arrays(store, "float32").items():
         np.testing.assert_array_equal(array, bfloat16[name].astype(np.float32))
+
+
+def test_narrowing_while_reading(published: Path, tmp_path: Path, all_arrays, npz, flip):
+    """Cast by orbax chunk by chunk, and rounded as numpy rounds."""
+    arrays = all_arrays(published / "model.npz", "float32")
+    random = np.random.default_rng(0)
+    for array in arrays.values():
+        array[...] = random.standard_normal(array.shape)
+    source = npz({big_vision_name(name): array for name, array in arrays.items()})
+    convert(source, tmp_path / "wide", tokenizer=published / "tokenizer.model")
+    for dtype in ("bfloat16", "float16"):
+        for name, array in all_arrays(tmp_path / "wide", dtype).items():
+            assert array.dtype == dtype
+            assert array.tobytes() == arrays[name].astype(array.dtype).tobytes(), name
+    largest = data_files(tmp_path / "wide")[-1]
+    flip(largest, largest.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match="params/.* was changed"):
+        all_arrays(tmp_path / "wide", "bfloat16")
 
 
 def data_files(store: Path) -> list[Path]:
@@ -223,7 +242,7 @@ def slowly(checkpoint):
             time.sleep(600)
 
 source, target = map(Path, sys.argv[1:])
-import paligemma_jax.weights.store as module
+import paligemma_jax.weights.orbax_tree as module
 module._CHUNK = 4096  # bytes, so that there are many saves
 checkpoint = open_checkpoint(source)
 contents = StoreContents(checkpoint.config, {}, b"words")
