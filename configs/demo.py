@@ -30,13 +30,15 @@ def get_config() -> ConfigDict:
         text_length=56,
     )
 
-    # One step: `scenes` pictures, each encoded once and asked `short` + `long` prompts, and `pairs`
-    # pairs of pictures. Two text lengths, so that short answers do not pay for captions.
+    # One step: `scenes` pictures, each encoded once and asked `short` + `long` prompts; `pairs`
+    # of two pictures; `pages` of words that only the encoder reads. Two text lengths, so that short
+    # answers do not pay for captions.
     config.batch = dict(
         scenes=24,
         short=2,
         long=2,
         pairs=6,
+        pages=16,
         short_length=21,
         long_length=54,
         pair_length=14,

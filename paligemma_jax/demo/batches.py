@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from paligemma_jax.demo.pages import sample_page
 from paligemma_jax.demo.patches import patch_targets
-from paligemma_jax.demo.render import render
-from paligemma_jax.demo.scene import Scene, sample_pair, sample_scene
-from paligemma_jax.demo.splits import PAIRS, split_rng
+from paligemma_jax.demo.render import draw_picture
+from paligemma_jax.demo.scene import Shape, Text, sample_pair, sample_scene
+from paligemma_jax.demo.splits import PAGES, PAIRS, split_rng
 from paligemma_jax.demo.tasks import Example, same_answer, sample_examples
 from paligemma_jax.processing.tokenizer import Tokenizer
 
@@ -28,6 +29,7 @@ class BatchConfig:
     short: int
     long: int
     pairs: int
+    pages: int
     short_length: int
     long_length: int
     pair_length: int
@@ -82,35 +84,36 @@ def make_batch(
     split: int,
     index: int,
 ) -> dict[str, Any]:
-    """Pictures u8[I, size, size, 3] (single scenes first, then pairs) and three groups of rows.
+    """Pictures u8[I, size, size, 3] (scenes, then pairs, then pages) and three groups of rows.
 
     `patches` holds what each patch of each picture shows; each group's `image` i32[R, n] says
     which n pictures a row is about.
     """
-    scenes: list[Scene] = []
-    supersampled: list[bool] = []
+    drawn: list[tuple[Sequence[Shape], Sequence[Text], int, bool]] = []
     short: list[Example] = []
     long: list[Example] = []
     pair: list[Example] = []
     for i in range(config.scenes):
         rng = split_rng(seed, split, index * config.scenes + i)
         scene = sample_scene(rng)
-        scenes.append(scene)
-        supersampled.append(rng.random() < config.supersampled_share)
+        larger = rng.random() < config.supersampled_share
+        drawn.append((scene.shapes, scene.texts, scene.background, larger))
         short += sample_examples(scene, rng, config.short, config.short_weights)
         long += sample_examples(scene, rng, config.long, config.long_weights)
     for i in range(config.pairs):
         rng = split_rng(seed, split + PAIRS, index * config.pairs + i)
         first, second, same = sample_pair(rng)
-        scenes += [first, second]
-        supersampled += [rng.random() < config.supersampled_share] * 2
+        larger = rng.random() < config.supersampled_share
+        drawn += [(s.shapes, s.texts, s.background, larger) for s in (first, second)]
         pair.append(same_answer(same))
     single = np.arange(config.scenes)[:, None]
     after = config.scenes + np.arange(2 * config.pairs).reshape(-1, 2)
-    pictures = [
-        _picture(s, picture.size, large) for s, large in zip(scenes, supersampled, strict=True)
-    ]
-    patches = [patch_targets(scene, picture.side) for scene in scenes]
+    for i in range(config.pages):
+        rng = split_rng(seed, split + PAGES, index * config.pages + i)
+        larger = rng.random() < config.supersampled_share
+        drawn.append(((), sample_page(rng), int(rng.integers(2**32)), larger))
+    pictures = [_picture(*what, picture.size) for what in drawn]
+    patches = [patch_targets(shapes, texts, picture.side) for shapes, texts, _, _ in drawn]
     return {
         "pictures": np.stack(pictures),
         "patches": {name: np.stack([p[name] for p in patches]) for name in patches[0]},
@@ -122,8 +125,10 @@ def make_batch(
     }
 
 
-def _picture(scene: Scene, size: int, supersampled: bool) -> np.ndarray:
-    if not supersampled:
-        return render(scene, size)
-    large = Image.fromarray(render(scene, 2 * size))
+def _picture(
+    shapes: Sequence[Shape], texts: Sequence[Text], background: int, larger: bool, size: int
+) -> np.ndarray:
+    if not larger:
+        return draw_picture(shapes, texts, background, size)
+    large = Image.fromarray(draw_picture(shapes, texts, background, 2 * size))
     return np.asarray(large.resize((size, size), Image.Resampling.BILINEAR))

@@ -8,7 +8,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from paligemma_jax.demo.train import initial_state, restore_state
+from paligemma_jax.demo.run_state import initial_state, restore_state
 from paligemma_jax.processing import ImagePreprocessing, Processor
 from paligemma_jax.weights.store import StoreContents, write_store
 from paligemma_jax.weights.tree import flatten
@@ -21,7 +21,7 @@ _TARGET = flags.DEFINE_string("target", None, "Directory to write; must not exis
 def export(config: ConfigDict, workdir: Path, target: Path) -> int:
     """Stores the parameters in bfloat16 with their processor; returns the step they are from."""
     run = initial_state(config, workdir)
-    step, state = restore_state(workdir / "state.npz", (run.params, run.opt_state))
+    step, state = restore_state(workdir, (run.params, run.opt_state))
     params = jax.tree.map(lambda w: np.asarray(w.astype(jnp.bfloat16)), state[0]["model"])
     processor = Processor(
         run.tokenizer,

@@ -6,11 +6,12 @@ patch. The probe is not part of the model.
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from paligemma_jax.demo.fonts import ink_shape, load_font
-from paligemma_jax.demo.scene import COLOURS, KINDS, Scene, Text
+from paligemma_jax.demo.scene import COLOURS, KINDS, Shape, Text
 
 COLOUR_NAMES = tuple(COLOURS)
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -19,7 +20,9 @@ NUM_KINDS, NUM_COLOURS, NUM_CHARACTERS = len(KINDS) + 2, len(COLOURS) + 1, len(C
 _EM = 128
 
 
-def patch_targets(scene: Scene, side: int) -> dict[str, np.ndarray]:
+def patch_targets(
+    shapes: Iterable[Shape], texts: Iterable[Text], side: int
+) -> dict[str, np.ndarray]:
     """Classes i32[P] `kind`, `colour`, `character`, and `box` f32[P, 4] (y1, x1, y2, x2 in 0..1).
 
     A patch belongs to the object whose box holds its centre; P = side * side, row by row.
@@ -28,17 +31,17 @@ def patch_targets(scene: Scene, side: int) -> dict[str, np.ndarray]:
     y, x = np.repeat(middle, side), np.tile(middle, side)
     kind, colour, character = (np.zeros(side * side, np.int32) for _ in range(3))
     box = np.zeros((side * side, 4), np.float32)
-    for shape in scene.shapes:
+    for shape in shapes:
         patches = _inside(y, x, shape.box)
         kind[patches] = 1 + KINDS.index(shape.kind)
         colour[patches] = 1 + COLOUR_NAMES.index(shape.colour)
         box[patches] = shape.box
-    if scene.text is not None:
-        patches = _inside(y, x, scene.text.box)
+    for text in texts:
+        patches = _inside(y, x, text.box)
         kind[patches] = NUM_KINDS - 1
-        box[patches] = scene.text.box
-        for letter, cy, cx, width in glyphs(scene.text):
-            tall = scene.text.capital
+        box[patches] = text.box
+        for letter, cy, cx, width in glyphs(text):
+            tall = text.capital
             cell = (cy - tall / 2, cx - width / 2, cy + tall / 2, cx + width / 2)
             character[_inside(y, x, cell)] = 1 + CHARACTERS.index(letter)
     return {"kind": kind, "colour": colour, "character": character, "box": box}

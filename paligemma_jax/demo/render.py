@@ -1,6 +1,7 @@
 """Draws scenes: the same scene looks the same at every size."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -72,12 +73,19 @@ def _draw_text(canvas: Image.Image, text: Text) -> None:
 
 def render(scene: Scene, size: int) -> np.ndarray:
     """Returns the picture of a scene, uint8[size, size, 3] RGB, the same for the same scene."""
-    rng = np.random.default_rng(scene.background)
+    return draw_picture(scene.shapes, scene.texts, scene.background, size)
+
+
+def draw_picture(
+    shapes: Iterable[Shape], texts: Iterable[Text], background: int, size: int
+) -> np.ndarray:
+    """Returns uint8[size, size, 3]: shapes, then texts, on the background of a seed."""
+    rng = np.random.default_rng(background)
     canvas = Image.fromarray(render_background(rng, size))
-    for shape in scene.shapes:
+    for shape in shapes:
         _draw_shape(canvas, shape)
-    if scene.text is not None:
-        if scene.text.plate is not None:
-            _draw_plate(canvas, scene.text, scene.text.plate)
-        _draw_text(canvas, scene.text)
+    for text in texts:
+        if text.plate is not None:
+            _draw_plate(canvas, text, text.plate)
+        _draw_text(canvas, text)
     return add_noise(rng, np.asarray(canvas))

@@ -80,6 +80,11 @@ class Scene:
     text: Text | None
     background: int  # seed of texture and noise
 
+    @property
+    def texts(self) -> tuple[Text, ...]:
+        """The text, or none."""
+        return () if self.text is None else (self.text,)
+
 
 def _choice(rng: np.random.Generator, items: Sequence):
     return items[int(rng.integers(len(items)))]

@@ -5,7 +5,7 @@ import numpy as np
 from paligemma_jax.demo.scene import Scene, sample_pair, sample_scene
 
 TRAINING, HELD_OUT = 0, 1
-PAIRS = 2  # added to a split: the stream of picture pairs
+PAIRS, PAGES = 2, 4  # added to a split: the streams of picture pairs and of pages to read
 _LIMIT = 2**32  # one word of SeedSequence entropy each, so no two (seed, split, index) coincide
 
 

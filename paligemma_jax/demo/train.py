@@ -4,11 +4,9 @@ Restartable: batches are a function of the step, and the state on disk is replac
 """
 
 import collections
-import dataclasses
 import functools
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import AsyncResult
@@ -22,14 +20,12 @@ import optax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
+from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.demo import objective
 from paligemma_jax.demo.batches import BatchConfig, PictureConfig, make_batch
-from paligemma_jax.demo.initial import initial_model
-from paligemma_jax.demo.optimizer import OptimizerConfig, make_optimizer
+from paligemma_jax.demo.run_state import STATE_FILE, initial_state, restore_state, save_state
 from paligemma_jax.demo.splits import HELD_OUT, TRAINING
-from paligemma_jax.demo.vocabulary import build_tokenizer
-from paligemma_jax.models.abstract import from_params, to_params
+from paligemma_jax.models.abstract import from_params
 from paligemma_jax.processing.tokenizer import Tokenizer
 
 PREFETCH = 6
@@ -136,61 +132,6 @@ def evaluate(
     return {task: float(np.mean(values)) for task, values in sorted(right.items())}
 
 
-def save_state(path: Path, step: int, state: Any) -> None:
-    """Writes beside, flushes, then renames: a kill leaves the old state or the new one."""
-    leaves = {f"{i:04d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
-    beside = path.with_suffix(".tmp")
-    with open(beside, "wb") as file:
-        np.savez(file, step=step, **leaves)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
-def restore_state(path: Path, state: Any) -> tuple[int, Any]:
-    """Step and state as saved, in the structure of `state`."""
-    with np.load(path) as stored:
-        leaves = [jnp.asarray(stored[f"{i:04d}"]) for i in range(len(stored.files) - 1)]
-        return int(stored["step"]), jax.tree.unflatten(jax.tree.structure(state), leaves)
-
-
-def run_tokenizer(path: Path, seed: int) -> Tokenizer:
-    """The run's own vocabulary: built once, kept beside the state it belongs to."""
-    if not path.exists():
-        beside = path.with_suffix(".tmp")
-        beside.write_bytes(build_tokenizer(seed))
-        os.replace(beside, path)
-    return Tokenizer.from_file(path)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run starts from: vocabulary, architecture, optimizer, parameters and its state."""
-
-    tokenizer: Tokenizer
-    config: PaliGemmaConfig
-    optimizer: optax.GradientTransformation
-    params: Any
-    opt_state: Any
-
-
-def initial_state(config: ConfigDict, workdir: Path) -> Run:
-    """Everything at step 0, with the run's own vocabulary."""
-    tokenizer = run_tokenizer(workdir / "tokenizer.model", config.seed)
-    model_config = PaliGemmaConfig(
-        img=SigLIPConfig(**config.model.img),
-        llm=GemmaConfig(vocab_size=tokenizer.vocab_size, **config.model.llm),
-        text_length=config.model.text_length,
-    )
-    optimizer = make_optimizer(OptimizerConfig(**config.optimizer.to_dict()), config.total_steps)
-    probe_shape = (model_config.img.width, sum(objective.PROBE_SIZES))
-    params = {
-        "model": to_params(initial_model(model_config, tokenizer.loc_start, config.seed)),
-        "probe": {"kernel": jnp.zeros(probe_shape), "bias": jnp.zeros(probe_shape[1:])},
-    }
-    return Run(tokenizer, model_config, optimizer, params, optimizer.init(params))
-
-
 def train(config: ConfigDict, workdir: Path) -> Any:
     """Runs or continues training; returns the parameters. Everything it writes is in `workdir`."""
     workdir.mkdir(parents=True, exist_ok=True)
@@ -198,9 +139,9 @@ def train(config: ConfigDict, workdir: Path) -> Any:
     tokenizer, model_config, optimizer = run.tokenizer, run.config, run.optimizer
     params, opt_state = run.params, run.opt_state
     batch_config = BatchConfig(**config.batch.to_dict())
-    start, state_file = 0, workdir / "state.npz"
-    if state_file.exists():
-        start, (params, opt_state) = restore_state(state_file, (params, opt_state))
+    start = 0
+    if (workdir / STATE_FILE).exists():
+        start, (params, opt_state) = restore_state(workdir, (params, opt_state))
         print(f"continuing after step {start}", flush=True)
     targets = jnp.asarray(objective.soft_targets(tokenizer, config.loc_sigma))
     see, answer = objectives(model_config, config.pair_weight, config.patch_weight)
@@ -247,7 +188,7 @@ def train(config: ConfigDict, workdir: Path) -> Any:
                 report({"step": step, "correct": {k: round(v, 3) for k, v in shares.items()}})
                 tick = time.monotonic()
             if step % config.checkpoint_every == 0 or step == config.total_steps:
-                save_state(state_file, step, (params, opt_state))
+                save_state(workdir, step, (params, opt_state))
     return params["model"]
 
 
