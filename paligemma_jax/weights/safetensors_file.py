@@ -43,8 +43,7 @@ class SafeTensor:
         return math.prod(self.shape) * _SIZES[self.kind]
 
     def read(self, rows: slice = slice(None), out: np.ndarray | None = None) -> np.ndarray:
-        """`rows` of the first axis, into the C-order array `out` if given; raises
-        CheckpointError."""
+        """`rows` of the first axis, into the C-order `out` if given; raises CheckpointError."""
         start, stop, _ = rows.indices(self.shape[0])
         row = math.prod(self.shape[1:])
         if out is None:

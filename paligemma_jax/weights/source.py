@@ -61,6 +61,8 @@ class Source(Protocol):
 
 
 def largest_first(specs: Mapping[str, TensorSpec]) -> list[str]:
-    """Names by falling size: what reading a tensor needs beyond it is needed while little is
-    loaded."""
+    """Names by falling size.
+
+    Reading a tensor takes more memory than the tensor; that is best needed while little is loaded.
+    """
     return sorted(specs, key=lambda name: -specs[name].nbytes)

@@ -31,8 +31,7 @@ _SAFETENSORS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 def leaf_blocks(
     path: str, shape: tuple[int, ...], seed: int, dtype: str
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """Blocks of one parameter in C order with their leading indices: layers, parts of a layer,
-    rows."""
+    """Blocks of one parameter in C order, each with its leading indices: layer and part, or row."""
     stacked = "/blocks/" in path or "/layers/" in path
     depth = 1 if stacked else 0
     depth += path.endswith(("kv_einsum/w", "gating_einsum/w"))
@@ -259,8 +258,7 @@ def hub_preprocessor(config: PaliGemmaConfig) -> dict[str, Any]:
 
 
 def make_tokenizer(vocab_size: int) -> bytes:
-    """A SentencePiece model of bytes, ASCII and unreachable filler, with `<loc>` and `<seg>`
-    last."""
+    """A SentencePiece model: bytes, ASCII, filler that no text reaches, `<loc>` and `<seg>`."""
     characters = "\u2581" + "".join(map(chr, range(33, 127)))
     pieces = [("<pad>", 0.0, PieceType.CONTROL), ("<eos>", 0.0, PieceType.CONTROL)]
     pieces += [("<bos>", 0.0, PieceType.CONTROL), ("<unk>", 0.0, PieceType.UNKNOWN)]
