@@ -36,7 +36,7 @@ def _load() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if not name.startswith("__") and "from_pretrained" not in globals():
+    if not name.startswith("_") and "from_pretrained" not in globals():
         _load()
         if name in globals():
             return globals()[name]

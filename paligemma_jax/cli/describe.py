@@ -79,19 +79,24 @@ def as_text(name: str, config: PaliGemmaConfig, checkpoint: "CheckpointInfo | No
 
 def encoder_name(config: SigLIPConfig) -> str:
     """ "SigLIP So400m/14", or the patch size alone for another size."""
-    published = SigLIPConfig(image_size=config.image_size)
-    return "SigLIP So400m/14" if config == published else f"SigLIP, patch {config.patch_size}"
+    if _encoder_sizes(config) == _encoder_sizes(SigLIPConfig()):
+        return "SigLIP So400m/14"
+    return f"SigLIP, patch {config.patch_size}"
 
 
 def decoder_name(config: GemmaConfig) -> str:
     """The published decoder of these sizes, or the family for another size."""
     for name, published in _DECODERS.items():
-        if _sizes(config) == _sizes(published):
+        if _decoder_sizes(config) == _decoder_sizes(published):
             return name
     return "Gemma 2, own size" if config.post_norms else "Gemma, own size"
 
 
-def _sizes(c: GemmaConfig) -> tuple[int, ...]:
+def _encoder_sizes(c: SigLIPConfig) -> tuple[int, ...]:
+    return c.patch_size, c.width, c.depth, c.mlp_dim, c.num_heads
+
+
+def _decoder_sizes(c: GemmaConfig) -> tuple[int, ...]:
     return c.width, c.depth, c.mlp_dim, c.num_heads, c.num_kv_heads, c.head_dim, c.post_norms
 
 

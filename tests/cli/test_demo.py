@@ -1,0 +1,87 @@
+"""The demo: questions, answers and truth beside each other, and a picture."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from paligemma_jax.cli.demo import PICTURE_SIZE, SEED
+from paligemma_jax.cli.table import Row, render_table
+from paligemma_jax.demo.showcase import boxes_agree, showcase
+from paligemma_jax.processing.parsing import Box, parse_boxes
+from tests.cli.conftest import Run
+
+
+def test_right_answers_are_marked_right(
+    run: Run, says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    shown = showcase(SEED)
+    says(*[example.answer for example in shown.examples])
+    outcome = run("demo")
+    assert outcome.code == 0, outcome.err
+    assert f"{len(shown.examples)} of {len(shown.examples)} right" in outcome.out
+    for words in ("caption es", "how many", "ocr", "detect", "--model"):
+        assert words in outcome.out
+    assert Image.open(tmp_path / "paligemma-demo.png").size == (PICTURE_SIZE, PICTURE_SIZE)
+
+
+def test_wrong_answers_are_marked_wrong(run: Run, says, tmp_path: Path):
+    shown = showcase(SEED)
+    answers = [example.answer for example in shown.examples]
+    says(*answers[:-2], "nonsense", "")
+    out = run("demo", "--out", tmp_path / "x.png").out
+    assert f"{len(answers) - 2} of {len(answers)} right" in out
+    assert re.search(r"^✗  ocr +nonsense", out, re.MULTILINE)
+    assert re.search(r"^✗  detect .*nothing found", out, re.MULTILINE)
+
+
+def test_a_second_demo_leaves_the_first(
+    run: Run, says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        says(*["x"] * 8)
+        assert run("demo", "--seed", 5).code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "paligemma-demo-2.png",
+        "paligemma-demo.png",
+    ]
+
+
+def test_picture_of_the_user(run: Run, says, picture: Path, tmp_path: Path):
+    says(*["x"] * 6, "<loc0000><loc0000><loc1023><loc0512> shape")
+    outcome = run("demo", "--picture", picture, "--out", tmp_path / "x.png")
+    assert outcome.code == 0, outcome.err
+    assert "truth" not in outcome.out and "right" not in outcome.out
+    assert Image.open(tmp_path / "x.png").size == (100, 50)
+
+
+def test_scene_has_something_for_every_question():
+    for seed in range(20):
+        shown = showcase(seed)
+        assert shown == showcase(seed)
+        assert len(shown.scene.shapes) >= 3 and shown.scene.text
+        assert all(example.answer for example in shown.examples)
+        assert boxes_agree(parse_boxes(shown.examples[-1].answer), shown.boxes)
+        assert len(shown.boxes) == len(shown.scene.shapes)
+
+
+def test_boxes_agree_one_to_one():
+    box, moved = Box("cat", 0.1, 0.1, 0.5, 0.5), Box("cat", 0.15, 0.1, 0.55, 0.5)
+    far = Box("cat", 0.4, 0.4, 0.8, 0.8)
+    assert boxes_agree([moved], [box]) and boxes_agree([], [])
+    assert not boxes_agree([far], [box])
+    assert not boxes_agree([moved], [box, box]) and not boxes_agree([moved, moved], [box])
+    assert not boxes_agree([dataclasses.replace(box, label="dog")], [box])
+
+
+def test_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [Row("caption en", "word " * 30, "a " * 60, False), Row("ocr", "", "A\nB", True)]
+    lines = list(render_table(rows, "+-"))
+    assert max(map(len, lines)) <= 80
+    assert lines[2].startswith("-  caption en") and lines[-2].startswith("+  ocr")
+    assert lines[-1].strip() == "B"
