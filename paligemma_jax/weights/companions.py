@@ -47,8 +47,9 @@ def hugging_face_processor(directory: Path, config: PaliGemmaConfig) -> dict[str
         for name, fits in known.items()
         if settings.get(name) is not None and settings[name] not in fits
     ]
-    if abs(settings.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-        problems.append(f"rescale_factor is {settings['rescale_factor']!r}, only 1/255 is known")
+    factor = settings.get("rescale_factor") or 1 / 255
+    if not isinstance(factor, float) or abs(factor - 1 / 255) > 1e-9:
+        problems.append(f"rescale_factor is {factor!r}, only 1/255 is known")
     if size != config.img.image_size:
         problems.append(f"size is {size!r}, the weights are for {config.img.image_size}")
     if problems:

@@ -5,6 +5,7 @@ some carry stale values; which, and what holds then, is transformers' configurat
 the files themselves.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ _TEXT_DEFAULTS = {
     "gemma": {"head_dim": 256},
     "gemma2": {"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 4},
 }
+_GEMMA2_DEFAULTS = {
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "query_pre_attn_scalar": 256,
+}
+_POSITIVE = ("query_pre_attn_scalar",)  # the caps may also be absent: null or 0
 # Fields that would change the mathematics, and the values that ours are.
 _GELU = ("gelu_pytorch_tanh", "gelu", "gelu_new", "gelu_fast")  # "gelu" too is run with tanh
 _FIXED_TEXT: dict[str, tuple[Any, ...]] = {
@@ -86,19 +93,15 @@ class HFConfig:
         self._vision = self._sizes("vision_config", vision, _VISION, _VISION_DEFAULTS)
         self.tied: bool = bool(self._values.get("tie_word_embeddings", True))
         self.vocab_size = self._vocab_size(text)
-        self._caps: dict[str, Any] = {}
+        self._numbers = {}
         self.sliding_window: int | None = None
         if self.kind == "gemma2":
             self.sliding_window = text.get("sliding_window", 4096)
-            self._caps = {
-                "attn_logit_softcap": text.get("attn_logit_softcapping", 50.0) or 0.0,
-                "final_logit_softcap": text.get("final_logit_softcapping", 30.0) or 0.0,
-                "query_scale": text.get("query_pre_attn_scalar", 256) or -1,
-            }
+            self._numbers = {name: text.get(name, d) for name, d in _GEMMA2_DEFAULTS.items()}
             self._problems += [
-                f"text_config.{name} is {value!r}, no number"
-                for name, value in self._caps.items()
-                if isinstance(value, bool) or not isinstance(value, int | float) or value < 0
+                f"text_config.{name} is {value!r}, no {'positive ' * (name in _POSITIVE)}number"
+                for name, value in self._numbers.items()
+                if not _is_number(value, positive=name in _POSITIVE)
             ]
         if self._problems:
             listing = "\n  ".join(self._problems)
@@ -112,15 +115,16 @@ class HFConfig:
 
     def to_config(self, vocab_size: int, *, tie_embeddings: bool = True) -> PaliGemmaConfig:
         """The configuration for a table cut to `vocab_size` rows; `text_length` is the default."""
-        caps = dict(self._caps)
-        scale = caps.pop("query_scale", self._text["head_dim"]) ** -0.5
+        numbers = self._numbers
+        scale = numbers.get("query_pre_attn_scalar", self._text["head_dim"]) ** -0.5
         try:
             return PaliGemmaConfig(
                 img=SigLIPConfig(**self._vision),
                 llm=GemmaConfig(
                     **self._text,
-                    **caps,
                     query_scale=scale,
+                    attn_logit_softcap=float(numbers.get("attn_logit_softcapping") or 0),
+                    final_logit_softcap=float(numbers.get("final_logit_softcapping") or 0),
                     vocab_size=vocab_size,
                     post_norms=self.kind == "gemma2",
                     tie_embeddings=tie_embeddings,
@@ -179,3 +183,11 @@ class HFConfig:
                 self._problems.append(f"{name} is {value!r}, no positive number")
                 return None
         return VOCAB_SIZE if text.get("vocab_size", 0) >= VOCAB_SIZE else None
+
+
+def _is_number(value: Any, *, positive: bool) -> bool:
+    if not positive and value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return False
+    return value > 0 or (value == 0 and not positive)

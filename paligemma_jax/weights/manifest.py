@@ -74,7 +74,7 @@ class Manifest:
                     f"{VERSION}. A newer library fits. Run: pip install --upgrade paligemma-jax"
                 )
             return cls(
-                files={name: FileDigest(**v) for name, v in content["files"].items()},
+                files={name: _file_digest(v) for name, v in content["files"].items()},
                 arrays={name: _array_digest(v) for name, v in content["arrays"].items()},
             )
         except OSError as e:
@@ -105,6 +105,13 @@ class Manifest:
                 for name, sha256 in zip(names, found, strict=True)
                 if sha256 != self.files[name].sha256
             ]
+
+
+def _file_digest(values: Mapping[str, Any]) -> FileDigest:
+    digest = FileDigest(**values)
+    if not isinstance(digest.bytes, int) or not isinstance(digest.sha256, str):
+        raise ValueError(f"{digest}")
+    return digest
 
 
 def _array_digest(values: Mapping[str, Any]) -> ArrayDigest:

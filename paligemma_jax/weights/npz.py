@@ -101,6 +101,8 @@ class NpzFile:
         shape, fortran_order, dtype = header
         if dtype.hasobject:
             raise ValueError("pickled objects, refused")
+        if not dtype.isnative:
+            raise ValueError("big-endian numbers")
         if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
             dtype = BFLOAT16
         size = math.prod(shape) * dtype.itemsize
@@ -108,7 +110,7 @@ class NpzFile:
             raise ValueError(
                 f"shape {shape} takes {size:,} bytes, {member.file_size - header_size:,} are there"
             )
-        return NpzArray(member, header_size, shape, dtype.newbyteorder("="), fortran_order)
+        return NpzArray(member, header_size, shape, dtype, fortran_order)
 
     def read(self, name: str, dtype: np.dtype) -> np.ndarray:
         """One array as aligned C order of `dtype`, cast block by block; raises CheckpointError."""

@@ -72,7 +72,9 @@ def test_every_missing_field_is_named(path: Path, edit_json):
         ("text_config", "hidden_activation", "silu", "hidden_activation is 'silu'"),
         ("text_config", "rms_norm_eps", 1e-5, "rms_norm_eps is 1e-05"),
         ("text_config", "num_hidden_layers", 0, "num_hidden_layers is 0"),
-        ("text_config", "query_pre_attn_scalar", 0, "query_scale is -1"),
+        ("text_config", "query_pre_attn_scalar", 0, "query_pre_attn_scalar is 0, no positive"),
+        ("text_config", "final_logit_softcapping", float("nan"), "softcapping is nan"),
+        ("text_config", "attn_logit_softcapping", "50", "softcapping is '50', no number"),
         ("text_config", "num_key_value_heads", 3, "no multiple of num_kv_heads 3"),
         ("vision_config", "layer_norm_eps", 1e-5, "layer_norm_eps is 1e-05"),
         ("vision_config", "image_size", 30, "no multiple of patch_size 14"),
@@ -85,6 +87,14 @@ def test_other_models_are_refused(
         (config[section] if section else config)[field] = value
     with pytest.raises(CheckpointError, match=message):
         HFConfig(path).to_config(256)
+
+
+def test_caps_may_be_off(path: Path, edit_json):
+    with edit_json(path) as config:
+        config["text_config"]["final_logit_softcapping"] = None
+        config["text_config"]["attn_logit_softcapping"] = 0
+    llm = HFConfig(path).to_config(256).llm
+    assert (llm.final_logit_softcap, llm.attn_logit_softcap) == (0.0, 0.0)
 
 
 def test_values_of_transformers_5(path: Path, edit_json):

@@ -186,6 +186,16 @@ def test_every_misfit_is_named(golden: Path, tmp_path: Path, safetensors):
     assert f"shape       {fc1}.bias: checkpoint (84,), model (80,)" in str(error.value)
 
 
+def test_a_table_without_rows(golden: Path, tmp_path: Path, safetensors):
+    directory = golden / "huggingface/pg1/hub_old"
+    tensors = golden_tensors(directory)
+    tensors["language_model.embed_tokens.weight"] = np.array(1, np.float32)
+    shutil.copy(directory / "config.json", tmp_path)
+    safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight: checkpoint \(\), model"):
+        open_checkpoint(tmp_path)
+
+
 def test_one_tensor_under_two_names(golden: Path, tmp_path: Path, safetensors):
     directory = golden / "huggingface/pg1/hub_old"
     tensors = golden_tensors(directory)

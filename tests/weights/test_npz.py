@@ -87,6 +87,11 @@ def test_a_zip_bomb_is_refused_by_its_directory(tmp_path: Path):
         open_checkpoint(path)
 
 
+def test_foreign_byte_order_is_refused(npz):
+    with pytest.raises(CheckpointError, match="img/x.npy: big-endian numbers"):
+        open_checkpoint(npz({"img/x": np.zeros(1, ">f4")}))
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_names_must_be_unique(npz):
     twice = [("img/x", np.zeros(1)), ("img/x", np.ones(1))]

@@ -155,7 +155,19 @@ def test_without_a_manifest_it_is_unfinished(copy: Path):
         open_checkpoint(copy)
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": "other", "version": 1}'])
+_BAD_FILES = json.dumps(
+    {
+        "format": "paligemma-jax",
+        "version": 1,
+        "files": {"config.json": {"bytes": "many", "sha256": 0}},
+        "arrays": {},
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"format": "other", "version": 1}', _BAD_FILES]
+)
 def test_a_damaged_manifest(content: str, copy: Path):
     (copy / MANIFEST).write_text(content)
     with pytest.raises(CheckpointError, match="damaged MANIFEST.json"):
