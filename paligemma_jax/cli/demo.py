@@ -78,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
         shown = showcase(args.seed)
         image = Image.fromarray(render(shown.scene, PICTURE_SIZE))
         prompts = [example.prompt for example in shown.examples]
-        print(f"A scene that the model has never seen (seed {args.seed}).\n", flush=True)
     else:
         shown, image = None, load_image(args.picture)
         prompts = questions_without_answers()
@@ -98,6 +97,8 @@ def _ask_and_show(
     from paligemma_jax.viz import draw_boxes
 
     pipeline = load_pipeline(args)
+    if shown is not None:
+        print(f"A scene that the model has never seen (seed {args.seed}).\n", flush=True)
     began = time.monotonic()
     with status(args, "compiling the model for this machine"):
         answers = pipeline.generate([image] * len(prompts), prompts, max_new_tokens=64)

@@ -4,7 +4,7 @@ Letters: B batch, V vocabulary.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from paligemma_jax.errors import ConfigError
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Chooses one token a row; `keys` are random keys, one a row, fresh at every step."""
 

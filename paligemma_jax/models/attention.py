@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from paligemma_jax.models.layers import DType
+
 MASKED_LOGIT = -2.3819763e38  # most negative float32 that survives a cast to bfloat16
 ROPE_MAX_WAVELENGTH = 10_000
 
@@ -131,7 +133,7 @@ class KVCache:
 
 
 def empty_cache(
-    depth: int, batch: int, kv_heads: int, slots: int, head_dim: int, dtype: jnp.dtype
+    depth: int, batch: int, kv_heads: int, slots: int, head_dim: int, dtype: DType
 ) -> KVCache:
     """A cache with nothing in it."""
     shape = (depth, batch, kv_heads, slots, head_dim)

@@ -4,11 +4,11 @@ Letters: B batch, T tokens, S cache slots, W width, F MLP width, N query heads, 
 H head width, V vocabulary, L layers, M attention masks that layers take in turn.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-import jax
 from paligemma_jax.config import GemmaConfig
 from paligemma_jax.models.attention import (
     KVCache,
@@ -110,7 +110,8 @@ class FeedForward(nnx.Module):
         self.linear = Einsum((config.mlp_dim, config.width), fan_in=config.mlp_dim, **kw)
 
     def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
-        gate, up = self.gating_einsum("BTW,CWF->CBTF", x)
+        both = self.gating_einsum("BTW,CWF->BTCF", x)
+        gate, up = both[:, :, 0], both[:, :, 1]
         return self.linear("BTF,FW->BTW", jax.nn.gelu(gate, approximate=True) * up)
 
 

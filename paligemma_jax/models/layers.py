@@ -79,10 +79,11 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         x = x.astype(jnp.float32)
         mean = jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
-        x = (x - mean) * jax.lax.rsqrt(variance + NORM_EPS)
-        x = x * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
-        return x.astype(self.dtype)
+        # E[x^2] - E[x]^2 as the reference has it: any other rounding moves its logits by 1e-4.
+        variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
+        gain = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + NORM_EPS)
+        x = (x - mean) * (gain * self.scale[...].astype(jnp.float32))
+        return (x + self.bias[...].astype(jnp.float32)).astype(self.dtype)
 
 
 class RMSNorm(nnx.Module):

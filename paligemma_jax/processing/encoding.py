@@ -7,7 +7,7 @@ Hugging Face together with the prompt.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ SEPARATOR = "\n"
 Arrays = dict[str, np.ndarray]
 
 
+@runtime_checkable
 class Encoding(Protocol):
     """How a prompt becomes ids."""
 

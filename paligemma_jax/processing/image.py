@@ -6,7 +6,7 @@ Hugging Face's processor resizes bicubically. Both squash to a square and map [0
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ from paligemma_jax.processing.image_source import ImageSource, load_image
 from paligemma_jax.processing.resample import resize_bilinear_antialias
 
 
+@runtime_checkable
 class PixelMethod(Protocol):
     """A way from 8-bit RGB of any size to float32 [size, size, 3] in [-1, 1]."""
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from paligemma_jax.errors import InvalidPromptError
 
 
+@runtime_checkable
 class Overflow(Protocol):
     """Policy for more tokens than fit."""
 

@@ -1,0 +1,81 @@
+"""Models of a few thousand weights, and random inputs for them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
+from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.processing.batch import Batch
+
+VOCAB = 64
+EOS = 1
+SIGLIP = SigLIPConfig(image_size=8, patch_size=4, width=12, depth=2, mlp_dim=20, num_heads=2)
+GEMMA = GemmaConfig(
+    width=16,
+    depth=3,
+    mlp_dim=24,
+    num_heads=4,
+    num_kv_heads=1,
+    head_dim=8,
+    query_scale=8**-0.5,
+    vocab_size=VOCAB,
+)
+GEMMA2 = dataclasses.replace(
+    GEMMA, num_kv_heads=2, post_norms=True, attn_logit_softcap=50.0, final_logit_softcap=30.0
+)
+
+
+def tiny_config(llm: GemmaConfig = GEMMA2, **changes: Any) -> PaliGemmaConfig:
+    """A configuration of 4 patches an image; `changes` are fields of the decoder's."""
+    return PaliGemmaConfig(img=SIGLIP, llm=dataclasses.replace(llm, **changes), text_length=16)
+
+
+def random_model(
+    config: PaliGemmaConfig, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
+) -> PaliGemma:
+    """A model in which nothing is zero or one by chance of initialisation."""
+
+    @jax.jit
+    def make() -> PaliGemma:
+        model = PaliGemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
+        leaves, treedef = jax.tree.flatten(model)
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        noise = [
+            0.2 * jax.random.normal(key, leaf.shape)
+            for key, leaf in zip(keys, leaves, strict=True)
+        ]
+        noisy = [
+            (leaf + n).astype(leaf.dtype) for leaf, n in zip(leaves, noise, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, noisy)
+
+    return make()
+
+
+def random_images(rows: int, number: int = 1, seed: int = 0) -> np.ndarray:
+    """f32[rows, number, 8, 8, 3] in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    size = SIGLIP.image_size
+    return rng.uniform(-1, 1, (rows, number, size, size, 3)).astype(np.float32)
+
+
+def random_tokens(*shape: int, seed: int = 0) -> np.ndarray:
+    """Pieces that are neither padding, EOS nor BOS."""
+    return np.random.default_rng(seed).integers(3, VOCAB, shape).astype(np.int32)
+
+
+def prompts(lengths: list[int], width: int, number_of_images: int = 1, seed: int = 0) -> Batch:
+    """Random prompts of the given lengths, padded on the right to `width`."""
+    place = np.arange(width)[None]
+    real = place < np.array(lengths)[:, None]
+    return Batch(
+        images=random_images(len(lengths), number_of_images, seed),
+        tokens=np.where(real, random_tokens(len(lengths), width, seed=seed), 0).astype(np.int32),
+        mask_ar=(~real).astype(np.int32),
+        mask_input=real,
+    )
