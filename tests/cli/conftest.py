@@ -57,7 +57,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
             code = main([str(argument) for argument in argv])
         except SystemExit as e:
             code = int(e.code or 0)
-        return Outcome(code, *capsys.readouterr())
+        printed = capsys.readouterr()
+        return Outcome(code, printed.out, printed.err)
 
     return call
 

@@ -85,3 +85,11 @@ def test_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch):
     assert max(map(len, lines)) <= 80
     assert lines[2].startswith("-  caption en") and lines[-2].startswith("+  ocr")
     assert lines[-1].strip() == "B"
+
+
+def test_embedded_model_knows_its_world(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    outcome = run("demo", "--out", tmp_path / "x.png")
+    assert outcome.code == 0, outcome.err
+    right = re.search(r"(\d) of (\d) right", outcome.out)
+    assert right and int(right[1]) >= int(right[2]) - 1, outcome.out
