@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
+from paligemma_jax.models.abstract import abstract_params, from_params
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 
@@ -38,23 +38,15 @@ def tiny_config(llm: GemmaConfig = GEMMA2, **changes: Any) -> PaliGemmaConfig:
 def random_model(
     config: PaliGemmaConfig, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32
 ) -> PaliGemma:
-    """A model in which nothing is zero or one by chance of initialisation."""
+    """A model with every weight random, norms and biases too, so that none goes unnoticed."""
+    rng = np.random.default_rng(0)
 
-    @jax.jit
-    def make() -> PaliGemma:
-        model = PaliGemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
-        leaves, treedef = jax.tree.flatten(model)
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        noise = [
-            0.2 * jax.random.normal(key, leaf.shape)
-            for key, leaf in zip(keys, leaves, strict=True)
-        ]
-        noisy = [
-            (leaf + n).astype(leaf.dtype) for leaf, n in zip(leaves, noise, strict=True)
-        ]
-        return jax.tree.unflatten(treedef, noisy)
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        is_gain = path[0].key == "img" and path[-1].key == "scale"
+        return jnp.asarray(is_gain + 0.3 * rng.normal(size=leaf.shape), leaf.dtype)
 
-    return make()
+    shapes = abstract_params(config, param_dtype)
+    return from_params(config, jax.tree_util.tree_map_with_path(draw, shapes), dtype)
 
 
 def random_images(rows: int, number: int = 1, seed: int = 0) -> np.ndarray:

@@ -13,10 +13,6 @@ from paligemma_jax.processing import ImagePreprocessing, Processor
 from paligemma_jax.weights.store import StoreContents, write_store
 from paligemma_jax.weights.tree import flatten
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where training left its state.", required=True)
-_TARGET = flags.DEFINE_string("target", None, "Directory to write; must not exist.", required=True)
-
 
 def export(config: ConfigDict, workdir: Path, target: Path) -> int:
     """Stores the parameters in bfloat16 with their processor; returns the step they are from."""
@@ -45,9 +41,13 @@ def export(config: ConfigDict, workdir: Path, target: Path) -> int:
 
 def main(_: list[str]) -> None:
     """Entry point."""
-    step = export(_CONFIG.value, Path(_WORKDIR.value), Path(_TARGET.value))
-    print(f"wrote {_TARGET.value}, the model after step {step:,}")
+    values = flags.FLAGS
+    step = export(values.config, Path(values.workdir), Path(values.target))
+    print(f"wrote {values.target}, the model after step {step:,}")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
+    flags.DEFINE_string("workdir", None, "Where training left its state.", required=True)
+    flags.DEFINE_string("target", None, "Directory to write; must not exist.", required=True)
     app.run(main)

@@ -192,14 +192,12 @@ def train(config: ConfigDict, workdir: Path) -> Any:
     return params["model"]
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where state and metrics go.", required=True)
-
-
 def main(_: list[str]) -> None:
     """Entry point."""
-    train(_CONFIG.value, Path(_WORKDIR.value))
+    train(flags.FLAGS.config, Path(flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
+    flags.DEFINE_string("workdir", None, "Where state and metrics go.", required=True)
     app.run(main)

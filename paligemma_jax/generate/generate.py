@@ -70,7 +70,7 @@ def generate(
         cache,
         logits,
         jnp.asarray(row_mask),
-        jnp.asarray(_row_seeds(seed, int(row_mask.sum()), rows)),
+        jnp.asarray(_row_seeds(seed, row_mask)),
         jnp.asarray(max_new_tokens, jnp.int32),
         sampler=sampler,
         capacity=capacity,
@@ -82,15 +82,18 @@ def generate(
     ]
 
 
-def _row_seeds(seed: int | Sequence[int], real: int, rows: int) -> np.ndarray:
+def _row_seeds(seed: int | Sequence[int], row_mask: np.ndarray) -> np.ndarray:
     if isinstance(seed, int | np.integer):
-        return (int(seed) + np.arange(rows)).astype(np.uint32)
-    if len(seed) != real:
+        return (int(seed) + np.arange(row_mask.size)).astype(np.uint32)
+    real = np.flatnonzero(row_mask)
+    if len(seed) != real.size:
         raise ConfigError(
-            f"{len(seed)} seeds do not match {real} prompts. One seed a prompt, or one number for "
-            "all, fits."
+            f"{len(seed)} seeds do not match {real.size} prompts. One seed a prompt, or one number "
+            "for all, fits."
         )
-    return np.array([*seed, *[0] * (rows - real)]).astype(np.uint32)
+    seeds = np.zeros(row_mask.size, np.uint32)
+    seeds[real] = np.asarray(seed).astype(np.uint32)
+    return seeds
 
 
 def _cut(tokens: np.ndarray, logprobs: np.ndarray, eos_id: int) -> GeneratedTokens:

@@ -29,12 +29,12 @@ def count(thing: str) -> str:
 
 
 def detect(labels: str | Sequence[str]) -> str:
-    """`detect cat ; dog`: boxes of one kind of thing or of several."""
+    """`detect cat ; dog`: boxes of one kind of thing, or of several (a list, or "cat ; dog")."""
     return f"detect {_labels(labels)}"
 
 
 def segment(labels: str | Sequence[str]) -> str:
-    """`segment cat ; dog`: boxes and mask tokens of one kind of thing or of several."""
+    """`segment cat ; dog`: boxes and mask tokens; labels as `detect` takes them."""
     return f"segment {_labels(labels)}"
 
 
@@ -56,7 +56,8 @@ def _text(text: str, what: str) -> str:
 
 
 def _labels(labels: str | Sequence[str]) -> str:
-    names = [_text(n, "label") for n in ([labels] if isinstance(labels, str) else labels)]
+    several = labels.split(";") if isinstance(labels, str) else labels
+    names = [_text(name, "label") for name in several]
     if not names:
         raise InvalidPromptError(
             "The list of labels is empty. At least one label fits. Call for example detect('cat')"

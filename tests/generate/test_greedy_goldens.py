@@ -7,6 +7,7 @@ import pytest
 
 from paligemma_jax.generate.loop import decode, prefill
 from paligemma_jax.generate.sampling import Greedy
+from paligemma_jax.models.attention import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.goldens import (
     BIG_VISION,
@@ -25,20 +26,24 @@ from tests.goldens import (
 STEPS = 8
 
 
-def greedy(
-    model: PaliGemma, inputs: tuple[jax.Array, ...], decoder: PaliGemma | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and log-probabilities of 8 steps, all but the first by `decoder` if given."""
+def read(model: PaliGemma, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, KVCache]:
+    """Prefill with room for 8 steps."""
     images, tokens = inputs[:2]
-    rows = tokens.shape[0]
     slots = images.shape[1] * model.config.img.num_patches + tokens.shape[1] + STEPS
+    return prefill(model, *inputs, slots)
+
+
+def greedy(
+    model: PaliGemma, logits: jax.Array, cache: KVCache
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and log-probabilities of 8 steps."""
+    rows = logits.shape[0]
     row_mask, seeds = jnp.ones(rows, bool), jnp.zeros(rows, jnp.uint32)
     limit = jnp.asarray(STEPS, jnp.int32)
-    logits, cache = prefill(model, *inputs, slots)
-    answer, logprobs, _ = decode(
-        decoder or model, cache, logits, row_mask, seeds, limit, Greedy(), STEPS, EOS
+    tokens, logprobs, _ = decode(
+        model, cache, logits, row_mask, seeds, limit, Greedy(), STEPS, EOS
     )
-    return np.asarray(answer), np.asarray(logprobs)
+    return np.asarray(tokens), np.asarray(logprobs)
 
 
 @pytest.mark.parametrize("name", BIG_VISION)
@@ -48,7 +53,8 @@ def test_big_vision(name: str):
     model = golden.model(final_logit_softcap=0.0)
     capped = golden.model(final_logit_softcap=30.0 if name == "pg2_softcap" else 0.0)
     with optimized():
-        tokens, logprobs = greedy(model, prompt(golden), capped)
+        state = read(model, prompt(golden))
+    tokens, logprobs = greedy(capped, *state)
     kept = until_eos(golden["greedy_tokens"])
     np.testing.assert_array_equal(tokens, np.where(kept, golden["greedy_tokens"], 0))
     assert_close(logprobs, np.where(kept, golden["greedy_logp"], 0))
@@ -61,7 +67,7 @@ def test_hugging_face(name: str):
     model = golden.model(sliding_window=6 if name == "pg2_sw" else None)
     images = jnp.asarray(hugging_face_images(golden)[:, None])
     rows = hugging_face_rows(golden, golden["batch_ids"], golden["batch_mask"])
-    tokens, _ = greedy(model, (images, *map(jnp.asarray, rows)))
+    tokens, _ = greedy(model, *read(model, (images, *map(jnp.asarray, rows))))
     expected = golden["batch_greedy_real"]
     np.testing.assert_array_equal(tokens, np.where(until_eos(expected), expected, 0))
     np.testing.assert_array_equal(tokens[0], golden["greedy_real"][0])
@@ -72,6 +78,7 @@ def test_hugging_face_without_the_window():
     sliding, plain = hugging_face("pg2_sw"), hugging_face("pg2")
     images = jnp.asarray(hugging_face_images(sliding)[:, None])
     rows = hugging_face_rows(sliding, sliding["batch_ids"], sliding["batch_mask"])
-    tokens, _ = greedy(sliding.model(), (images, *map(jnp.asarray, rows)))
+    model = sliding.model()
+    tokens, _ = greedy(model, *read(model, (images, *map(jnp.asarray, rows))))
     np.testing.assert_array_equal(tokens, plain["batch_greedy_real"])
     assert (tokens != sliding["batch_greedy_real"]).any()

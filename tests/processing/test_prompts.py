@@ -12,6 +12,7 @@ def test_task_language():
     assert prompts.ocr() == "ocr"
     assert prompts.detect("cat") == "detect cat"
     assert prompts.detect(["cat", " big dog "]) == "detect cat ; big dog"
+    assert prompts.detect("cat;big dog") == "detect cat ; big dog"
     assert prompts.segment(("cat", "dog")) == "segment cat ; dog"
 
 
@@ -28,7 +29,7 @@ def test_empty_text(text):
             build(text)
 
 
-@pytest.mark.parametrize("labels", ["", [], ["cat", ""], ["cat ; dog"], "a;b", ["a\nb"], [None]])
+@pytest.mark.parametrize("labels", ["", [], ["cat", ""], ["cat ; dog"], "a;", "a\nb", ["a\nb"], [None]])
 def test_bad_labels(labels):
     for build in (prompts.detect, prompts.segment):
         with pytest.raises(InvalidPromptError, match="fit"):
