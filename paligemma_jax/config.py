@@ -1,7 +1,7 @@
 """Architecture of every published PaliGemma, as frozen and hashable dataclasses.
 
-Sizes: big_vision's `models/vit.py` and `models/ppp/gemma.py`; PaliGemma (arXiv 2407.07726, section 3.1)
-and PaliGemma 2 (arXiv 2412.03555, section 3).
+Sizes: big_vision's `models/vit.py` and `models/ppp/gemma.py`; PaliGemma (arXiv 2407.07726, section
+3.1) and PaliGemma 2 (arXiv 2412.03555, section 3).
 """
 
 import dataclasses
@@ -137,7 +137,7 @@ GEMMA_2B = GemmaConfig(
     head_dim=256,
     query_scale=256**-0.5,
 )
-# The final cap is 0.0 as in big_vision's public configs; a Hugging Face checkpoint brings its own 30.
+# The final cap is 0.0 as in big_vision's configs; a Hugging Face checkpoint brings its own 30.
 GEMMA2_2B = GemmaConfig(
     width=2304,
     depth=26,
@@ -166,7 +166,7 @@ GEMMA2_27B = dataclasses.replace(
 
 def _variants() -> dict[str, PaliGemmaConfig]:
     """Every published id (5 + 54 of PaliGemma, 17 of PaliGemma 2) under its name on the hubs."""
-    # Text lengths: big_vision's README (128 at 224, 512 above; mix 256 and 512), transfers' configs.
+    # Text lengths: big_vision's README (128 at 224, 512 above; mix 256, 512), transfers' configs.
     pretrained = {224: 128, 448: 512, 896: 512}
     mix = {224: 256, 448: 512}
     transfers = {

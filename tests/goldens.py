@@ -81,9 +81,7 @@ def big_vision(name: str) -> Golden:
     meta = json.loads(arrays.pop("meta").tobytes())["llm"]
     if meta.get("query_pre_attn_norm") == "rsqrt_emb_per_head":  # 28B's rule, at another width
         scale = (meta["width"] / meta["num_heads"]) ** -0.5
-        config = dataclasses.replace(
-            config, llm=dataclasses.replace(config.llm, query_scale=scale)
-        )
+        config = dataclasses.replace(config, llm=dataclasses.replace(config.llm, query_scale=scale))
     return Golden(config, params, arrays)
 
 

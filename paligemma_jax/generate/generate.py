@@ -77,9 +77,8 @@ def generate(
         eos_id=eos_id,
     )
     tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
-    return [
-        _cut(tokens[row, :max_new_tokens], logprobs[row], eos_id) for row in np.flatnonzero(row_mask)
-    ]
+    real = np.flatnonzero(row_mask)
+    return [_cut(tokens[row, :max_new_tokens], logprobs[row], eos_id) for row in real]
 
 
 def _row_seeds(seed: int | Sequence[int], row_mask: np.ndarray) -> np.ndarray:

@@ -63,9 +63,7 @@ def decode(
     """
     batch = row_mask.shape[0]
 
-    def choose(
-        logits: jax.Array, step: jax.Array, done: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def choose(logits: jax.Array, step: jax.Array, done: jax.Array) -> tuple[jax.Array, jax.Array]:
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
         token = sampler(logits, keys)
         logp = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]

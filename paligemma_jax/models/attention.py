@@ -76,7 +76,7 @@ def grouped_query_attention(
     mask: Bool[Array, "B T S"],
     cap: float,
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention with N // K query heads a key head; queries come scaled, softmax in float32."""
+    """Softmax attention, N // K query heads a key head; queries come scaled, softmax is float32."""
     batch, length, heads, width = q.shape
     kv_heads = k.shape[1]
     q = q.reshape(batch, length, kv_heads, heads // kv_heads, width)
@@ -119,7 +119,7 @@ class KVCache:
         )
 
     def claim(self, valid: jax.Array, positions: jax.Array) -> "KVCache":
-        """Marks the next T slots with valid bool[B, T] and positions i32[B, T]; length unchanged."""
+        """Marks the next T slots with valid bool[B, T], positions i32[B, T]; length unchanged."""
         start = (0, self.length)
         return dataclasses.replace(
             self,

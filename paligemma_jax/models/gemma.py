@@ -23,9 +23,7 @@ from paligemma_jax.models.stacked import scan_layers, stack_layers
 class Embedder(nnx.Module):
     """The token table: looked up and scaled by sqrt(W) going in, tied output head going out."""
 
-    def __init__(
-        self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType
-    ):
+    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
         self.dtype = dtype
         shape = (config.vocab_size, config.width)
         init = jax.random.normal(rngs.params(), shape) * config.width**-0.5
@@ -44,9 +42,7 @@ class Embedder(nnx.Module):
 class Head(nnx.Module):
     """An output head of its own, for checkpoints that were fine-tuned with one."""
 
-    def __init__(
-        self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType
-    ):
+    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
         shape = (config.vocab_size, config.width)
         init = jax.random.normal(rngs.params(), shape) * config.width**-0.5
         self.w = nnx.Param(init.astype(param_dtype))
@@ -63,9 +59,7 @@ def _logits(x: Float[Array, "B T W"], table: Float[Array, "V W"]) -> Float[Array
 class Attention(nnx.Module):
     """Projections around grouped-query attention."""
 
-    def __init__(
-        self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType
-    ):
+    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
         c = config
         kw = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.config = c
@@ -100,13 +94,9 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """Gated GELU (arXiv 2002.05202): gate 0 is activated, gate 1 is linear."""
 
-    def __init__(
-        self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType
-    ):
+    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
         kw = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        self.gating_einsum = Einsum(
-            (2, config.width, config.mlp_dim), fan_in=config.width, **kw
-        )
+        self.gating_einsum = Einsum((2, config.width, config.mlp_dim), fan_in=config.width, **kw)
         self.linear = Einsum((config.mlp_dim, config.width), fan_in=config.mlp_dim, **kw)
 
     def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
@@ -118,9 +108,7 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """One decoder layer; Gemma 2 normalises again after attention and after the MLP."""
 
-    def __init__(
-        self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType
-    ):
+    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
         kw = dict(dtype=dtype, param_dtype=param_dtype)
         self.post_norms = config.post_norms
         self.pre_attention_norm = RMSNorm(config.width, **kw)
@@ -153,7 +141,7 @@ class Block(nnx.Module):
 
 
 class Gemma(nnx.Module):
-    """Decoder over embeddings, with three ways through: forward, prefill (fills the cache), extend."""
+    """Decoder over embeddings; three ways through: forward, prefill (fills a cache), extend."""
 
     def __init__(
         self,

@@ -26,7 +26,13 @@ class Einsum(nnx.Module):
     """One weight tensor contracted by an einsum equation; what LoRA and quantisation replace."""
 
     def __init__(
-        self, shape: tuple[int, ...], *, fan_in: int, rngs: nnx.Rngs, dtype: DType, param_dtype: DType
+        self,
+        shape: tuple[int, ...],
+        *,
+        fan_in: int,
+        rngs: nnx.Rngs,
+        dtype: DType,
+        param_dtype: DType,
     ):
         self.dtype = dtype
         self.w = nnx.Param(normal_init(rngs.params(), shape, fan_in, param_dtype))
@@ -87,7 +93,7 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root mean square normalisation (arXiv 1910.07467); the stored scale is applied as 1 + scale."""
+    """Root mean square normalisation (arXiv 1910.07467); the scale is applied as 1 + scale."""
 
     def __init__(self, width: int, *, dtype: DType, param_dtype: DType):
         self.dtype = dtype

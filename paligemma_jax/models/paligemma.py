@@ -110,7 +110,7 @@ class PaliGemma(nnx.Module):
         mask_input: Bool[Array, "B T"],
         slots: int,
     ) -> tuple[Float[Array, "B V"], KVCache]:
-        """Logits after each row's last prompt token, and a cache of `slots` slots with room to go on.
+        """Logits after each row's last prompt token, and a cache of `slots` slots to go on with.
 
         Rows may differ in length: padding on the right, `mask_input` False there.
         """

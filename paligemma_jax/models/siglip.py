@@ -17,9 +17,7 @@ from paligemma_jax.models.stacked import scan_layers, stack_layers
 class SelfAttention(nnx.Module):
     """Unmasked multi-head attention with biases."""
 
-    def __init__(
-        self, config: SigLIPConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType
-    ):
+    def __init__(self, config: SigLIPConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
         heads, kw = (config.num_heads, config.head_dim), dict(dtype=dtype, param_dtype=param_dtype)
         self.q = Dense((config.width,), heads, rngs=rngs, **kw)
         self.k = Dense((config.width,), heads, rngs=rngs, **kw)
@@ -38,9 +36,7 @@ class SelfAttention(nnx.Module):
 class MLP(nnx.Module):
     """Two dense layers with a tanh-approximated GELU between."""
 
-    def __init__(
-        self, config: SigLIPConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType
-    ):
+    def __init__(self, config: SigLIPConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
         kw = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.fc1 = Dense((config.width,), (config.mlp_dim,), **kw)
         self.fc2 = Dense((config.mlp_dim,), (config.width,), **kw)
@@ -52,9 +48,7 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer layer."""
 
-    def __init__(
-        self, config: SigLIPConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType
-    ):
+    def __init__(self, config: SigLIPConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
         kw = dict(dtype=dtype, param_dtype=param_dtype)
         self.norm1 = LayerNorm(config.width, **kw)
         self.attn = SelfAttention(config, rngs=rngs, **kw)
@@ -69,14 +63,10 @@ class Block(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Cuts the image into patches, row by row, and projects each: a convolution of stride p."""
 
-    def __init__(
-        self, config: SigLIPConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType
-    ):
+    def __init__(self, config: SigLIPConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
         p = config.patch_size
         self.patch_size = p
-        dense = Dense(
-            (p, p, 3), (config.width,), rngs=rngs, dtype=dtype, param_dtype=param_dtype
-        )
+        dense = Dense((p, p, 3), (config.width,), rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.kernel, self.bias, self.dtype = dense.kernel, dense.bias, dtype
 
     def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B P D"]:

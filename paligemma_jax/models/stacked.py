@@ -18,7 +18,7 @@ def stack_layers(make: Callable[[nnx.Rngs], Layer], depth: int, rngs: nnx.Rngs) 
 
 
 def scan_layers(
-    layers: Layer, apply: Callable[[Any, Carry, jax.Array], Carry], carry: Carry
+    layers: nnx.Module, apply: Callable[[Any, Carry, jax.Array], Carry], carry: Carry
 ) -> Carry:
     """Folds `apply(layer, carry, index)` over the stacked layers, first to last."""
     graphdef, params = nnx.split(layers)

@@ -1,6 +1,7 @@
 """`generate`: from a batch to answers as Python values."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests.tiny import prompts
 
 LENGTHS = [2, 5, 3, 6]
 WARM = Temperature(temperature=2.0)
+draw = functools.partial(generate, max_new_tokens=8, sampler=WARM, eos_id=NO_EOS)
 
 
 @pytest.fixture(scope="module")
@@ -56,24 +58,22 @@ def test_only_real_rows_are_answered(
         free[1].tokens,
         free[3].tokens,
     ]
-    settings = dict(max_new_tokens=8, sampler=WARM, eos_id=NO_EOS)
-    drawn = generate(tiny_model, some, seed=[7, 8], **settings)
-    every = generate(tiny_model, batch, seed=[0, 7, 0, 8], **settings)
+    drawn = draw(tiny_model, some, seed=[7, 8])
+    every = draw(tiny_model, batch, seed=[0, 7, 0, 8])
     assert [row.tokens for row in drawn] == [every[1].tokens, every[3].tokens]
 
 
 def test_one_seed_counts_up_over_the_rows(tiny_model: PaliGemma, batch: Batch):
-    settings = dict(max_new_tokens=8, sampler=WARM, eos_id=NO_EOS)
     same = rows_of(batch, [1, 1, 1])
-    counted = generate(tiny_model, same, seed=5, **settings)
-    assert counted == generate(tiny_model, same, seed=[5, 6, 7], **settings)
+    counted = draw(tiny_model, same, seed=5)
+    assert counted == draw(tiny_model, same, seed=[5, 6, 7])
     assert len({row.tokens for row in counted}) == 3
 
 
 def test_a_prompt_without_images(tiny_model: PaliGemma, batch: Batch):
     text = dataclasses.replace(batch, images=None)
     without = generate(tiny_model, text, max_new_tokens=3, eos_id=NO_EOS)
-    no_images = dataclasses.replace(batch, images=batch.images[:, :0])
+    no_images = dataclasses.replace(batch, images=np.asarray(batch.images)[:, :0])
     assert without == generate(tiny_model, no_images, max_new_tokens=3, eos_id=NO_EOS)
     assert without != generate(tiny_model, batch, max_new_tokens=3, eos_id=NO_EOS)
 

@@ -33,16 +33,12 @@ def read(model: PaliGemma, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, KV
     return prefill(model, *inputs, slots)
 
 
-def greedy(
-    model: PaliGemma, logits: jax.Array, cache: KVCache
-) -> tuple[np.ndarray, np.ndarray]:
+def greedy(model: PaliGemma, logits: jax.Array, cache: KVCache) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and log-probabilities of 8 steps."""
     rows = logits.shape[0]
     row_mask, seeds = jnp.ones(rows, bool), jnp.zeros(rows, jnp.uint32)
     limit = jnp.asarray(STEPS, jnp.int32)
-    tokens, logprobs, _ = decode(
-        model, cache, logits, row_mask, seeds, limit, Greedy(), STEPS, EOS
-    )
+    tokens, logprobs, _ = decode(model, cache, logits, row_mask, seeds, limit, Greedy(), STEPS, EOS)
     return np.asarray(tokens), np.asarray(logprobs)
 
 

@@ -36,8 +36,11 @@ def path(tiny_model: PaliGemma, batch: Batch) -> np.ndarray:
 @pytest.fixture(scope="module")
 def eos(path: np.ndarray) -> int:
     """A piece at which some rows end early, and others do not."""
-    ends = {int(t): [int((row == t).argmax()) for row in path if t in row] for t in path[:, 1:].flat}
-    return next(t for t, places in ends.items() if 0 < len(places) < len(path) and min(places) > 0)
+    for piece in path[:, 1:].flat:
+        places = [int((row == piece).argmax()) for row in path if piece in row]
+        if len(places) < len(path) and min(places) > 0:
+            return int(piece)
+    raise AssertionError("every piece is in every row")
 
 
 def test_a_row_ends_with_eos_and_is_zero_after(
@@ -119,7 +122,7 @@ def test_logprobs_are_those_of_the_model(
     text = np.concatenate([batch.tokens[row, :length], tokens[row]])[None]
     mask_ar = (np.arange(text.shape[1]) >= length).astype(np.int32)[None]
     forward = jax.jit(lambda model, *inputs: model(*inputs))
-    inputs = [jnp.asarray(x) for x in (batch.images[row : row + 1], text, mask_ar)]
+    inputs = [jnp.asarray(x) for x in (rows_of(batch, [row]).images, text, mask_ar)]
     logits = forward(tiny_model, *inputs)[0, length - 1 : -1]
     wanted = jax.nn.log_softmax(logits)[jnp.arange(CAPACITY), tokens[row]]
     assert_close(logprobs[row], wanted)
@@ -130,9 +133,7 @@ def test_draws_depend_on_the_seed_alone(tiny_model: PaliGemma, batch: Batch):
     together, _, _ = answer(tiny_model, batch, sampler=WARM, seeds=[7, 8, 9, 10])
     again, _, _ = answer(tiny_model, batch, sampler=WARM, seeds=[7, 8, 9, 10])
     np.testing.assert_array_equal(together, again)
-    moved, _, _ = answer(
-        tiny_model, rows_of(batch, [2, 1, 1, 0]), sampler=WARM, seeds=[9, 8, 0, 7]
-    )
+    moved, _, _ = answer(tiny_model, rows_of(batch, [2, 1, 1, 0]), sampler=WARM, seeds=[9, 8, 0, 7])
     np.testing.assert_array_equal(moved[[3, 1, 0]], together[[0, 1, 2]])
 
 

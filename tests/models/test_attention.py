@@ -44,7 +44,7 @@ def test_padding_is_seen_by_none_and_sees_nothing():
 
 
 def test_window_spares_the_prefix():
-    """Hugging Face's rule, as its model shows it with a window of 5, 7 prefix and 4 answer tokens."""
+    """Hugging Face's rule, as its model shows it: window 5, 7 prefix and 4 answer tokens."""
     mask_ar = jnp.array([[0] * 7 + [1] * 4])
     block = jnp.cumsum(mask_ar, axis=1)
     places = jnp.arange(11)[None]
@@ -104,7 +104,8 @@ def test_rotary_angles_are_float32_in_bfloat16():
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_grouped_attention_repeats_the_key_heads(kv_heads: int):
     """Query head n looks at key head n // (N / K)."""
-    q, k, v = normal(2, 3, 4, 8), normal(2, kv_heads, 5, 8, seed=1), normal(2, kv_heads, 5, 8, seed=2)
+    q = normal(2, 3, 4, 8)
+    k, v = normal(2, kv_heads, 5, 8, seed=1), normal(2, kv_heads, 5, 8, seed=2)
     mask = jax.random.bernoulli(jax.random.key(3), 0.7, (2, 3, 5)).at[:, :, 0].set(True)
     out = grouped_query_attention(q, k, v, mask, cap=2.0)
     for head in range(4):

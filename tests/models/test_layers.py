@@ -64,7 +64,9 @@ def test_dense_with_several_axes():
 
 def test_einsum_computes_in_the_activation_dtype():
     """float32 weights are rounded to bfloat16, products are summed in float32."""
-    layer = Einsum((64, 4), fan_in=64, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.float32)
+    layer = Einsum(
+        (64, 4), fan_in=64, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.float32
+    )
     x = jnp.asarray(normal(2, 64))
     out = layer("BD,DF->BF", x)
     assert layer.w.dtype == jnp.float32 and out.dtype == jnp.bfloat16

@@ -127,18 +127,12 @@ def test_padding_changes_nothing(tiny_model: PaliGemma, conversation):
 
 def test_prefill_of_a_row_alone_equals_the_row_in_a_ragged_batch(tiny_model: PaliGemma):
     batch = prompts(LENGTHS, WIDTH)
-    together, _ = prefill(
-        tiny_model, batch.images, batch.tokens, batch.mask_ar, batch.mask_input, slots=10
-    )
+    inputs = [np.asarray(x) for x in (batch.images, batch.tokens, batch.mask_ar, batch.mask_input)]
+    together, _ = prefill(tiny_model, *map(jnp.asarray, inputs), slots=10)
     row, length = 1, LENGTHS[1]
-    alone, _ = prefill(
-        tiny_model,
-        batch.images[row : row + 1],
-        batch.tokens[row : row + 1, :length],
-        batch.mask_ar[row : row + 1, :length],
-        batch.mask_input[row : row + 1, :length],
-        slots=9,
-    )
+    images, *text = [x[row : row + 1] for x in inputs]
+    text = [x[:, :length] for x in text]
+    alone, _ = prefill(tiny_model, *map(jnp.asarray, (images, *text)), slots=9)
     assert_close(alone[0], together[row], atol=1e-5)
 
 
@@ -178,9 +172,7 @@ def test_cache_has_the_dtype_of_the_activations(tiny_config: PaliGemmaConfig):
     _, cache = run_prefill(model, images, tokens, slots=12)
     assert cache.k.dtype == cache.v.dtype == jnp.bfloat16
     assert int(cache.length) == SIGLIP.num_patches + WIDTH
-    np.testing.assert_array_equal(
-        cache.valid.sum(axis=1), np.array(LENGTHS) + SIGLIP.num_patches
-    )
+    np.testing.assert_array_equal(cache.valid.sum(axis=1), np.array(LENGTHS) + SIGLIP.num_patches)
 
 
 def test_params_go_in_and_out_without_a_copy(tiny_config: PaliGemmaConfig, tiny_model: PaliGemma):
