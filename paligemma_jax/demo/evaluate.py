@@ -22,6 +22,7 @@ from paligemma_jax.demo.tasks import SAME_PROMPT, Example, examples
 from paligemma_jax.pipeline import Generation, Pipeline, from_pretrained
 from paligemma_jax.processing import prompts
 from paligemma_jax.processing.parsing import Box, parse_boxes
+from paligemma_jax.processing.processor import Entry
 
 PICTURE_SIZE = 224  # pixels; twice the model's, so that resizing is part of what is measured
 _QUESTIONS = ("colour", "where", "exists")
@@ -81,7 +82,7 @@ def _row(example: Example) -> str:
 
 
 def _ask(
-    pipeline: Pipeline, questions: Sequence[tuple[object, str]], max_new_tokens: int
+    pipeline: Pipeline, questions: Sequence[tuple[Entry, str]], max_new_tokens: int
 ) -> list[Generation]:
     return pipeline.generate(
         [picture for picture, _ in questions],

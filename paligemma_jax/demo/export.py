@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
+from paligemma_jax.demo.recipe import Recipe
 from paligemma_jax.demo.run_state import initial_state, restore_state
 from paligemma_jax.processing import ImagePreprocessing, Processor
 from paligemma_jax.weights.store import StoreContents, write_store
 from paligemma_jax.weights.tree import flatten
 
 
-def export(config: ConfigDict, workdir: Path, target: Path) -> int:
+def export(recipe: Recipe, workdir: Path, target: Path) -> int:
     """Stores the parameters in bfloat16 with their processor; returns the step they are from."""
-    run = initial_state(config, workdir)
+    run = initial_state(recipe, workdir)
     step, state = restore_state(workdir, (run.params, run.opt_state))
     params = jax.tree.map(lambda w: np.asarray(w.astype(jnp.bfloat16)), state[0]["model"])
     processor = Processor(
@@ -42,7 +43,7 @@ def export(config: ConfigDict, workdir: Path, target: Path) -> int:
 def main(_: list[str]) -> None:
     """Entry point."""
     values = flags.FLAGS
-    step = export(values.config, Path(values.workdir), Path(values.target))
+    step = export(Recipe.from_config(values.config), Path(values.workdir), Path(values.target))
     print(f"wrote {values.target}, the model after step {step:,}")
 
 

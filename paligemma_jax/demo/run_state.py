@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
-from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
+from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.demo import objective
 from paligemma_jax.demo.initial import initial_model
-from paligemma_jax.demo.optimizer import OptimizerConfig, make_optimizer
+from paligemma_jax.demo.optimizer import make_optimizer
+from paligemma_jax.demo.recipe import Recipe
 from paligemma_jax.demo.vocabulary import build_tokenizer
 from paligemma_jax.models.abstract import to_params
 from paligemma_jax.processing.tokenizer import Tokenizer
@@ -33,18 +33,14 @@ class Run:
     opt_state: Any
 
 
-def initial_state(config: ConfigDict, workdir: Path) -> Run:
+def initial_state(recipe: Recipe, workdir: Path) -> Run:
     """Everything at step 0, with the run's own vocabulary."""
-    tokenizer = run_tokenizer(workdir / "tokenizer.model", config.seed)
-    model_config = PaliGemmaConfig(
-        img=SigLIPConfig(**config.model.img),
-        llm=GemmaConfig(vocab_size=tokenizer.vocab_size, **config.model.llm),
-        text_length=config.model.text_length,
-    )
-    optimizer = make_optimizer(OptimizerConfig(**config.optimizer.to_dict()), config.total_steps)
+    tokenizer = run_tokenizer(workdir / "tokenizer.model", recipe.seed)
+    model_config = recipe.architecture(tokenizer.vocab_size)
+    optimizer = make_optimizer(recipe.optimizer, recipe.total_steps)
     probe_shape = (model_config.img.width, sum(objective.PROBE_SIZES))
     params = {
-        "model": to_params(initial_model(model_config, tokenizer.loc_start, config.seed)),
+        "model": to_params(initial_model(model_config, tokenizer.loc_start, recipe.seed)),
         "probe": {"kernel": jnp.zeros(probe_shape), "bias": jnp.zeros(probe_shape[1:])},
     }
     return Run(tokenizer, model_config, optimizer, params, optimizer.init(params))
@@ -61,7 +57,9 @@ def run_tokenizer(path: Path, seed: int) -> Tokenizer:
 
 def save_state(workdir: Path, step: int, state: Any) -> None:
     """Writes beside, flushes, then renames: a kill leaves the old state or the new one."""
-    leaves = {f"{i:04d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+    leaves: dict[str, Any] = {
+        f"{i:04d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))
+    }
     path = workdir / STATE_FILE
     beside = path.with_suffix(".tmp")
     with open(beside, "wb") as file:

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.demo import objective
 from paligemma_jax.demo.batches import BatchConfig, PictureConfig, make_batch
+from paligemma_jax.demo.recipe import Recipe
 from paligemma_jax.demo.run_state import STATE_FILE, initial_state, restore_state, save_state
 from paligemma_jax.demo.splits import HELD_OUT, TRAINING
 from paligemma_jax.models.abstract import from_params
@@ -132,21 +133,18 @@ def evaluate(
     return {task: float(np.mean(values)) for task, values in sorted(right.items())}
 
 
-def train(config: ConfigDict, workdir: Path) -> Any:
+def train(recipe: Recipe, workdir: Path) -> Any:
     """Runs or continues training; returns the parameters. Everything it writes is in `workdir`."""
     workdir.mkdir(parents=True, exist_ok=True)
-    run = initial_state(config, workdir)
+    run = initial_state(recipe, workdir)
     tokenizer, model_config, optimizer = run.tokenizer, run.config, run.optimizer
     params, opt_state = run.params, run.opt_state
-    batch_config = BatchConfig(**config.batch.to_dict())
     start = 0
     if (workdir / STATE_FILE).exists():
         start, (params, opt_state) = restore_state(workdir, (params, opt_state))
         print(f"continuing after step {start}", flush=True)
-    targets = jnp.asarray(objective.soft_targets(tokenizer, config.loc_sigma))
-    see, answer = objectives(model_config, config.pair_weight, config.patch_weight)
-    side = config.model.img.image_size // config.model.img.patch_size
-    picture = PictureConfig(size=config.model.img.image_size, side=side)
+    targets = jnp.asarray(objective.soft_targets(tokenizer, recipe.loc_sigma))
+    see, answer = objectives(model_config, recipe.pair_weight, recipe.patch_weight)
 
     context = multiprocessing.get_context("spawn")
     with (
@@ -155,7 +153,7 @@ def train(config: ConfigDict, workdir: Path) -> Any:
     ):
 
         def stream(split: int, start: int, stop: int) -> Iterator[dict[str, Any]]:
-            return batches(pool, batch_config, picture, config.seed, split, start, stop)
+            return batches(pool, recipe.batch, recipe.picture, recipe.seed, split, start, stop)
 
         def report(values: dict[str, Any]) -> None:
             line = json.dumps(values)
@@ -166,35 +164,35 @@ def train(config: ConfigDict, workdir: Path) -> Any:
         held_out = list(stream(HELD_OUT, 0, 8))
         began, waited = time.monotonic(), 0.0
         tick = began
-        source = stream(TRAINING, start, config.total_steps)
-        for step in range(start + 1, config.total_steps + 1):
+        source = stream(TRAINING, start, recipe.total_steps)
+        for step in range(start + 1, recipe.total_steps + 1):
             asked = time.monotonic()
             batch = on_device(next(source))
             waited += time.monotonic() - asked
-            minimise = see if step <= config.patch_steps else answer
+            minimise = see if step <= recipe.patch_steps else answer
             params, opt_state, values = train_step(
                 params, opt_state, batch, targets, objective_of=minimise, optimizer=optimizer
             )
-            if step % config.log_every == 0 or step == config.total_steps:
+            if step % recipe.log_every == 0 or step == recipe.total_steps:
                 losses = {k: round(float(v), 4) for k, v in values.items()}
                 if not np.isfinite(losses["loss"]):
                     raise FloatingPointError(f"The loss is {losses['loss']} at step {step}.")
                 now = time.monotonic()
-                pace = {"s_per_step": round((now - tick) / config.log_every, 3)}
+                pace = {"s_per_step": round((now - tick) / recipe.log_every, 3)}
                 report({"step": step} | losses | pace | {"data_wait": round(waited, 2)})
                 tick, waited = now, 0.0
-            if step % config.evaluate_every == 0 or step == config.total_steps:
+            if step % recipe.evaluate_every == 0 or step == recipe.total_steps:
                 shares = evaluate(params["model"], model_config, tokenizer.loc_start, held_out)
                 report({"step": step, "correct": {k: round(v, 3) for k, v in shares.items()}})
                 tick = time.monotonic()
-            if step % config.checkpoint_every == 0 or step == config.total_steps:
+            if step % recipe.checkpoint_every == 0 or step == recipe.total_steps:
                 save_state(workdir, step, (params, opt_state))
     return params["model"]
 
 
 def main(_: list[str]) -> None:
     """Entry point."""
-    train(flags.FLAGS.config, Path(flags.FLAGS.workdir))
+    train(Recipe.from_config(flags.FLAGS.config), Path(flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from paligemma_jax.processing.parsing import Box, parse_boxes
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """Boxes a model gave for one picture; `text` is its answer as it came, width and height pixels."""
+    """Boxes in one picture; `text` is the answer as it came, width and height are pixels."""
 
     boxes: tuple[Box, ...]
     text: str

@@ -22,7 +22,8 @@ def picture_list(images: Any, input_color_format: str | None) -> list[Any]:
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         return [picture for entry in images for picture in picture_list(entry, input_color_format)]
     if type(images).__module__.partition(".")[0] == "torch":
-        array = np.moveaxis(images.detach().cpu().numpy(), -3, -1)
+        tensor: Any = images
+        array = np.moveaxis(tensor.detach().cpu().numpy(), -3, -1)
         flip = input_color_format == "bgr"
     elif isinstance(images, np.ndarray):
         array, flip = images, input_color_format != "rgb"

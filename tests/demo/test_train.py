@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from paligemma_jax.demo.export import export
+from paligemma_jax.demo.recipe import Recipe
 from paligemma_jax.demo.run_state import initial_state, restore_state
 from paligemma_jax.demo.train import train
 from paligemma_jax.pipeline import from_pretrained
@@ -32,7 +33,7 @@ def toy_config(**changes):
         )
         config.batch.update(dict(scenes=2, pairs=1, pages=1))
         config.optimizer.update(dict(warmup_steps=2))
-    return config
+    return Recipe.from_config(config)
 
 
 def losses(workdir):

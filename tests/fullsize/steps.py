@@ -49,7 +49,7 @@ def theirs(source: str, target: str) -> None:
     model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
         source, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    vision = model.config.vision_config
+    vision: Any = model.config.vision_config
     image_token = model.config.image_token_index
     images, tokens = inputs(vision.image_size, image_token)
     patches = (vision.image_size // vision.patch_size) ** 2

@@ -67,7 +67,8 @@ def test_logits(directory):
         ).logits
     mask_ar = np.zeros_like(tokens)
     mask_ar[:, PREFIX:] = 1
-    logits = load_model(directory, dtype="float32")(images, tokens, mask_ar)
+    model = load_model(directory, dtype="float32")
+    logits = model(*map(jnp.asarray, (images, tokens, mask_ar)))
     want = expected[:, -tokens.shape[1] :, :rows].numpy()
     np.testing.assert_allclose(np.asarray(logits), want, atol=1e-4, rtol=1e-5)
 

@@ -29,7 +29,9 @@ def test_empty_text(text):
             build(text)
 
 
-@pytest.mark.parametrize("labels", ["", [], ["cat", ""], ["cat ; dog"], "a;", "a\nb", ["a\nb"], [None]])
+@pytest.mark.parametrize(
+    "labels", ["", [], ["cat", ""], ["cat ; dog"], "a;", "a\nb", ["a\nb"], [None]]
+)
 def test_bad_labels(labels):
     for build in (prompts.detect, prompts.segment):
         with pytest.raises(InvalidPromptError, match="fit"):
