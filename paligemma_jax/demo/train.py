@@ -88,7 +88,7 @@ def train_step(
     """One update of the float32 parameters; returns the parts of the loss."""
     (total, parts), grads = jax.value_and_grad(objective_of, has_aux=True)(params, batch, targets)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     return optax.apply_updates(params, updates), opt_state, parts | {"loss": total, "grad": norm}
 
 
