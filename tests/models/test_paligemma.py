@@ -136,6 +136,15 @@ def test_prefill_of_a_row_alone_equals_the_row_in_a_ragged_batch(tiny_model: Pal
     assert_close(alone[0], together[row], atol=1e-5)
 
 
+def test_padding_may_be_marked_as_prompt(tiny_model: PaliGemma):
+    """big_vision pads mask_ar with 1 in its configs, with 0 in its notebook; mask_input decides."""
+    batch = prompts(LENGTHS, WIDTH)
+    inputs = [jnp.asarray(x) for x in (batch.images, batch.tokens, batch.mask_ar, batch.mask_input)]
+    logits, _ = prefill(tiny_model, *inputs, slots=10)
+    inputs[2] = jnp.zeros_like(inputs[2])
+    assert_close(prefill(tiny_model, *inputs, slots=10)[0], logits, atol=1e-5)
+
+
 def test_images_are_seen_in_their_order(tiny_model: PaliGemma):
     images = jnp.asarray(random_images(1, 2))
     tokens = jnp.asarray(random_tokens(1, 3))
