@@ -11,7 +11,6 @@ from paligemma_jax.demo.splits import HELD_OUT, split_rng
 from paligemma_jax.demo.tasks import (
     KIND_LABELS,
     Example,
-    Label,
     caption_answer,
     count_answer,
     detect_answer,
@@ -23,7 +22,6 @@ from paligemma_jax.demo.tasks import (
 from paligemma_jax.processing.parsing import Box
 
 _MAX_LABELS = 3  # kinds of things in the scene; a picture of more is crowded
-_ASKED_LABELS = 1  # in the prompt: what the model does best, see its card
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +46,15 @@ def showcase(seed: int) -> Showcase:
             continue
         if min(len({s.kind for s in scene.shapes}), len({s.colour for s in scene.shapes})) < 2:
             continue
-        labels = [Label(*name.split()) for name in names[:_ASKED_LABELS]]
+        common = max(KIND_LABELS, key=lambda label: len(label.find(scene)))
         asked = [
             *[caption_answer(scene, language) for language in LANGUAGES],
             sample_where(scene, rng) or sample_colour(scene, rng) or sample_exists(scene, rng),
-            count_answer(scene, max(KIND_LABELS, key=lambda label: len(label.find(scene)))),
+            count_answer(scene, common),
             ocr_answer(scene),
-            detect_answer(scene, labels),
+            detect_answer(scene, [common]),
         ]
-        boxes = [Box(str(label), *shape.box) for label in labels for shape in label.find(scene)]
+        boxes = [Box(str(common), *shape.box) for shape in common.find(scene)]
         return Showcase(scene, tuple(asked), tuple(boxes))
     raise AssertionError("unreachable: the scenes do not end")
 
