@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -45,10 +46,17 @@ def data_files() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout to build in, without what earlier builds have left."""
+    left = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "tests")
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "tree", ignore=left)
+
+
+@pytest.fixture(scope="module")
+def dist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory with an sdist, and the wheel that was built from it alone."""
     out = tmp_path_factory.mktemp("dist")
-    run([sys.executable, "-m", "build", "--outdir", out, ROOT], cwd=out)
+    run([sys.executable, "-m", "build", "--outdir", out, source], cwd=out)
     return out
 
 
@@ -76,8 +84,10 @@ def test_wheel_holds_modules_data_and_nothing_else(wheel: Path):
 
 
 @pytest.mark.slow
-def test_wheel_from_the_checkout_equals_the_one_from_the_sdist(wheel: Path, tmp_path: Path):
-    run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT], cwd=tmp_path)
+def test_wheel_from_the_checkout_equals_the_one_from_the_sdist(
+    source: Path, wheel: Path, tmp_path: Path
+):
+    run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, source], cwd=tmp_path)
     contents = []
     for path in (wheel, tmp_path / wheel.name):
         with zipfile.ZipFile(path) as archive:
