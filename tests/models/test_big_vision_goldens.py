@@ -10,16 +10,26 @@ import pytest
 
 from paligemma_jax.generate.loop import prefill
 from paligemma_jax.models.abstract import to_params
+from paligemma_jax.models.attention import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.training.losses import per_example_loss
 from paligemma_jax.weights.big_vision import big_vision_name
 from paligemma_jax.weights.tree import flatten
-from tests.goldens import BIG_VISION, Golden, assert_close, big_vision, optimized, prompt
+from tests.goldens import (
+    BIG_VISION,
+    SAME_ROUNDING,
+    Golden,
+    assert_close,
+    assert_close_end_to_end,
+    big_vision,
+    optimized,
+    prompt,
+)
 
 pytestmark = pytest.mark.parametrize("name", BIG_VISION)
 
-# Norms sum the rounding errors of a whole backward pass; weights are not met one by one.
-GRADIENT_RTOL = 1e-4
+# Relative: norms sum the rounding errors of a whole backward pass, and go from 1e-2 to 1e2.
+GRADIENT_RTOL = 1e-4 if SAME_ROUNDING else 1e-3
 # Softmax is blind to a constant added to all keys: the gradient is zero but for rounding.
 ZERO_GRADIENT = "img/blocks/attn/k/bias"
 
@@ -78,7 +88,7 @@ def test_attention_mask(name: str):
 
 
 def test_teacher_forced_logits(name: str):
-    assert_close(outputs(name)["logits"], big_vision(name)["train_logits"])
+    assert_close_end_to_end(outputs(name)["logits"], big_vision(name)["train_logits"])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -113,18 +123,31 @@ def test_logits_after_the_prompt(name: str):
     golden = big_vision(name)
     with optimized():
         logits, _ = prefill(golden.model(final_logit_softcap=0.0), *prompt(golden), _room(golden))
-    assert_close(logits, golden["prefill_last_logits"])
+    assert_close_end_to_end(logits, golden["prefill_last_logits"])
 
 
-def test_logits_of_every_step_along_the_greedy_path(name: str):
-    """From the second token on big_vision applies the final cap, so here ours has it."""
+def test_decoder_alone(name: str):
+    """From big_vision's image embeddings: teacher forced, after the prompt, and at every step.
+
+    From the second token on big_vision applies the final cap, so there ours has it.
+    """
     golden = big_vision(name)
-    with optimized():
-        _, cache = prefill(golden.model(final_logit_softcap=0.0), *prompt(golden), _room(golden))
-    model = golden.model(final_logit_softcap=30.0 if name == "pg2_softcap" else 0.0)
+    embeddings, text, mask_ar = (
+        jnp.asarray(golden[key]) for key in ("image_embeddings", "text", "mask_ar")
+    )
+
+    @jax.jit
+    def run(model: PaliGemma) -> tuple[jax.Array, tuple[jax.Array, KVCache]]:
+        forced = model.forward(embeddings, text[:, :-1], mask_ar[:, :-1])
+        return forced, model.prefill(embeddings, *prompt(golden)[1:], slots=_room(golden))
+
+    forced, (after_prompt, cache) = run(golden.model(final_logit_softcap=0.0))
+    assert_close(forced, golden["train_logits"])
+    assert_close(after_prompt, golden["prefill_last_logits"])
+    capped = golden.model(final_logit_softcap=30.0 if name == "pg2_softcap" else 0.0)
     extend = jax.jit(lambda model, tokens, cache: model.extend(tokens, cache))
     logits = []
     for tokens in jnp.asarray(golden["greedy_tokens"][:, :-1]).T:
-        step, cache = extend(model, tokens, cache)
+        step, cache = extend(capped, tokens, cache)
         logits.append(step)
     assert_close(jnp.stack(logits, axis=1), golden["greedy_step_logits"])
