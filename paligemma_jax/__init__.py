@@ -9,25 +9,12 @@ import, so they are loaded on first use: `paligemma --help` answers at once.
 """
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paligemma_jax.api import *  # noqa: F403
 
 __version__ = "0.1.0"
-
-
-class _Package(types.ModuleType):
-    """This package as a module on which `generate` stays the function.
-
-    The import system would put the room of the same name there as soon as something imports it.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "generate" or not isinstance(value, types.ModuleType):
-            super().__setattr__(name, value)
 
 
 def _load() -> None:
@@ -47,6 +34,3 @@ def __dir__() -> list[str]:
     if "from_pretrained" not in globals():
         _load()
     return sorted(globals())
-
-
-sys.modules[__name__].__class__ = _Package

@@ -12,9 +12,9 @@ from paligemma_jax.errors import InvalidPromptError as InvalidPromptError
 from paligemma_jax.errors import MissingExtraError as MissingExtraError
 from paligemma_jax.errors import PaliGemmaError as PaliGemmaError
 from paligemma_jax.errors import UnexpectedAnswerError as UnexpectedAnswerError
-from paligemma_jax.generate import Greedy as Greedy
-from paligemma_jax.generate import Temperature as Temperature
-from paligemma_jax.generate import generate as generate
+from paligemma_jax.generation import Greedy as Greedy
+from paligemma_jax.generation import Temperature as Temperature
+from paligemma_jax.generation import generate as generate
 from paligemma_jax.models.abstract import to_params as to_params
 from paligemma_jax.models.paligemma import PaliGemma as PaliGemma
 from paligemma_jax.pipeline import Generation as Generation

@@ -10,7 +10,7 @@ import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError, ConfigError, UnexpectedAnswerError
-from paligemma_jax.generate import Greedy, Sampler, Temperature, generate
+from paligemma_jax.generation import Greedy, Sampler, Temperature, generate
 from paligemma_jax.models.abstract import from_params, to_params
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing import prompts

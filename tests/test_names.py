@@ -28,7 +28,7 @@ def test_rooms_are_there_as_after_any_import():
     "program",
     [
         "import paligemma_jax as pg; pg.generate",
-        "from paligemma_jax.generate.sampling import Greedy; import paligemma_jax as pg; pg.Greedy",
+        "from paligemma_jax.generation.sampling import Greedy; import paligemma_jax as pg",
         "from paligemma_jax import Pipeline, generate; import paligemma_jax as pg",
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import paligemma_jax as pg
-from paligemma_jax.generate.loop import decode, prefill
+from paligemma_jax.generation.loop import decode, prefill
 from paligemma_jax.models.abstract import to_params
 from paligemma_jax.processing import ImagePreprocessing
 from tests.tiny import GEMMA, random_model, tiny_config

@@ -12,7 +12,7 @@ from paligemma_jax.errors import InvalidImageError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from paligemma_jax.generate.sampling import Sampler
+    from paligemma_jax.generation.sampling import Sampler
     from paligemma_jax.pipeline import Generation, Pipeline
 
 
@@ -101,6 +101,6 @@ def _generate(
 
 
 def _sampler(temperature: float) -> "Sampler":
-    from paligemma_jax.generate.sampling import Greedy, Temperature
+    from paligemma_jax.generation.sampling import Greedy, Temperature
 
     return Temperature(temperature=temperature) if temperature else Greedy()

@@ -34,6 +34,7 @@ class BatchConfig:
     long_length: int
     pair_length: int
     supersampled_share: float
+    text_share: float
     short_weights: Mapping[str, float]
     long_weights: Mapping[str, float]
 
@@ -96,6 +97,9 @@ def make_batch(
     for i in range(config.scenes):
         rng = split_rng(seed, split, index * config.scenes + i)
         scene = sample_scene(rng)
+        if rng.random() < config.text_share:
+            while scene.text is None:
+                scene = sample_scene(rng)
         larger = rng.random() < config.supersampled_share
         drawn.append((scene.shapes, scene.texts, scene.background, larger))
         short += sample_examples(scene, rng, config.short, config.short_weights)

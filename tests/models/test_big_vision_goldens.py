@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.generate.loop import prefill
+from paligemma_jax.generation.loop import prefill
 from paligemma_jax.models.abstract import to_params
 from paligemma_jax.models.attention import KVCache
 from paligemma_jax.models.paligemma import PaliGemma

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig
-from paligemma_jax.generate.loop import prefill
+from paligemma_jax.generation.loop import prefill
 from paligemma_jax.models.abstract import from_params, to_params
 from paligemma_jax.models.attention import soft_cap
 from paligemma_jax.models.paligemma import PaliGemma

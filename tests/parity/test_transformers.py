@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 
 import jax.numpy as jnp  # noqa: E402
 
-from paligemma_jax.generate import generate  # noqa: E402
+from paligemma_jax.generation import generate  # noqa: E402
 from paligemma_jax.pipeline import load_model  # noqa: E402
 from paligemma_jax.processing.batch import Batch  # noqa: E402
 

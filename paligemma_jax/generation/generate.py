@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generate.loop import decode, prefill
-from paligemma_jax.generate.sampling import Greedy, Sampler
+from paligemma_jax.generation.loop import decode, prefill
+from paligemma_jax.generation.sampling import Greedy, Sampler
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.processing.buckets import bucket

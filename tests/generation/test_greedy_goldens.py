@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.generate.loop import decode, prefill
-from paligemma_jax.generate.sampling import Greedy
+from paligemma_jax.generation.loop import decode, prefill
+from paligemma_jax.generation.sampling import Greedy
 from paligemma_jax.models.attention import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.goldens import (

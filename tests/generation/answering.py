@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma_jax.generate.loop import decode, prefill
-from paligemma_jax.generate.sampling import Greedy, Sampler
+from paligemma_jax.generation.loop import decode, prefill
+from paligemma_jax.generation.sampling import Greedy, Sampler
 from paligemma_jax.models.attention import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch

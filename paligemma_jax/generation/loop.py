@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from paligemma_jax.generate.sampling import Sampler
+from paligemma_jax.generation.sampling import Sampler
 from paligemma_jax.models.attention import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 

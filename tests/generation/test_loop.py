@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.generate.loop import decode, prefill
-from paligemma_jax.generate.sampling import Greedy, Temperature
+from paligemma_jax.generation.loop import decode, prefill
+from paligemma_jax.generation.sampling import Greedy, Temperature
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
-from tests.generate.answering import CAPACITY, answer, rows_of
+from tests.generation.answering import CAPACITY, answer, rows_of
 from tests.goldens import assert_close
 from tests.tiny import SIGLIP, prompts
 

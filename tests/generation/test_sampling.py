@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generate.sampling import Greedy, Sampler, Temperature
+from paligemma_jax.generation.sampling import Greedy, Sampler, Temperature
 
 DRAWS = 20_000
 LOGITS = jnp.array([2.0, 1.0, 0.0, -1.0, -30.0])

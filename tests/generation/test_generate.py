@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generate import loop
-from paligemma_jax.generate.generate import GeneratedTokens, generate
-from paligemma_jax.generate.sampling import Temperature
+from paligemma_jax.generation import loop
+from paligemma_jax.generation.generate import GeneratedTokens, generate
+from paligemma_jax.generation.sampling import Temperature
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
-from tests.generate.answering import NO_EOS, answer, rows_of
+from tests.generation.answering import NO_EOS, answer, rows_of
 from tests.tiny import prompts
 
 LENGTHS = [2, 5, 3, 6]

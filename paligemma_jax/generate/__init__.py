@@ -1,7 +1,0 @@
-"""From a batch of prompts to tokens: prefill, decode loop, samplers."""
-
-from paligemma_jax.generate.generate import GeneratedTokens as GeneratedTokens
-from paligemma_jax.generate.generate import generate as generate
-from paligemma_jax.generate.sampling import Greedy as Greedy
-from paligemma_jax.generate.sampling import Sampler as Sampler
-from paligemma_jax.generate.sampling import Temperature as Temperature
