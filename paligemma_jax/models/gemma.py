@@ -216,6 +216,24 @@ class Gemma(nnx.Module):
         x, cache = scan_layers(self.layers, apply, (x, cache))
         return self.final_norm(x), cache
 
+    def branch(
+        self,
+        x: Float[Array, "B T W"],
+        positions: Int[Array, "B T"],
+        masks: Bool[Array, "M B T keys"],
+        cache: KVCache,
+    ) -> Float[Array, "B T W"]:
+        """As `extend`, but leaves the cache alone: keys are its S slots, then the T tokens."""
+
+        def apply(block: Block, x: jax.Array, index: jax.Array) -> jax.Array:
+            q, k, v = block.project(x, positions)
+            old_k, old_v = cache.read(index)
+            k = jnp.concatenate([old_k, k.astype(old_k.dtype)], axis=2)
+            v = jnp.concatenate([old_v, v.astype(old_v.dtype)], axis=2)
+            return block.finish(x, q, k, v, masks[index % masks.shape[0]])
+
+        return self.final_norm(scan_layers(self.layers, apply, x))
+
     def logits(self, x: Float[Array, "B T W"]) -> Float[Array, "B T V"]:
         """Output logits in float32, soft-capped where the configuration says so."""
         out = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)

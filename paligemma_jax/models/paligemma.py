@@ -142,6 +142,28 @@ class PaliGemma(nnx.Module):
         hidden, cache = self.llm.extend(x, positions, masks, cache)
         return self.llm.logits(hidden)[:, 0], cache.advance(1)
 
+    def branch(
+        self, tokens: Int[Array, "B T"], group: Int[Array, "B T"], cache: KVCache
+    ) -> Float[Array, "B T W"]:
+        """Final hidden states of several continuations of each prompt, side by side in one row.
+
+        Tokens with equal `group` stand together and make one continuation: each sees the whole
+        cache, and of its own continuation itself and what stands before. The cache stays as it is,
+        ready for more of them.
+        """
+        same = group[:, :, None] == group[:, None, :]
+        own = same & jnp.tril(jnp.ones(same.shape[1:], bool))
+        last = jnp.max(jnp.where(cache.valid, cache.positions, -1), axis=1)
+        positions = last[:, None] + jnp.sum(own, axis=2)
+        prompt = jnp.broadcast_to(cache.valid[:, None, :], (*tokens.shape, cache.valid.shape[1]))
+        masks = jnp.concatenate([prompt, own], axis=2)[None]
+        window = self.config.llm.sliding_window
+        if window is not None:
+            keys = jnp.concatenate([cache.positions, positions], axis=1)
+            near = sliding_window_mask(masks[0], positions, keys, jnp.zeros_like(masks[0]), window)
+            masks = jnp.stack([near, masks[0]])
+        return self.llm.branch(self.llm.embedder.encode(tokens), positions, masks, cache)
+
     def _sequence(
         self, image_tokens: jax.Array, tokens: jax.Array, mask_ar: jax.Array, mask_input: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
