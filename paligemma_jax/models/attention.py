@@ -69,6 +69,21 @@ def soft_cap(logits: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
     return jnp.tanh(logits / cap) * cap if cap else logits
 
 
+def attention_weights(
+    q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], mask: Bool[Array, "B T S"], cap: float
+) -> Float[Array, "B K G T S"]:
+    """How much each query looks at each key: float32, sums to 1 over S, 0 where masked.
+
+    Queries come scaled. A query that may see nothing (padding) gets 1 / S everywhere.
+    """
+    batch, length, heads, width = q.shape
+    kv_heads = k.shape[1]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, width)
+    logits = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.where(mask[:, None, None], soft_cap(logits, cap), MASKED_LOGIT)
+    return jax.nn.softmax(logits, axis=-1)
+
+
 def grouped_query_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B K S H"],
@@ -77,14 +92,9 @@ def grouped_query_attention(
     cap: float,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention, N // K query heads a key head; queries come scaled, softmax is float32."""
-    batch, length, heads, width = q.shape
-    kv_heads = k.shape[1]
-    q = q.reshape(batch, length, kv_heads, heads // kv_heads, width)
-    logits = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32)
-    logits = jnp.where(mask[:, None, None], soft_cap(logits, cap), MASKED_LOGIT)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    weights = attention_weights(q, k, mask, cap).astype(v.dtype)
     out = jnp.einsum("BKGTS,BKSH->BTKGH", weights, v, preferred_element_type=jnp.float32)
-    return out.reshape(batch, length, heads, width).astype(q.dtype)
+    return out.reshape(q.shape).astype(q.dtype)
 
 
 @jax.tree_util.register_dataclass

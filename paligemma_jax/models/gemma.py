@@ -4,6 +4,9 @@ Letters: B batch, T tokens, S cache slots, W width, F MLP width, N query heads, 
 H head width, V vocabulary, L layers, M attention masks that layers take in turn.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,12 +15,15 @@ from jaxtyping import Array, Bool, Float, Int
 from paligemma_jax.config import GemmaConfig
 from paligemma_jax.models.attention import (
     KVCache,
+    attention_weights,
     grouped_query_attention,
     rotary_embedding,
     soft_cap,
 )
 from paligemma_jax.models.layers import DType, Einsum, RMSNorm
 from paligemma_jax.models.stacked import scan_layers, stack_layers
+
+Seen = TypeVar("Seen")
 
 
 class Embedder(nnx.Module):
@@ -90,6 +96,16 @@ class Attention(nnx.Module):
         )
         return self.attn_vec_einsum("BTNH,NHW->BTW", mixed)
 
+    def weights(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B K S H"],
+        mask: Bool[Array, "B T S"],
+    ) -> Float[Array, "B N T S"]:
+        """What `attend` weighs the values with, head by head, before any rounding."""
+        weights = attention_weights(q, k.astype(q.dtype), mask, self.config.attn_logit_softcap)
+        return weights.reshape(q.shape[0], self.config.num_heads, *mask.shape[1:])
+
 
 class FeedForward(nnx.Module):
     """Gated GELU (arXiv 2002.05202): gate 0 is activated, gate 1 is linear."""
@@ -141,7 +157,10 @@ class Block(nnx.Module):
 
 
 class Gemma(nnx.Module):
-    """Decoder over embeddings; three ways through: forward, prefill (fills a cache), extend."""
+    """Decoder over embeddings; three ways through: forward, prefill (fills a cache), extend.
+
+    `watch` is forward with a view of its attention.
+    """
 
     def __init__(
         self,
@@ -174,6 +193,28 @@ class Gemma(nnx.Module):
             return block.finish(x, q, k, v, masks[index % masks.shape[0]])
 
         return self.final_norm(scan_layers(self.layers, apply, x))
+
+    def watch(
+        self,
+        x: Float[Array, "B T W"],
+        positions: Int[Array, "B T"],
+        masks: Bool[Array, "M B T T"],
+        see: Callable[[Seen, jax.Array, jax.Array], Seen],
+        seen: Seen,
+    ) -> tuple[Float[Array, "B T W"], Seen]:
+        """As `__call__`, folding `seen = see(seen, weights f32[B, N, T, T], layer)` over layers."""
+
+        def apply(
+            block: Block, carry: tuple[jax.Array, Seen], index: jax.Array
+        ) -> tuple[jax.Array, Seen]:
+            x, seen = carry
+            q, k, v = block.project(x, positions)
+            mask = masks[index % masks.shape[0]]
+            seen = see(seen, block.attn.weights(q, k, mask), index)
+            return block.finish(x, q, k, v, mask), seen
+
+        x, seen = scan_layers(self.layers, apply, (x, seen))
+        return self.final_norm(x), seen
 
     def prefill(
         self,

@@ -4,6 +4,8 @@ Letters: B batch, N images an example, P patches an image, T text tokens, S cach
 width, V vocabulary, M attention masks (1, or 2 with a sliding window: even layers, odd layers).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +18,7 @@ from paligemma_jax.models.attention import (
     prefix_lm_mask,
     sliding_window_mask,
 )
-from paligemma_jax.models.gemma import Gemma
+from paligemma_jax.models.gemma import Gemma, Seen
 from paligemma_jax.models.layers import DType
 from paligemma_jax.models.siglip import SigLIP
 
@@ -86,6 +88,23 @@ class PaliGemma(nnx.Module):
         mask_input = jnp.ones(tokens.shape, bool)
         x, positions, masks, _ = self._sequence(image_tokens, tokens, mask_ar, mask_input)
         return self.llm(x, positions, masks)[:, image_tokens.shape[1] :]
+
+    def watch(
+        self,
+        image_tokens: Float[Array, "B NP W"],
+        tokens: Int[Array, "B T"],
+        mask_ar: Int[Array, "B T"],
+        mask_input: Bool[Array, "B T"],
+        see: Callable[[Seen, jax.Array, jax.Array], Seen],
+        seen: Seen,
+    ) -> tuple[Float[Array, "B T W"], Seen]:
+        """As `hidden`, and what `see` made of every layer's attention; see `Gemma.watch`.
+
+        Queries and keys are image tokens, then text; padding (`mask_input` False) is seen by none.
+        """
+        x, positions, masks, _ = self._sequence(image_tokens, tokens, mask_ar, mask_input)
+        hidden, seen = self.llm.watch(x, positions, masks, see, seen)
+        return hidden[:, image_tokens.shape[1] :], seen
 
     def attention_masks(
         self, mask_ar: Int[Array, "B S"], input_mask: Bool[Array, "B S"]
