@@ -1,6 +1,8 @@
 """Trains the embedded demo model from scratch on the synthetic world, on CPU or GPU.
 
-    python -m paligemma_jax.demo.train --config configs/demo.py --workdir DIR
+    python -m paligemma_jax.demo.train_codec --target DIR/mask_codec.npz
+    python -m paligemma_jax.demo.train --config configs/demo.py --mask_codec DIR/mask_codec.npz \\
+        --workdir DIR
     python -m paligemma_jax.demo.train ... --config.total_steps=500
 
 The same command continues an interrupted run, bit for bit on the same machine. Copy this file to
@@ -13,7 +15,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.total_steps = 3_600
+    config.total_steps = 7_000
 
     # Real architecture, small: under 8 MB in bfloat16 with its vocabulary.
     config.model = dict(
@@ -27,7 +29,7 @@ def get_config() -> ConfigDict:
             head_dim=48,
             query_scale=48**-0.5,
         ),
-        text_length=56,
+        text_length=64,
     )
 
     # One step: `scenes` pictures, each encoded once and asked `short` + `long` prompts; `pairs`
@@ -38,14 +40,20 @@ def get_config() -> ConfigDict:
         short=2,
         long=2,
         pairs=6,
-        pages=16,
+        pages=20,
         short_length=21,
-        long_length=54,
+        long_length=55,
         pair_length=14,
         supersampled_share=0.5,  # scenes drawn at twice the size and then resized, as users' are
+        text_share=0.5,  # scenes that are drawn again until something is written in them
         short_weights=dict(count=0.34, colour=0.1, where=0.14, exists=0.12, ocr=0.5),
         long_weights=dict(
-            caption_en=0.13, caption_es=0.13, caption_de=0.13, caption_fr=0.13, detect=0.6
+            caption_en=0.13,
+            caption_es=0.13,
+            caption_de=0.13,
+            caption_fr=0.13,
+            detect=0.5,
+            segment=0.25,
         ),
     )
 

@@ -4,18 +4,20 @@ Letters: I pictures, R rows of one group, T text tokens.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from paligemma_jax.demo.mask_codes import MaskCodes
 from paligemma_jax.demo.pages import sample_page
 from paligemma_jax.demo.patches import patch_targets
 from paligemma_jax.demo.render import draw_picture
 from paligemma_jax.demo.scene import Shape, Text, sample_pair, sample_scene
 from paligemma_jax.demo.splits import PAGES, PAIRS, split_rng
-from paligemma_jax.demo.tasks import Example, same_answer, sample_examples
+from paligemma_jax.demo.tasks import SAMPLERS, Example, same_answer, sample_examples, sample_segment
 from paligemma_jax.processing.tokenizer import Tokenizer
 
 Group = dict[str, np.ndarray]
@@ -84,6 +86,7 @@ def make_batch(
     seed: int,
     split: int,
     index: int,
+    codes: MaskCodes,
 ) -> dict[str, Any]:
     """Pictures u8[I, size, size, 3] (scenes, then pairs, then pages) and three groups of rows.
 
@@ -94,6 +97,7 @@ def make_batch(
     short: list[Example] = []
     long: list[Example] = []
     pair: list[Example] = []
+    samplers = {**SAMPLERS, "segment": functools.partial(sample_segment, codes=codes)}
     for i in range(config.scenes):
         rng = split_rng(seed, split, index * config.scenes + i)
         scene = sample_scene(rng)
@@ -103,7 +107,7 @@ def make_batch(
         larger = rng.random() < config.supersampled_share
         drawn.append((scene.shapes, scene.texts, scene.background, larger))
         short += sample_examples(scene, rng, config.short, config.short_weights)
-        long += sample_examples(scene, rng, config.long, config.long_weights)
+        long += sample_examples(scene, rng, config.long, config.long_weights, samplers)
     for i in range(config.pairs):
         rng = split_rng(seed, split + PAIRS, index * config.pairs + i)
         first, second, same = sample_pair(rng)

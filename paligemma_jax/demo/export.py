@@ -11,12 +11,17 @@ from ml_collections import config_flags
 from paligemma_jax.demo.recipe import Recipe
 from paligemma_jax.demo.run_state import initial_state, restore_state
 from paligemma_jax.processing import ImagePreprocessing, Processor
+from paligemma_jax.weights.mask_vae import load_mask_vae
 from paligemma_jax.weights.store import StoreContents, write_store
 from paligemma_jax.weights.tree import flatten
 
 
-def export(recipe: Recipe, workdir: Path, target: Path) -> int:
-    """Stores the parameters in bfloat16 with their processor; returns the step they are from."""
+def export(recipe: Recipe, workdir: Path, mask_codec: Path, target: Path) -> int:
+    """Stores the parameters in bfloat16 with processor and codec; returns the step they are from.
+
+    Raises CheckpointError if `target` exists or `mask_codec` is no codec.
+    """
+    load_mask_vae(mask_codec)
     run = initial_state(recipe, workdir)
     step, state = restore_state(workdir, (run.params, run.opt_state))
     params = jax.tree.map(lambda w: np.asarray(w.astype(jnp.bfloat16)), state[0]["model"])
@@ -32,6 +37,7 @@ def export(recipe: Recipe, workdir: Path, target: Path) -> int:
             run.config,
             processor.to_dict(),
             run.tokenizer.to_bytes(),
+            mask_codec.read_bytes(),
             {"kind": "demo", "step": step},
         ),
         arrays.items(),
@@ -43,12 +49,14 @@ def export(recipe: Recipe, workdir: Path, target: Path) -> int:
 def main(_: list[str]) -> None:
     """Entry point."""
     values = flags.FLAGS
-    step = export(Recipe.from_config(values.config), Path(values.workdir), Path(values.target))
+    recipe, codec = Recipe.from_config(values.config), Path(values.mask_codec)
+    step = export(recipe, Path(values.workdir), codec, Path(values.target))
     print(f"wrote {values.target}, the model after step {step:,}")
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
     flags.DEFINE_string("workdir", None, "Where training left its state.", required=True)
+    flags.DEFINE_string("mask_codec", None, "What train_codec wrote.", required=True)
     flags.DEFINE_string("target", None, "Directory to write; must not exist.", required=True)
     app.run(main)

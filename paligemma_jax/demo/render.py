@@ -20,8 +20,8 @@ def _pixel_frame(box: Box, size: int) -> tuple[int, int, int, int]:
     return math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)
 
 
-def _draw_shape(canvas: Image.Image, shape: Shape) -> None:
-    size = canvas.width
+def shape_coverage(shape: Shape, size: int) -> tuple[Image.Image, int, int]:
+    """How much of each pixel a shape covers (mode "L"), and the left and top of that part."""
     left, top, right, bottom = _pixel_frame(shape.box, size)
     scale = SUPERSAMPLING
     mask = Image.new("L", ((right - left) * scale, (bottom - top) * scale))
@@ -35,7 +35,20 @@ def _draw_shape(canvas: Image.Image, shape: Shape) -> None:
         corners = outline(shape.kind, shape.angle, shape.style)
         side = max(y2 - y1, x2 - x1) - 1
         draw.polygon([(x1 + x * side, y1 + y * side) for y, x in corners.tolist()], fill=255)
-    canvas.paste(shape.rgb, (left, top), mask.reduce(scale))
+    return mask.reduce(scale), left, top
+
+
+def shape_mask(shape: Shape, size: int) -> np.ndarray:
+    """Returns bool[size, size]: the pixels that are mostly the shape's."""
+    coverage, left, top = shape_coverage(shape, size)
+    mask = Image.new("L", (size, size))
+    mask.paste(coverage, (left, top))
+    return np.asarray(mask) >= 128
+
+
+def _draw_shape(canvas: Image.Image, shape: Shape) -> None:
+    coverage, left, top = shape_coverage(shape, canvas.width)
+    canvas.paste(shape.rgb, (left, top), coverage)
 
 
 def _draw_plate(canvas: Image.Image, text: Text, colour: tuple[int, int, int]) -> None:

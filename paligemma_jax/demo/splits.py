@@ -5,7 +5,7 @@ import numpy as np
 from paligemma_jax.demo.scene import Scene, sample_pair, sample_scene
 
 TRAINING, HELD_OUT = 0, 1
-PAIRS, PAGES = 2, 4  # added to a split: the streams of picture pairs and of pages to read
+PAIRS, PAGES, MASKS = 2, 4, 6  # added to a split: picture pairs, pages to read, masks to encode
 _LIMIT = 2**32  # one word of SeedSequence entropy each, so no two (seed, split, index) coincide
 
 

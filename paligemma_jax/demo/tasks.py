@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from paligemma_jax.demo.language import LANGUAGES, caption
+from paligemma_jax.demo.mask_codes import MaskCodes
 from paligemma_jax.demo.scene import COLOURS, KINDS, Scene, Shape
 
 SAME_PROMPT = "answer en are these the same?"
 ABSENT_SHARE = 0.08  # of `detect` prompts with nothing to find, and again with one label too many
 NO_SHAPE_SHARE, NO_TEXT_SHARE = 0.25, 0.07  # of scenes without any, share that is asked for it
+MOST_MASKS = 2  # in one answer
 _BORDER = 0.03  # "where" is asked only this far from the lines between thirds
 _REGIONS = (
     ("top left", "top", "top right"),
@@ -81,6 +83,11 @@ def location_tokens(shape: Shape) -> str:
     return "".join(f"<loc{value:04d}>" for value in bins)
 
 
+def mask_tokens(codes: Sequence[int]) -> str:
+    """Returns PaliGemma's mask of an object: sixteen "<seg...>"."""
+    return "".join(f"<seg{code:03d}>" for code in codes)
+
+
 def count_answer(scene: Scene, label: Label) -> Example:
     """Asks how many shapes match a label."""
     prompt = f"answer en how many {plural(label)} are there?"
@@ -109,9 +116,14 @@ def same_answer(same: bool) -> Example:
     return Example(SAME_PROMPT, "yes" if same else "no", "same")
 
 
-def segment_prompt(label: str) -> str:
-    """Returns the prompt that asks for the mask of a label."""
-    return f"segment {label}"
+def segment_answer(scene: Scene, labels: Sequence[Label], codes: MaskCodes) -> Example:
+    """Asks for the boxes and masks of one or several labels; what is not there is left out."""
+    found = [
+        f"{location_tokens(shape)}{mask_tokens(codes.of(shape))} {label}"
+        for label in labels
+        for shape in label.find(scene)
+    ]
+    return Example("segment " + " ; ".join(map(str, labels)), " ; ".join(found), "segment")
 
 
 def region(shape: Shape) -> str | None:
@@ -197,7 +209,29 @@ def sample_detect(scene: Scene, rng: np.random.Generator) -> Example:
     return detect_answer(scene, labels)
 
 
-SAMPLERS: dict[str, Callable[[Scene, np.random.Generator], Example | None]] = {
+def sample_segment(scene: Scene, rng: np.random.Generator, codes: MaskCodes) -> Example | None:
+    """Asks for the masks of at most two shapes, of one label or two; now and then of none."""
+    draw = rng.random()
+    if draw < ABSENT_SHARE:
+        absent = _near_misses(scene, FULL_LABELS)
+        return segment_answer(scene, [_choice(rng, absent)], codes)
+    wanted = 1 if draw < 0.7 else 2
+    present = [Label(s.colour, s.kind) for s in scene.shapes] * 2
+    present += [Label(None, shape.kind) for shape in scene.shapes]
+    present += [Label(shape.colour, None) for shape in scene.shapes]
+    labels: list[Label] = []
+    masks = 0
+    for i in rng.permutation(len(present)).tolist():
+        label, count = present[i], len(present[i].find(scene))
+        if len(labels) < wanted and masks + count <= MOST_MASKS:
+            if not any(map(label.overlaps, labels)):
+                labels.append(label)
+                masks += count
+    return segment_answer(scene, labels, codes) if labels else None
+
+
+Sampler = Callable[[Scene, np.random.Generator], Example | None]
+SAMPLERS: dict[str, Sampler] = {
     **{f"caption_{code}": lambda s, _, code=code: caption_answer(s, code) for code in LANGUAGES},
     "count": sample_count,
     "colour": sample_colour,
@@ -212,14 +246,16 @@ TASK_WEIGHTS: dict[str, float] = {
 }  # fmt: skip
 
 
-def fitting_tasks(scene: Scene, rng: np.random.Generator) -> list[str]:
+def fitting_tasks(
+    scene: Scene, rng: np.random.Generator, samplers: Mapping[str, Sampler] = SAMPLERS
+) -> list[str]:
     """Returns the tasks to ask about a scene: rarely about shapes or text that are not there."""
     unfit: set[str] = set()
     if not scene.shapes and rng.random() >= NO_SHAPE_SHARE:
-        unfit |= {"count", "exists", "detect"}
+        unfit |= {"count", "exists", "detect", "segment"}
     if scene.text is None and rng.random() >= NO_TEXT_SHARE:
         unfit.add("ocr")
-    return [task for task in SAMPLERS if task not in unfit]
+    return [task for task in samplers if task not in unfit]
 
 
 def sample_examples(
@@ -227,6 +263,7 @@ def sample_examples(
     rng: np.random.Generator,
     count: int,
     weights: Mapping[str, float] = TASK_WEIGHTS,
+    samplers: Mapping[str, Sampler] = SAMPLERS,
 ) -> list[Example]:
     """Draws `count` examples about a scene, tasks by `weights`, with no prompt twice if possible.
 
@@ -234,15 +271,17 @@ def sample_examples(
       scene: what to ask about.
       rng: where the choices come from.
       count: how many examples to return.
-      weights: how often each task of SAMPLERS is drawn where it fits the scene.
+      weights: how often each task is drawn where it fits the scene.
+      samplers: what draws an example of each task.
     """
-    names = [task for task in fitting_tasks(scene, rng) if weights.get(task, 0) > 0]
+    fitting = fitting_tasks(scene, rng, samplers)
+    names = [task for task in fitting if weights.get(task, 0) > 0]
     edges = np.cumsum([weights[name] for name in names])
     distinct: dict[str, Example] = {}
     drawn: list[Example] = []
     while len(distinct) < count and len(drawn) < 8 * count:
         name = names[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
-        example = SAMPLERS[name](scene, rng)
+        example = samplers[name](scene, rng)
         if example is None:
             names_left = [other for other in names if other != name]
             if not names_left:

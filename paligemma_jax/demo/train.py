@@ -1,4 +1,4 @@
-"""Trains the demo model: `python -m paligemma_jax.demo.train --workdir DIR`.
+"""Trains the demo model: `python -m paligemma_jax.demo.train --mask_codec FILE --workdir DIR`.
 
 Restartable: batches are a function of the step, and the state on disk is replaced atomically.
 """
@@ -23,24 +23,28 @@ from ml_collections import config_flags
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.demo import objective
 from paligemma_jax.demo.batches import BatchConfig, PictureConfig, make_batch
+from paligemma_jax.demo.mask_codes import MaskCodes, build_mask_codes
 from paligemma_jax.demo.recipe import Recipe
 from paligemma_jax.demo.run_state import STATE_FILE, initial_state, restore_state, save_state
 from paligemma_jax.demo.splits import HELD_OUT, TRAINING
 from paligemma_jax.models.abstract import from_params
+from paligemma_jax.processing.mask_codec import MaskCodec
 from paligemma_jax.processing.tokenizer import Tokenizer
+from paligemma_jax.weights.mask_vae import load_mask_vae
 
 PREFETCH = 6
-_worker_tokenizer: list[Tokenizer] = []  # one per worker process
+_worker: list[tuple[Tokenizer, MaskCodes]] = []  # one per worker process
 
 
-def _start_worker(model: bytes) -> None:
-    _worker_tokenizer.append(Tokenizer.from_bytes(model))
+def _start_worker(model: bytes, codes: MaskCodes) -> None:
+    _worker.append((Tokenizer.from_bytes(model), codes))
 
 
 def _work(
     config: BatchConfig, picture: PictureConfig, seed: int, split: int, index: int
 ) -> dict[str, Any]:
-    return make_batch(_worker_tokenizer[0], config, picture, seed, split, index)
+    tokenizer, codes = _worker[0]
+    return make_batch(tokenizer, config, picture, seed, split, index, codes)
 
 
 def batches(
@@ -133,7 +137,7 @@ def evaluate(
     return {task: float(np.mean(values)) for task, values in sorted(right.items())}
 
 
-def train(recipe: Recipe, workdir: Path) -> Any:
+def train(recipe: Recipe, codes: MaskCodes, workdir: Path) -> Any:
     """Runs or continues training; returns the parameters. Everything it writes is in `workdir`."""
     workdir.mkdir(parents=True, exist_ok=True)
     run = initial_state(recipe, workdir)
@@ -148,7 +152,7 @@ def train(recipe: Recipe, workdir: Path) -> Any:
 
     context = multiprocessing.get_context("spawn")
     with (
-        context.Pool(1, _start_worker, (tokenizer.to_bytes(),)) as pool,
+        context.Pool(1, _start_worker, (tokenizer.to_bytes(), codes)) as pool,
         open(workdir / "metrics.jsonl", "a") as log,
     ):
 
@@ -192,10 +196,13 @@ def train(recipe: Recipe, workdir: Path) -> Any:
 
 def main(_: list[str]) -> None:
     """Entry point."""
-    train(Recipe.from_config(flags.FLAGS.config), Path(flags.FLAGS.workdir))
+    values = flags.FLAGS
+    codes = build_mask_codes(MaskCodec(load_mask_vae(Path(values.mask_codec))))
+    train(Recipe.from_config(values.config), codes, Path(values.workdir))
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
+    flags.DEFINE_string("mask_codec", None, "What train_codec wrote.", required=True)
     flags.DEFINE_string("workdir", None, "Where state and metrics go.", required=True)
     app.run(main)

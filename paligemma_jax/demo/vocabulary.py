@@ -7,7 +7,7 @@ import sentencepiece
 from paligemma_jax.demo.language import LANGUAGES
 from paligemma_jax.demo.scene import sample_scene
 from paligemma_jax.demo.splits import TRAINING, split_rng
-from paligemma_jax.demo.tasks import examples, same_answer, segment_prompt
+from paligemma_jax.demo.tasks import examples, same_answer
 from paligemma_jax.processing.sentencepiece_proto import append_user_pieces
 from paligemma_jax.processing.tokenizer import LOC_PIECES, SEG_PIECES
 
@@ -22,7 +22,7 @@ def corpus(seed: int, scenes: int) -> list[str]:
     the model has to read, not to guess words.
     """
     lines = [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", *"abcdefghijklmnopqrstuvwxyz", "yes", "no"]
-    lines += [same_answer(True).prompt, segment_prompt("red circle ; blue square")] * (scenes // 4)
+    lines += [same_answer(True).prompt, "segment red circle ; blue square"] * (scenes // 4)
     lines += [f"caption {language}" for language in LANGUAGES]
     for index in range(scenes):
         rng = split_rng(seed, TRAINING, index)

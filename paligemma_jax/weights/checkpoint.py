@@ -12,15 +12,19 @@ import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
+from paligemma_jax.models.mask_vae import MaskVAE
 from paligemma_jax.processing.tokenizer import Tokenizer
 from paligemma_jax.weights.arrays import DTypeLike, as_float_dtype
 from paligemma_jax.weights.big_vision import BigVisionSource
 from paligemma_jax.weights.companions import (
+    MASK_CODECS,
     big_vision_processor,
+    find_mask_codec,
     find_tokenizer,
     hugging_face_processor,
 )
 from paligemma_jax.weights.huggingface import HuggingFaceSource
+from paligemma_jax.weights.mask_vae import load_mask_vae
 from paligemma_jax.weights.parts import find_parts
 from paligemma_jax.weights.source import Progress, Source, TensorSpec, largest_first
 from paligemma_jax.weights.store import StoreSource, is_store
@@ -43,9 +47,12 @@ class Checkpoint:
       specs: shape and stored dtype of each parameter by its path.
     """
 
-    def __init__(self, source: Source, tokenizer: Path | None = None):
+    def __init__(
+        self, source: Source, tokenizer: Path | None = None, mask_codec: Path | None = None
+    ):
         self._source = source
         self._tokenizer_path = tokenizer
+        self._mask_codec_path = mask_codec
         self.kind: str = source.kind
         self.path: Path = source.path
         self.config: PaliGemmaConfig = source.config
@@ -80,6 +87,25 @@ class Checkpoint:
     def tokenizer_bytes(self) -> bytes | None:
         """The SentencePiece model of `tokenizer`."""
         return None if self.tokenizer is None else self.tokenizer.to_bytes()
+
+    @functools.cached_property
+    def mask_codec(self) -> MaskVAE | None:
+        """The codec of <seg> tokens given, stored, or found beside the weights; None without one.
+
+        Raises CheckpointError if it is damaged, or no codec of 128 codes.
+        """
+        path = self._mask_codec_file
+        return None if path is None else load_mask_vae(path)
+
+    @property
+    def mask_codec_bytes(self) -> bytes | None:
+        """The file of `mask_codec`, as it is."""
+        path = self._mask_codec_file
+        return None if path is None or self.mask_codec is None else path.read_bytes()
+
+    @property
+    def _mask_codec_file(self) -> Path | None:
+        return self._mask_codec_path or find_mask_codec(self.path)
 
     @property
     def sliding_window(self) -> int | None:
@@ -135,18 +161,22 @@ def open_checkpoint(
     *,
     config: PaliGemmaConfig | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    mask_codec: str | os.PathLike[str] | None = None,
     verify: bool = True,
 ) -> Checkpoint:
     """Opens a store, a Hugging Face directory, or an npz file of big_vision's, whole or in parts.
 
     A directory with one npz is taken for the npz. `config` replaces the inferred one; `tokenizer`
-    is a SentencePiece model or tokenizer.json to use instead of the one found; `verify` checks the
-    digests of a store. Raises CheckpointError, naming every tensor that does not fit.
+    is a SentencePiece model or tokenizer.json to use instead of the one found, and so is
+    `mask_codec`, an npz such as vae-oid.npz; `verify` checks the digests of a store.
+
+    Raises CheckpointError, naming every tensor that does not fit.
     """
     path = Path(path).expanduser()
-    given = None if tokenizer is None else Path(tokenizer).expanduser()
+    words = None if tokenizer is None else Path(tokenizer).expanduser()
+    codec = None if mask_codec is None else Path(mask_codec).expanduser()
     if path.is_dir():
-        return Checkpoint(_open_directory(path, config, verify), given)
+        return Checkpoint(_open_directory(path, config, verify), words, codec)
     if path.suffix == ".safetensors":
         raise CheckpointError(
             f"{path} is only a part of a checkpoint. {_WANTED} Give the directory: {path.parent}"
@@ -155,7 +185,7 @@ def open_checkpoint(
     if path.is_file() and path not in parts:
         parts = [path]
     if parts:
-        return Checkpoint(BigVisionSource(path, parts, config), given)
+        return Checkpoint(BigVisionSource(path, parts, config), words, codec)
     raise CheckpointError(f"{path} does not exist. {_WANTED} {_HELP}")
 
 
@@ -170,7 +200,8 @@ def _open_directory(path: Path, config: PaliGemmaConfig | None, verify: bool) ->
         )
     if "config.json" in files or any(name.endswith(".safetensors") for name in files):
         return HuggingFaceSource(path, config)
-    archives = {str(find_parts(path / n)[:1] or n): n for n in files if ".npz" in n}
+    weights = [n for n in files if ".npz" in n and n not in MASK_CODECS]
+    archives = {str(find_parts(path / n)[:1] or n): n for n in weights}
     if len(archives) == 1:
         name = next(iter(archives.values()))
         return BigVisionSource(path / name, find_parts(path / name) or [path / name], config)
@@ -195,6 +226,7 @@ class CheckpointInfo:
     dtypes: dict[str, int]
     processor: dict[str, Any]
     has_tokenizer: bool
+    has_mask_codec: bool
 
 
 def describe(path: str | os.PathLike[str]) -> CheckpointInfo:
@@ -212,4 +244,5 @@ def describe(path: str | os.PathLike[str]) -> CheckpointInfo:
             dtypes=dict(dtypes),
             processor=checkpoint.processor_settings,
             has_tokenizer=checkpoint.tokenizer is not None,
+            has_mask_codec=checkpoint.mask_codec is not None,
         )

@@ -1,4 +1,4 @@
-"""What lies beside the weights: how pictures are prepared, how prompts are encoded, the tokenizer.
+"""What lies beside the weights: how pictures and prompts are prepared, tokenizer, mask codec.
 
 big_vision's checkpoints and Hugging Face's were trained on the same data, but their implementations
 resize and tokenize differently; a checkpoint is answered with the ways of where it came from.
@@ -15,6 +15,8 @@ from paligemma_jax.weights.json_file import read_json
 
 _HF_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 _BIG_VISION_TOKENIZERS = ("paligemma_tokenizer.model", "tokenizer.model", "gemma_tokenizer.model")
+# Ours, in stores and beside weights, and the published one.
+MASK_CODECS = ("mask_codec.npz", "vae-oid.npz")
 _PIL_BICUBIC = 3
 
 
@@ -78,3 +80,9 @@ def find_tokenizer(kind: str, path: Path) -> Path | None:
     names = _HF_TOKENIZERS if kind == "huggingface" else _BIG_VISION_TOKENIZERS
     directory = path if path.is_dir() else path.parent
     return next((directory / name for name in names if (directory / name).is_file()), None)
+
+
+def find_mask_codec(path: Path) -> Path | None:
+    """The codec of <seg> tokens in a store, or beside the weights at `path`, if there is one."""
+    directory = path if path.is_dir() else path.parent
+    return next((directory / n for n in MASK_CODECS if (directory / n).is_file()), None)

@@ -22,15 +22,16 @@ def convert(
     target: str | os.PathLike[str],
     *,
     tokenizer: str | os.PathLike[str] | None = None,
+    mask_codec: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Writes the store `target` from a big_vision npz, a Hugging Face directory, or another store.
 
-    Dtypes stay. `tokenizer` is needed where none lies beside the weights. Tensors pass one by one;
-    `target` appears when all is written and digested, and never replaces anything. Raises
-    CheckpointError.
+    Dtypes stay. `tokenizer` is needed where none lies beside the weights; `mask_codec`, such as
+    vae-oid.npz, where masks are wanted and none lies there. Tensors pass one by one; `target`
+    appears when all is written and digested, and never replaces anything. Raises CheckpointError.
     """
-    with open_checkpoint(source, tokenizer=tokenizer) as checkpoint:
+    with open_checkpoint(source, tokenizer=tokenizer, mask_codec=mask_codec) as checkpoint:
         words = checkpoint.tokenizer_bytes
         if words is None:
             raise CheckpointError(
@@ -39,7 +40,11 @@ def convert(
                 f"convert {source} {target} --tokenizer tokenizer.model"
             )
         contents = StoreContents(
-            checkpoint.config, checkpoint.processor_settings, words, checkpoint.origin
+            checkpoint.config,
+            checkpoint.processor_settings,
+            words,
+            checkpoint.mask_codec_bytes,
+            checkpoint.origin,
         )
         arrays = _finite(checkpoint.path, checkpoint.tensors(progress=progress))
         write_store(Path(target).expanduser(), contents, arrays, checkpoint.nbytes)

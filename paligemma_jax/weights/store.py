@@ -3,6 +3,7 @@
 config.json      the architecture
 processor.json   how pictures and prompts are prepared
 tokenizer.model  the SentencePiece model
+mask_codec.npz   the codec of <seg> tokens, where there is one
 params/          the arrays, by orbax
 MANIFEST.json    sha256 of every file and array, written last
 """
@@ -33,6 +34,7 @@ from paligemma_jax.weights.strict import require_fit
 from paligemma_jax.weights.tree import expected_shapes
 
 CONFIG, PROCESSOR, TOKENIZER, PARAMS = "config.json", "processor.json", "tokenizer.model", "params"
+MASK_CODEC = "mask_codec.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,7 @@ class StoreContents:
     config: PaliGemmaConfig
     processor: Mapping[str, Any]
     tokenizer: bytes
+    mask_codec: bytes | None = None
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -56,7 +59,8 @@ def write_store(
     `nbytes` is their size in all. An existing `target` is never touched, and an error or a kill
     leaves none. Raises CheckpointError, also where the arrays do not fit the configuration.
     """
-    with staged(target, nbytes + len(contents.tokenizer)) as directory:
+    companions = len(contents.tokenizer) + len(contents.mask_codec or b"")
+    with staged(target, nbytes + companions) as directory:
         settings = {
             CONFIG: {**contents.config.to_dict(), "origin": dict(contents.origin)},
             PROCESSOR: dict(contents.processor),
@@ -64,6 +68,8 @@ def write_store(
         for name, values in settings.items():
             (directory / name).write_text(json.dumps(values, indent=1) + "\n")
         (directory / TOKENIZER).write_bytes(contents.tokenizer)
+        if contents.mask_codec is not None:
+            (directory / MASK_CODEC).write_bytes(contents.mask_codec)
         digests = write_tree(directory / PARAMS, arrays)
         shapes = {name: digest.shape for name, digest in digests.items()}
         require_fit(target, shapes, expected_shapes(contents.config))

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from paligemma_jax.demo.export import export
+from paligemma_jax.demo.mask_codes import build_mask_codes
 from paligemma_jax.demo.recipe import Recipe
 from paligemma_jax.demo.run_state import initial_state, restore_state
 from paligemma_jax.demo.train import train
+from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
 from paligemma_jax.pipeline import from_pretrained
+from paligemma_jax.processing.mask_codec import MaskCodec
+from paligemma_jax.weights.mask_vae import mask_vae_bytes
 
 RECIPE = Path(__file__).parents[2] / "configs" / "demo.py"
 pytestmark = pytest.mark.slow
@@ -42,13 +47,25 @@ def losses(workdir):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def mask_vae():
+    return MaskVAE(MaskVAEConfig(embedding_dim=8), rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def codes(mask_vae):
+    return build_mask_codes(MaskCodec(mask_vae))
+
+
+@pytest.fixture(scope="module")
+def whole(codes, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    train(toy_config(), workdir)
+    train(toy_config(), codes, workdir)
     return workdir
 
 
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(whole, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+    whole, codes, tmp_path, monkeypatch
+):
     # Killed after step 4, one after the state was written.
     import paligemma_jax.demo.train as module
 
@@ -63,9 +80,9 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(whole, tmp_path
 
     monkeypatch.setattr(module, "train_step", stop_at_five)
     with pytest.raises(KeyboardInterrupt):
-        train(toy_config(), tmp_path)
+        train(toy_config(), codes, tmp_path)
     monkeypatch.setattr(module, "train_step", real)
-    train(toy_config(), tmp_path)
+    train(toy_config(), codes, tmp_path)
     assert losses(tmp_path) == losses(whole)
     with np.load(whole / "state.npz") as a, np.load(tmp_path / "state.npz") as b:
         assert a["step"] == b["step"] == 6
@@ -73,8 +90,10 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(whole, tmp_path
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_the_exported_model_is_the_trained_one(whole, tmp_path):
-    assert export(toy_config(), whole, tmp_path / "model") == 6
+def test_the_exported_model_is_the_trained_one(whole, mask_vae, tmp_path):
+    codec = tmp_path / "codec.npz"
+    codec.write_bytes(mask_vae_bytes(mask_vae))
+    assert export(toy_config(), whole, codec, tmp_path / "model") == 6
     pipeline = from_pretrained(tmp_path / "model", dtype="float32")
     run = initial_state(toy_config(), whole)
     _, (params, _) = restore_state(whole, (run.params, run.opt_state))
