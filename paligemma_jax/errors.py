@@ -13,6 +13,10 @@ class InvalidPromptError(PaliGemmaError):
     """A prompt, label or answer is malformed or longer than the model can take."""
 
 
+class InvalidMaskError(PaliGemmaError):
+    """A mask, polygon or box in a picture is malformed, empty, or does not fit the picture."""
+
+
 class CheckpointError(PaliGemmaError):
     """A checkpoint is missing, damaged, unsafe, or does not fit the model."""
 
