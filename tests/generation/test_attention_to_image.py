@@ -1,0 +1,118 @@
+"""Attention of answer tokens to image patches: the right rows, columns and averages of it."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
+from paligemma_jax.generation.attention_to_image import attention_to_image
+from paligemma_jax.models.attention_summary import AttentionRollout, EveryHead, MeanAttention
+from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.processing.batch import Batch
+from tests.tiny import VOCAB, prompts
+
+ANSWERS = [[7, 8, 9], [], [11]]
+LENGTHS = [2, 5, 3]
+PATCHES = 4
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    """Three prompts about two pictures each, and a row that only fills the batch."""
+    batch = prompts([*LENGTHS, 2], 6, number_of_images=2)
+    return dataclasses.replace(batch, row_mask=np.array([True, True, True, False]))
+
+
+@pytest.fixture(scope="module")
+def every(tiny_model: PaliGemma, batch: Batch) -> list[np.ndarray]:
+    return attention_to_image(tiny_model, batch, ANSWERS, summary=EveryHead())
+
+
+def test_a_map_for_each_token_and_picture(tiny_model: PaliGemma, every: list[np.ndarray]):
+    c = tiny_model.config.llm
+    for maps, answer in zip(every, ANSWERS, strict=True):
+        assert maps.shape == (c.depth, c.num_heads, len(answer), 2, 2, 2)
+        assert maps.dtype == np.float32
+        shares = maps.sum(axis=(-3, -2, -1))
+        assert ((shares > 0) & (shares < 1)).all()
+
+
+def test_each_token_is_seen_from_the_place_before_it(
+    tiny_model: PaliGemma, batch: Batch, every: list[np.ndarray]
+):
+    """By a pass of one row, without padding, that keeps everything."""
+    row, length, answer = 0, LENGTHS[0], ANSWERS[0]
+    tokens = np.array([[*batch.tokens[row, :length], *answer]], np.int32)
+    mask_ar = (np.arange(tokens.shape[1]) >= length).astype(np.int32)[None]
+    images = jnp.asarray(batch.images[row : row + 1])
+
+    def keep(seen, weights, layer):
+        return seen.at[layer].set(weights[0])
+
+    c = tiny_model.config.llm
+    size = 2 * PATCHES + tokens.shape[1]
+    _, weights = tiny_model.watch(
+        tiny_model.encode_images(images),
+        jnp.asarray(tokens),
+        jnp.asarray(mask_ar),
+        jnp.ones(tokens.shape, bool),
+        keep,
+        jnp.zeros((c.depth, c.num_heads, size, size)),
+    )
+    first = 2 * PATCHES + length - 1  # the prompt's last token chooses the answer's first
+    wanted = np.asarray(weights)[:, :, first : first + len(answer), : 2 * PATCHES]
+    np.testing.assert_allclose(every[row].reshape(wanted.shape), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layers, heads", [(None, None), ((-1,), None), ((0, 2), (1,)), (None, (0, 3))]
+)
+def test_means(tiny_model: PaliGemma, batch: Batch, every: list[np.ndarray], layers, heads):
+    summary = MeanAttention(layers=layers, heads=heads)
+    maps = attention_to_image(tiny_model, batch, ANSWERS, summary=summary)
+    for mean, full in zip(maps, every, strict=True):
+        full = full if layers is None else full[list(layers)]
+        full = full if heads is None else full[:, list(heads)]
+        np.testing.assert_allclose(mean, full.mean(axis=(0, 1)), atol=1e-6)
+
+
+def test_rollout_by_its_definition(tiny_model: PaliGemma):
+    batch = prompts([3], 3)
+    answer = [7, 8]
+    rollout = attention_to_image(tiny_model, batch, [answer], summary=AttentionRollout())[0]
+    tokens = jnp.asarray([[*batch.tokens[0], *answer]])
+    mask_ar = jnp.asarray([[0, 0, 0, 1, 1]])
+    encoded = tiny_model.encode_images(jnp.asarray(batch.images))
+    _, layers = tiny_model.watch(
+        encoded,
+        tokens,
+        mask_ar,
+        jnp.ones((1, 5), bool),
+        lambda seen, weights, layer: seen.at[layer].set(weights[0].mean(axis=0)),
+        jnp.zeros((tiny_model.config.llm.depth, 9, 9)),
+    )
+    product = np.eye(9)
+    for layer in np.asarray(layers):
+        product = (layer + np.eye(9)) / 2 @ product
+    np.testing.assert_allclose(product.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(rollout.reshape(2, 4), product[[6, 7], :4], atol=1e-5)
+
+
+def test_answers_that_do_not_fit(tiny_model: PaliGemma, batch: Batch):
+    with pytest.raises(InvalidPromptError, match="2 answers do not go with 3 prompts"):
+        attention_to_image(tiny_model, batch, [[3], [4]])
+    with pytest.raises(InvalidPromptError, match=rf"Token {VOCAB} of answers\[2\]"):
+        attention_to_image(tiny_model, batch, [[3], [4], [5, VOCAB]])
+
+
+def test_no_picture(tiny_model: PaliGemma, batch: Batch):
+    with pytest.raises(InvalidImageError, match="no pictures"):
+        attention_to_image(tiny_model, dataclasses.replace(batch, images=None), ANSWERS)
+
+
+@pytest.mark.parametrize("summary", [MeanAttention(layers=(3,)), MeanAttention(heads=())])
+def test_layers_and_heads_that_are_not_there(tiny_model: PaliGemma, batch: Batch, summary):
+    with pytest.raises(ConfigError, match="does not fit a decoder of"):
+        attention_to_image(tiny_model, batch, ANSWERS, summary=summary)
