@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from paligemma_jax.errors import ConfigError
+from paligemma_jax.generation.constraint import Constraint, for_batch
 from paligemma_jax.generation.loop import decode, prefill
+from paligemma_jax.generation.observer import Observer
 from paligemma_jax.generation.sampling import Greedy, Sampler
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
@@ -20,11 +22,13 @@ MIN_CAPACITY = 16  # new tokens; room is made for a power of two of at least so 
 class GeneratedTokens:
     """One row's answer: `tokens` up to and including EOS, and the log-probability (nats) of each.
 
-    Log-probabilities are those of the model, whatever the sampler did to the distribution.
+    Log-probabilities are those of the model, whatever sampler and constraint did to the
+    distribution. `evidence` holds an observer's numbers for each token.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    evidence: tuple[tuple[float, ...], ...] = ()
 
 
 def generate(
@@ -35,15 +39,19 @@ def generate(
     sampler: Sampler = Greedy(),  # noqa: B008 (frozen)
     seed: int | Sequence[int] = 0,
     eos_id: int = 1,
+    constraint: Constraint | Sequence[Constraint] | None = None,
+    observer: Observer | None = None,
 ) -> list[GeneratedTokens]:
     """Answers the real rows of `batch`, each until EOS or `max_new_tokens`.
 
     Shapes are rounded up (rows, text and room for the answer to powers of two), so that a stream
     of different requests compiles few programs. `seed` is one number for the batch (row i then
-    draws from seed + i) or one a row; a row's draws depend on its own seed alone.
+    draws from seed + i) or one a row; a row's draws depend on its own seed alone. `constraint` is
+    one for the batch or one a row, all of one class; `observer` reads numbers off every step.
 
     Raises:
-      ConfigError: for fewer than one new token, or seeds that do not match the rows.
+      ConfigError: for fewer than one new token, seeds or constraints that do not match the rows,
+        and constraints that no answer of `max_new_tokens` could keep.
     """
     if max_new_tokens < 1:
         raise ConfigError(
@@ -51,6 +59,9 @@ def generate(
         )
     rows = batch.tokens.shape[0]
     row_mask = np.ones(rows, bool) if batch.row_mask is None else np.asarray(batch.row_mask)
+    if constraint is not None:
+        vocab_size = model.config.llm.vocab_size
+        constraint = for_batch(constraint, row_mask, vocab_size, max_new_tokens)
     images = batch.images
     if images is None:
         size = model.config.img.image_size
@@ -65,7 +76,7 @@ def generate(
         jnp.asarray(batch.mask_input),
         slots=image_tokens + batch.tokens.shape[1] + capacity,
     )
-    tokens, logprobs, _ = decode(
+    tokens, logprobs, _, evidence = decode(
         model,
         cache,
         logits,
@@ -75,10 +86,17 @@ def generate(
         sampler=sampler,
         capacity=capacity,
         eos_id=eos_id,
+        constraint=constraint,
+        observer=observer,
     )
     tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
-    real = np.flatnonzero(row_mask)
-    return [_cut(tokens[row, :max_new_tokens], logprobs[row], eos_id) for row in real]
+    seen = None if evidence is None else np.asarray(evidence)
+    return [
+        _cut(
+            tokens[row, :max_new_tokens], logprobs[row], None if seen is None else seen[row], eos_id
+        )
+        for row in np.flatnonzero(row_mask)
+    ]
 
 
 def _row_seeds(seed: int | Sequence[int], row_mask: np.ndarray) -> np.ndarray:
@@ -95,9 +113,14 @@ def _row_seeds(seed: int | Sequence[int], row_mask: np.ndarray) -> np.ndarray:
     return seeds
 
 
-def _cut(tokens: np.ndarray, logprobs: np.ndarray, eos_id: int) -> GeneratedTokens:
+def _cut(
+    tokens: np.ndarray, logprobs: np.ndarray, evidence: np.ndarray | None, eos_id: int
+) -> GeneratedTokens:
     ends = np.flatnonzero(tokens == eos_id)
     length = int(ends[0]) + 1 if ends.size else tokens.size
+    seen = () if evidence is None else evidence[:length].tolist()
     return GeneratedTokens(
-        tuple(int(t) for t in tokens[:length]), tuple(float(p) for p in logprobs[:length])
+        tuple(int(t) for t in tokens[:length]),
+        tuple(float(p) for p in logprobs[:length]),
+        tuple(map(tuple, seen)),
     )

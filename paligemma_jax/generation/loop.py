@@ -1,15 +1,18 @@
 """The two programs of generation: one prefill, one decode loop that stays on the device.
 
-Letters: B batch, T prompt tokens, M new tokens at most, V vocabulary.
+Letters: B batch, T prompt tokens, M new tokens at most, V vocabulary, K numbers observed a step.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
+from paligemma_jax.generation.constraint import Constraint
+from paligemma_jax.generation.observer import Observer
 from paligemma_jax.generation.sampling import Sampler
 from paligemma_jax.models.attention import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
@@ -26,6 +29,8 @@ class _Progress:
     tokens: jax.Array  # i32[B, M]
     logprobs: jax.Array  # f32[B, M]
     cache: KVCache
+    state: Any = None  # the constraint's
+    evidence: jax.Array | None = None  # f32[B, M, K]
 
 
 @functools.partial(jax.jit, static_argnames=("slots",))
@@ -54,23 +59,34 @@ def decode(
     sampler: Sampler,
     capacity: int,
     eos_id: int,
-) -> tuple[Int[Array, "B M"], Float[Array, "B M"], KVCache]:
+    constraint: Constraint | None = None,
+    observer: Observer | None = None,
+) -> tuple[Int[Array, "B M"], Float[Array, "B M"], KVCache, Float[Array, "B M K"] | None]:
     """Generates until every row of `row_mask` has ended or `limit` tokens (at most `capacity`).
 
-    Returns tokens (0 after EOS) and the log-probability (nats) of each under the untempered
-    distribution. A row's draws depend on its own seed only. The cache comes back so that its
-    donated memory is reused in place.
+    Returns tokens (0 after EOS), the log-probability (nats) of each under the untempered and
+    unconstrained distribution, and what `observer` noted (0 after EOS). A row's draws depend on its
+    own seed only. The cache comes back so that its donated memory is reused in place. Without
+    constraint and observer nothing of them is compiled.
     """
     batch = row_mask.shape[0]
 
-    def choose(logits: jax.Array, step: jax.Array, done: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def choose(
+        logits: jax.Array, state: Any, step: jax.Array, done: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
-        token = sampler(logits, keys)
+        token = sampler(logits if constraint is None else constraint.allow(state, logits), keys)
         logp = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
         return jnp.where(done, 0, token), jnp.where(done, 0.0, logp)
 
+    def note(progress: _Progress, logits: jax.Array, token: jax.Array) -> jax.Array | None:
+        if observer is None or progress.evidence is None:
+            return None
+        seen = jnp.where(progress.done[:, None], 0.0, observer.observe(logits, token))
+        return progress.evidence.at[:, progress.step].set(seen)
+
     def write(progress: _Progress, logits: jax.Array, cache: KVCache) -> _Progress:
-        token, logp = choose(logits, progress.step, progress.done)
+        token, logp = choose(logits, progress.state, progress.step, progress.done)
         return _Progress(
             step=progress.step + 1,
             token=token,
@@ -78,7 +94,15 @@ def decode(
             tokens=progress.tokens.at[:, progress.step].set(token),
             logprobs=progress.logprobs.at[:, progress.step].set(logp),
             cache=cache,
+            state=None if constraint is None else constraint.advance(progress.state, token),
+            evidence=note(progress, logits, token),
         )
+
+    def room() -> jax.Array | None:
+        if observer is None:
+            return None
+        some = jax.eval_shape(observer.observe, logits, jnp.zeros((batch,), jnp.int32))
+        return jnp.zeros((batch, capacity, some.shape[1]), jnp.float32)
 
     def unfinished(progress: _Progress) -> jax.Array:
         return (progress.step < limit) & ~jnp.all(progress.done)
@@ -94,6 +118,8 @@ def decode(
         tokens=jnp.zeros((batch, capacity), jnp.int32),
         logprobs=jnp.zeros((batch, capacity), jnp.float32),
         cache=cache,
+        state=None if constraint is None else constraint.start(batch, limit),
+        evidence=room(),
     )
     end = jax.lax.while_loop(unfinished, step, write(start, logits, cache))
-    return end.tokens, end.logprobs, end.cache
+    return end.tokens, end.logprobs, end.cache, end.evidence

@@ -30,7 +30,7 @@ def answer(
     inputs = [jnp.asarray(x) for x in (batch.images, batch.tokens, batch.mask_ar, batch.mask_input)]
     patches = inputs[0].shape[1] * model.config.img.num_patches
     logits, cache = prefill(model, *inputs, slots=patches + batch.tokens.shape[1] + CAPACITY)
-    tokens, logprobs, cache = decode(
+    tokens, logprobs, cache, _ = decode(
         model,
         cache,
         logits,

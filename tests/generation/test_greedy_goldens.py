@@ -38,7 +38,9 @@ def greedy(model: PaliGemma, logits: jax.Array, cache: KVCache) -> tuple[np.ndar
     rows = logits.shape[0]
     row_mask, seeds = jnp.ones(rows, bool), jnp.zeros(rows, jnp.uint32)
     limit = jnp.asarray(STEPS, jnp.int32)
-    tokens, logprobs, _ = decode(model, cache, logits, row_mask, seeds, limit, Greedy(), STEPS, EOS)
+    tokens, logprobs, _, _ = decode(
+        model, cache, logits, row_mask, seeds, limit, Greedy(), STEPS, EOS
+    )
     return np.asarray(tokens), np.asarray(logprobs)
 
 

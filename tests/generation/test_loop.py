@@ -164,7 +164,7 @@ def test_the_cache_is_donated(tiny_model: PaliGemma, batch: Batch):
         warnings.simplefilter("error")  # JAX warns of a donation it cannot use
         rows, seeds = jnp.ones(4, bool), jnp.zeros(4, jnp.uint32)
         limit = jnp.asarray(CAPACITY, jnp.int32)
-        _, _, after = decode(
+        _, _, after, _ = decode(
             tiny_model, cache, logits, rows, seeds, limit, Greedy(), CAPACITY, eos_id=-1
         )
     assert all(leaf.is_deleted() for leaf in (cache.k, cache.v, cache.valid, cache.positions))
