@@ -19,9 +19,9 @@ from paligemma_jax.models.abstract import to_params as to_params
 from paligemma_jax.models.paligemma import PaliGemma as PaliGemma
 from paligemma_jax.pipeline import Generation as Generation
 from paligemma_jax.pipeline import Pipeline as Pipeline
-from paligemma_jax.pipeline import from_pretrained as from_pretrained
-from paligemma_jax.pipeline import load_model as load_model
-from paligemma_jax.pipeline import load_processor as load_processor
+from paligemma_jax.pretrained import from_pretrained as from_pretrained
+from paligemma_jax.pretrained import load_model as load_model
+from paligemma_jax.pretrained import load_processor as load_processor
 from paligemma_jax.processing import Batch as Batch
 from paligemma_jax.processing import Processor as Processor
 from paligemma_jax.processing import Tokenizer as Tokenizer

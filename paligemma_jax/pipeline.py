@@ -9,21 +9,19 @@ from typing import Any
 import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.errors import CheckpointError, ConfigError, UnexpectedAnswerError
+from paligemma_jax.errors import InvalidPromptError, UnexpectedAnswerError
 from paligemma_jax.generation import Greedy, Sampler, Temperature, generate
-from paligemma_jax.models.abstract import from_params, to_params
+from paligemma_jax.models.abstract import to_params
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing import prompts
 from paligemma_jax.processing.buckets import group_by_image_count
 from paligemma_jax.processing.detections import Detections
 from paligemma_jax.processing.image_source import ImageSource, load_image
+from paligemma_jax.processing.mask_codec import MaskCodec
 from paligemma_jax.processing.numbers import parse_number
 from paligemma_jax.processing.processor import Entry, Processor
 from paligemma_jax.processing.roboflow import picture_list
-from paligemma_jax.resolve import find_checkpoint
-from paligemma_jax.weights.checkpoint import Checkpoint, open_checkpoint
-from paligemma_jax.weights.load import load_from
-from paligemma_jax.weights.source import Progress
+from paligemma_jax.weights.mask_vae import mask_vae_bytes
 from paligemma_jax.weights.store import StoreContents, write_store
 from paligemma_jax.weights.tree import flatten
 
@@ -51,6 +49,7 @@ class Pipeline:
 
     model: PaliGemma
     processor: Processor
+    mask_codec: MaskCodec | None = None
 
     @property
     def config(self) -> PaliGemmaConfig:
@@ -117,8 +116,14 @@ class Pipeline:
         Raises:
           InvalidImageError, InvalidPromptError: naming the entry that does not fit.
         """
+        if isinstance(prompts, str) or not isinstance(images, Sequence | None):
+            raise InvalidPromptError(
+                f"generate() takes lists, not a prompt of type {type(prompts).__name__} with "
+                f"images of type {type(images).__name__}. One entry for each prompt fits. Call "
+                "generate([image], [prompt])[0]"
+            )
         entries = [None] * len(prompts) if images is None else list(images)
-        if len(entries) != len(prompts) or isinstance(prompts, str):
+        if len(entries) != len(prompts):
             self.processor(entries, prompts)  # raises, saying what fits
         answers: dict[int, Generation] = {}
         for places in group_by_image_count(entries).values():
@@ -175,7 +180,10 @@ class Pipeline:
         write_store(
             Path(path).expanduser(),
             StoreContents(
-                self.config, self.processor.to_dict(), self.processor.tokenizer.to_bytes()
+                self.config,
+                self.processor.to_dict(),
+                self.processor.tokenizer.to_bytes(),
+                None if self.mask_codec is None else mask_vae_bytes(self.mask_codec.model),
             ),
             ((name, np.asarray(array)) for name, array in arrays.items()),
             sum(array.nbytes for array in arrays.values()),
@@ -183,70 +191,3 @@ class Pipeline:
 
     def _ask(self, image: Entry, prompt: str) -> str:
         return self.generate([image], [prompt])[0].text
-
-
-def from_pretrained(
-    name_or_path: str | os.PathLike[str],
-    *,
-    dtype: str = "bfloat16",
-    resolution: int | None = None,
-    tokenizer: str | os.PathLike[str] | None = None,
-    config: PaliGemmaConfig | None = None,
-    progress: Progress | None = None,
-) -> Pipeline:
-    """Loads a checkpoint of any format, with the preprocessing it was trained with.
-
-    Args:
-      name_or_path: "demo", a Hugging Face directory, a big_vision .npz, or a directory written by
-        `paligemma convert` or `Pipeline.save`.
-      dtype: of weights and activations: "bfloat16", or "float32" for parity (on CPUs for speed).
-      resolution: resample the position embeddings to pictures of so many pixels a side.
-      tokenizer: a tokenizer.model, for an .npz that has none beside it.
-      config: the architecture, where the file cannot tell it.
-      progress: called with what is being read, bytes done and bytes in all.
-
-    Raises:
-      CheckpointError: naming everything that does not fit.
-    """
-    if dtype not in ("bfloat16", "float32", "float16"):
-        raise ConfigError(
-            f"dtype {dtype!r} is unknown. 'bfloat16', 'float32' or 'float16' fits. Pass "
-            "dtype='float32'."
-        )
-    path = find_checkpoint(name_or_path)
-    words = None if tokenizer is None else Path(tokenizer)
-    with open_checkpoint(path, config=config, tokenizer=words) as checkpoint:
-        processor = _processor(checkpoint, resolution)
-        loaded, params = load_from(checkpoint, dtype, resolution=resolution, progress=progress)
-    return Pipeline(from_params(loaded, params, dtype), processor)
-
-
-def load_model(
-    path: str | os.PathLike[str],
-    config: PaliGemmaConfig | None = None,
-    dtype: str = "bfloat16",
-) -> PaliGemma:
-    """The model alone, without a tokenizer; `config` is inferred where the file can tell it."""
-    with open_checkpoint(find_checkpoint(path), config=config) as checkpoint:
-        loaded, params = load_from(checkpoint, dtype)
-    return from_params(loaded, params, dtype)
-
-
-def load_processor(path: str | os.PathLike[str]) -> Processor:
-    """The processor alone: tokenizer, picture preprocessing and text encoding of a checkpoint."""
-    with open_checkpoint(find_checkpoint(path)) as checkpoint:
-        return _processor(checkpoint, None)
-
-
-def _processor(checkpoint: Checkpoint, resolution: int | None) -> Processor:
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is None:
-        raise CheckpointError(
-            f"There is no tokenizer beside {checkpoint.path}. A tokenizer.model of PaliGemma fits. "
-            "Copy it there, or pass tokenizer='tokenizer.model' (--tokenizer tokenizer.model)."
-        )
-    processor = Processor.from_dict(checkpoint.processor_settings, tokenizer)
-    if resolution is None:
-        return processor
-    image = dataclasses.replace(processor.image, size=resolution)
-    return dataclasses.replace(processor, image=image)

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -182,6 +183,16 @@ def test_names_without_files_say_what_to_do(name, hint):
         pg.from_pretrained(name)
 
 
-def test_unknown_dtype():
-    with pytest.raises(pg.ConfigError, match="int7"):
-        pg.from_pretrained("demo", dtype="int7")
+@pytest.mark.parametrize("dtype", ["int7", jnp.int8, object()])
+def test_unknown_dtype(dtype):
+    with pytest.raises(pg.ConfigError, match="float32, bfloat16 and float16 fit"):
+        pg.from_pretrained("demo", dtype=dtype)
+
+
+def test_dtype_may_be_an_object():
+    assert jnp.dtype(pg.load_model("demo", dtype=jnp.float32).dtype) == jnp.float32
+
+
+def test_one_prompt_that_is_no_list(pali):
+    with pytest.raises(pg.InvalidPromptError, match=r"generate\(\[image\], \[prompt\]\)"):
+        pali.generate(np.zeros((4, 4, 3), np.uint8), "caption en")

@@ -35,7 +35,7 @@ class Unread:
 
 def load_pipeline(args: argparse.Namespace) -> "Pipeline":
     """The model that the options ask for, with a progress bar where loading takes long."""
-    from paligemma_jax.pipeline import from_pretrained
+    from paligemma_jax.pretrained import from_pretrained
     from paligemma_jax.resolve import DEMO
 
     # In float32 the demo model compiles and answers sooner on CPUs.

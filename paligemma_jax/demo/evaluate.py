@@ -19,7 +19,8 @@ from paligemma_jax.demo.render import render
 from paligemma_jax.demo.scene import KINDS, Scene
 from paligemma_jax.demo.splits import HELD_OUT, held_out_pairs, held_out_scenes, split_rng
 from paligemma_jax.demo.tasks import SAME_PROMPT, Example, examples
-from paligemma_jax.pipeline import Generation, Pipeline, from_pretrained
+from paligemma_jax.pipeline import Generation, Pipeline
+from paligemma_jax.pretrained import from_pretrained
 from paligemma_jax.processing import prompts
 from paligemma_jax.processing.parsing import Box, parse_boxes
 from paligemma_jax.processing.processor import Entry

@@ -5,7 +5,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from paligemma_jax.errors import CheckpointError
+from paligemma_jax.errors import ConfigError
 
 DTypeLike = Any  # a name such as "bfloat16", a numpy or a JAX dtype
 
@@ -54,10 +54,13 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def as_float_dtype(dtype: DTypeLike) -> np.dtype:
-    """A floating dtype parameters can have; CheckpointError for any other."""
-    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    """A floating dtype parameters can have; ConfigError for any other."""
+    try:
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
     if name not in ("float32", "float16", "bfloat16"):
-        raise CheckpointError(
+        raise ConfigError(
             f"Parameters of dtype {name} cannot be loaded. float32, bfloat16 and float16 fit. "
             'Say for example: dtype="bfloat16"'
         )

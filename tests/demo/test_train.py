@@ -14,7 +14,7 @@ from paligemma_jax.demo.recipe import Recipe
 from paligemma_jax.demo.run_state import initial_state, restore_state
 from paligemma_jax.demo.train import train
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
-from paligemma_jax.pipeline import from_pretrained
+from paligemma_jax.pretrained import from_pretrained
 from paligemma_jax.processing.mask_codec import MaskCodec
 from paligemma_jax.weights.mask_vae import mask_vae_bytes
 

@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 import jax.numpy as jnp  # noqa: E402
 
 from paligemma_jax.generation import generate  # noqa: E402
-from paligemma_jax.pipeline import load_model  # noqa: E402
+from paligemma_jax.pretrained import load_model  # noqa: E402
 from paligemma_jax.processing.batch import Batch  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface"

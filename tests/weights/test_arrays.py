@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from paligemma_jax.errors import CheckpointError
+from paligemma_jax.errors import ConfigError
 from paligemma_jax.weights.arrays import (
     BFLOAT16,
     FLOATS,
@@ -37,5 +37,5 @@ def test_copies_and_casts_from_any_axis_order(order: tuple[int, ...], dtype: np.
 
 def test_only_floats_are_parameters():
     assert as_float_dtype("bfloat16") == BFLOAT16 == as_float_dtype(jax.numpy.bfloat16)
-    with pytest.raises(CheckpointError, match="int8 cannot be loaded"):
+    with pytest.raises(ConfigError, match="int8 cannot be loaded"):
         as_float_dtype("int8")

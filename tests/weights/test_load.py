@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.errors import CheckpointError
+from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.abstract import abstract_params, from_params
 from paligemma_jax.weights import load_params
 from paligemma_jax.weights.resample import resample_position_embeddings
@@ -59,7 +59,7 @@ def test_a_resolution_must_fit_the_patches(published: Path):
 
 
 def test_unknown_dtypes(published: Path):
-    with pytest.raises(CheckpointError, match="int8 cannot be loaded"):
+    with pytest.raises(ConfigError, match="int8 cannot be loaded"):
         load_params(published / "model.npz", dtype="int8")
 
 

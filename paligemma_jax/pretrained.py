@@ -1,0 +1,86 @@
+"""From the name of a checkpoint to something that answers: pipeline, model, or processor alone."""
+
+import dataclasses
+import os
+
+from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.errors import CheckpointError
+from paligemma_jax.models.abstract import from_params
+from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.pipeline import Pipeline
+from paligemma_jax.processing.mask_codec import MaskCodec
+from paligemma_jax.processing.processor import Processor
+from paligemma_jax.resolve import find_checkpoint
+from paligemma_jax.weights.arrays import DTypeLike, as_float_dtype
+from paligemma_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from paligemma_jax.weights.load import load_from
+from paligemma_jax.weights.source import Progress
+
+
+def from_pretrained(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike = "bfloat16",
+    resolution: int | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    mask_codec: str | os.PathLike[str] | None = None,
+    config: PaliGemmaConfig | None = None,
+    progress: Progress | None = None,
+) -> Pipeline:
+    """Loads a checkpoint of any format, with the preprocessing it was trained with.
+
+    Args:
+      name_or_path: "demo", a Hugging Face directory, a big_vision .npz, or a directory written by
+        `paligemma convert` or `Pipeline.save`.
+      dtype: of weights and activations: "bfloat16", or "float32" for parity (on CPUs for speed).
+      resolution: resample the position embeddings to pictures of so many pixels a side.
+      tokenizer: a tokenizer.model, for an .npz that has none beside it.
+      mask_codec: an npz of the codec of <seg> tokens, where none lies beside the weights; the
+        published one is vae-oid.npz.
+      config: the architecture, where the file cannot tell it.
+      progress: called with what is being read, bytes done and bytes in all.
+
+    Raises:
+      CheckpointError: naming everything that does not fit.
+    """
+    path = find_checkpoint(name_or_path)
+    name = as_float_dtype(dtype).name
+    with open_checkpoint(
+        path, config=config, tokenizer=tokenizer, mask_codec=mask_codec
+    ) as checkpoint:
+        processor = _processor(checkpoint, resolution)
+        vae = checkpoint.mask_codec
+        loaded, params = load_from(checkpoint, name, resolution=resolution, progress=progress)
+    codec = None if vae is None else MaskCodec(vae)
+    return Pipeline(from_params(loaded, params, name), processor, codec)
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    config: PaliGemmaConfig | None = None,
+    dtype: DTypeLike = "bfloat16",
+) -> PaliGemma:
+    """The model alone, without a tokenizer; `config` is inferred where the file can tell it."""
+    with open_checkpoint(find_checkpoint(path), config=config) as checkpoint:
+        loaded, params = load_from(checkpoint, as_float_dtype(dtype).name)
+    return from_params(loaded, params, as_float_dtype(dtype).name)
+
+
+def load_processor(path: str | os.PathLike[str]) -> Processor:
+    """The processor alone: tokenizer, picture preprocessing and text encoding of a checkpoint."""
+    with open_checkpoint(find_checkpoint(path)) as checkpoint:
+        return _processor(checkpoint, None)
+
+
+def _processor(checkpoint: Checkpoint, resolution: int | None) -> Processor:
+    tokenizer = checkpoint.tokenizer
+    if tokenizer is None:
+        raise CheckpointError(
+            f"There is no tokenizer beside {checkpoint.path}. A tokenizer.model of PaliGemma fits. "
+            "Copy it there, or pass tokenizer='tokenizer.model' (--tokenizer tokenizer.model)."
+        )
+    processor = Processor.from_dict(checkpoint.processor_settings, tokenizer)
+    if resolution is None:
+        return processor
+    image = dataclasses.replace(processor.image, size=resolution)
+    return dataclasses.replace(processor, image=image)
