@@ -1,0 +1,229 @@
+"""Pictures encoded once for many prompts, and several pictures or frames a prompt."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import paligemma_jax as pg
+from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
+from paligemma_jax.generation import encoded as encoding
+from paligemma_jax.generation.classifying import classify
+from paligemma_jax.generation.encoded import (
+    EncodedImages,
+    encode,
+    group_by_picture_count,
+    prepare,
+    stack,
+)
+from paligemma_jax.generation.generate import generate
+from paligemma_jax.generation.prefix import prefill_encoded, read_prefix
+from paligemma_jax.generation.scoring import score
+from paligemma_jax.processing import ImagePreprocessing
+from paligemma_jax.processing.batch import Batch
+from tests.goldens import (
+    assert_close,
+    assert_close_end_to_end,
+    big_vision,
+    optimized,
+    prompt,
+    until_eos,
+)
+from tests.tiny import GEMMA, GEMMA2, SIGLIP, random_model, tiny_config
+
+TOKENIZER = Path(__file__).parents[2] / "checkpoints" / "demo" / "tokenizer.model"
+PATCHES = SIGLIP.num_patches
+QUESTIONS = ["ocr", "caption en", "answer en how many red circles are there?"]
+
+
+@pytest.fixture(scope="module")
+def processor() -> pg.Processor:
+    return pg.Processor(pg.Tokenizer.from_file(TOKENIZER), ImagePreprocessing(SIGLIP.image_size))
+
+
+@pytest.fixture(scope="module")
+def model(processor: pg.Processor) -> pg.PaliGemma:
+    return random_model(tiny_config(GEMMA, vocab_size=processor.tokenizer.vocab_size))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (20, 30 + i, 3)).astype(np.uint8) for i in range(3)]
+
+
+@pytest.fixture
+def encoder_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures each call of the encoder had."""
+    sizes: list[int] = []
+    real = encoding._encode  # noqa: SLF001
+
+    def count(model, images):
+        sizes.append(len(images))
+        return real(model, images)
+
+    monkeypatch.setattr(encoding, "_encode", count)
+    return sizes
+
+
+def logits_of(model, batch: Batch, image_tokens: jax.Array | None = None) -> np.ndarray:
+    rows = np.asarray(batch.row_mask)
+    return np.asarray(read_prefix(model, batch, image_tokens)[0])[rows]
+
+
+def test_answers_as_with_the_pictures_themselves(model, processor, pictures):
+    both = pictures[:2]
+    first = logits_of(model, processor([both] * 3, QUESTIONS))
+    batch, tokens = prepare(model, processor, [encode(model, processor.image, both)] * 3, QUESTIONS)
+    assert batch.images is None and tokens is not None and tokens.shape[:2] == (4, 2 * PATCHES)
+    assert_close(logits_of(model, batch, tokens), first, atol=1e-5)
+
+
+def test_what_is_kept(model, processor, pictures):
+    kept = encode(model, processor.image, pictures)
+    assert len(kept) == 3 and kept.sizes == ((30, 20), (31, 20), (32, 20))
+    assert kept.tokens.shape == (3 * PATCHES, model.config.llm.width)
+    assert repr(kept) == "EncodedImages(3 pictures, tokens float32[12x16])"
+    assert encode(model, processor.image, kept) is kept
+    one = encode(model, processor.image, pictures[1])
+    assert_close(one.tokens, kept.tokens[PATCHES : 2 * PATCHES], atol=1e-5)
+
+
+def test_a_shared_picture_is_encoded_once(model, processor, pictures, encoder_sizes):
+    batch, tokens = prepare(model, processor, [pictures[0]] * 3, QUESTIONS)
+    assert encoder_sizes == [1] and tokens is not None
+    expected = logits_of(model, processor([pictures[0]] * 3, QUESTIONS))
+    assert_close(logits_of(model, batch, tokens), expected, atol=1e-5)
+    kept = encode(model, processor.image, pictures[0])
+    del encoder_sizes[:]
+    batch, tokens = prepare(model, processor, [kept, pictures[1], kept], QUESTIONS)
+    assert encoder_sizes == [1] and tokens is not None
+    expected = logits_of(model, processor([pictures[i] for i in (0, 1, 0)], QUESTIONS))
+    assert_close(logits_of(model, batch, tokens), expected, atol=1e-5)
+
+
+def test_different_pictures_stay_pictures(model, processor, pictures, encoder_sizes):
+    batch, tokens = prepare(model, processor, pictures, QUESTIONS)
+    assert tokens is None and batch.images is not None and encoder_sizes == []
+    batch, tokens = prepare(model, processor, [None, None], QUESTIONS[:2])
+    assert tokens is None and batch.images is None
+
+
+def test_frames_go_in_groups_and_repeated_ones_once(model, processor, pictures, encoder_sizes):
+    clip = [pictures[i % 3] for i in range(16)]
+    kept = encode(model, processor.image, clip)
+    assert encoder_sizes == [4] and len(kept) == 16
+    images = jnp.asarray(np.stack([processor.image(frame) for frame in clip]))[None]
+    assert_close(kept.tokens, model.encode_images(images)[0], atol=1e-5)
+    del encoder_sizes[:]
+    encode(model, processor.image, [picture.copy() for picture in clip[:11]])
+    assert encoder_sizes == [8, 4]
+
+
+def test_keys_and_values_of_a_picture_depend_on_the_prompt(model, processor, pictures):
+    """From the second layer on: why image tokens can be kept, and their keys and values cannot."""
+    kept = encode(model, processor.image, pictures[0])
+    caches = []
+    for question in QUESTIONS[:2]:
+        batch, tokens = prepare(model, processor, [kept], [question])
+        caches.append(read_prefix(model, batch, tokens)[1])
+    for a, b in [(caches[0].k, caches[1].k), (caches[0].v, caches[1].v)]:
+        difference = np.abs(np.asarray(a - b)[:, 0, :, :PATCHES]).max(axis=(1, 2, 3))
+        assert difference[0] == 0 and (difference[1:] > 1e-3).all()
+
+
+def test_groups_by_number_of_pictures(model, processor, pictures):
+    kept = encode(model, processor.image, pictures)
+    groups = group_by_picture_count([kept, None, pictures[0], pictures, (pictures[0],)])
+    assert groups == {3: [0, 3], 0: [1], 1: [2, 4]}
+
+
+def test_what_cannot_be_encoded(model, processor, pictures):
+    with pytest.raises(InvalidImageError, match="no picture to encode"):
+        encode(model, processor.image, [])
+    with pytest.raises(InvalidImageError, match=r"images\[1\]: .*no picture"):
+        prepare(model, processor, [pictures[0], 3, pictures[0]], QUESTIONS)  # type: ignore
+    kept = encode(model, processor.image, pictures[0])
+    with pytest.raises(InvalidPromptError, match="have 1 and 0 pictures"):
+        prepare(model, processor, [kept, None], QUESTIONS[:2])
+    other = dataclasses.replace(kept, config=tiny_config(GEMMA2))
+    with pytest.raises(ConfigError, match="another architecture"):
+        prepare(model, processor, [other], QUESTIONS[:1])
+    batch = processor(None, QUESTIONS)
+    with pytest.raises(ConfigError, match="2 prompts do not go with 4 rows"):
+        read_prefix(model, batch, stack([kept], 2))
+
+
+def test_questions_about_one_picture_compile_two_programs(model, processor, pictures):
+    kept = encode(model, processor.image, pictures[0])
+    count = getattr(prefill_encoded, "_cache_size")  # noqa: B009
+    before = count()
+    for words in range(1, 12):
+        batch, tokens = prepare(model, processor, [kept], ["ocr " * words])
+        read_prefix(model, batch, tokens)
+    assert count() - before <= 2  # text of 16 and of 32 tokens
+
+
+def test_scores_of_text(model, processor, pictures):
+    kept = encode(model, processor.image, pictures[0])
+    entries = [pictures[0], None, kept, pictures]
+    candidates = [["yes", "no"], ["3", "", "two stars"], ["no", "yes"], ["yes"]]
+    asked = [*QUESTIONS, "ocr"]
+    asked[2] = asked[0]
+    scored = score(model, processor, entries, asked, candidates)
+    assert [[a.text for a in row] for row in scored] == candidates
+    eos = processor.tokenizer.eos_id
+    for row in scored:
+        for a in row:
+            assert list(a.tokens) == [*processor.tokenizer.encode(a.text), eos]
+            assert a.length == len(a.logprobs) and a.logprob < 0
+    assert_close([a.logprob for a in scored[0]], [a.logprob for a in scored[2]][::-1], atol=1e-5)
+    split = score(model, processor, entries, asked, candidates, batch_size=1)
+    assert_close(
+        [a.logprob for row in scored for a in row],
+        [a.logprob for row in split for a in row],
+        atol=1e-5,
+    )
+    assert sum(classify(scored[0]).probabilities) == pytest.approx(1)
+
+
+def test_candidates_that_do_not_fit(model, processor, pictures):
+    def ask(*candidates, prompts=("ocr",)):
+        return score(model, processor, [pictures[0]], list(prompts), list(candidates))
+
+    with pytest.raises(InvalidPromptError, match="an empty list"):
+        ask([])
+    with pytest.raises(InvalidPromptError, match="'yes'. A list"):
+        ask("yes")
+    with pytest.raises(InvalidPromptError, match="int is no text"):
+        ask([3])
+    with pytest.raises(InvalidPromptError, match="2 lists of candidates do not go with 1 prompts"):
+        ask(["yes"], ["no"])
+    with pytest.raises(InvalidPromptError, match="1 entries of images"):
+        ask(["yes"], prompts=("ocr", "ocr"))
+
+
+def test_several_pictures_answer_as_big_vision_does():
+    """Through batch and `generate`, from pixels and from encoded pictures."""
+    golden = big_vision("pg1_multi")
+    images, tokens, mask_ar, mask_input = prompt(golden)
+    model = golden.model()
+    batch = Batch(images=images, tokens=tokens, mask_ar=mask_ar, mask_input=mask_input.astype(bool))
+    kept = until_eos(golden["greedy_tokens"])
+    wanted = [row[keep].tolist() for row, keep in zip(golden["greedy_tokens"], kept, strict=True)]
+    with optimized():
+        answers = generate(model, batch, max_new_tokens=8)
+        pixels, _ = read_prefix(model, batch)
+        flat = model.encode_images(images)
+        rows = [EncodedImages(row, ((1, 1),) * images.shape[1], model.config) for row in flat]
+        encoded, _ = read_prefix(
+            model, dataclasses.replace(batch, images=None), stack(rows, len(rows))
+        )
+    assert [list(answer.tokens) for answer in answers] == wanted
+    for answer, logprobs in zip(answers, golden["greedy_logp"], strict=True):
+        assert_close_end_to_end(answer.logprobs, logprobs[: len(answer.logprobs)])
+    assert_close_end_to_end(encoded, pixels)
+    assert images.shape[1] > 1
