@@ -42,7 +42,8 @@ class RLE:
         pixels = mask.ravel(order="F")
         changes = np.flatnonzero(np.diff(pixels, prepend=False))
         counts = np.diff(changes, prepend=0, append=pixels.size)
-        return cls(*mask.shape, tuple(int(count) for count in counts))
+        height, width = mask.shape
+        return cls(height, width, tuple(int(count) for count in counts))
 
     @classmethod
     def from_coco(cls, rle: Mapping[str, Any]) -> "RLE":

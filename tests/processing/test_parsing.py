@@ -160,7 +160,7 @@ def test_labels_that_would_not_come_back(label: str):
     [(0.5, 0, 0.4, 1), (0, 0, 1, 1.1), (-0.1, 0, 1, 1), (0, 0, 200, 9), (0, 0.2, 1, 0.2),
      (0, 0, float("nan"), 1)],
 )  # fmt: skip
-def test_corners_that_are_no_box(corners: tuple[float, ...]):
+def test_corners_that_are_no_box(corners: tuple[float, float, float, float]):
     with pytest.raises(InvalidPromptError, match="are no box"):
         format_answer([Box("cat", *corners)])
 
