@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from paligemma_jax.errors import ConfigError, InvalidPromptError
 from paligemma_jax.generation.trie import ROOT, TokenTrie, grow
@@ -24,7 +24,7 @@ class TokenMask:
     Without EOS among them every answer is cut at the largest number of tokens.
     """
 
-    allowed: Bool[Array | np.ndarray, "*rows V"]
+    allowed: jax.Array | np.ndarray  # bool[V]
 
     def check(self, vocab_size: int, max_new_tokens: int) -> None:
         """Raises ConfigError for a mask of another vocabulary, or one that allows nothing."""
@@ -71,7 +71,7 @@ class AllowedAnswers:
     """
 
     trie: TokenTrie
-    longest: Int[Array, "*rows"]  # tokens, EOS included
+    longest: jax.Array  # i32[], tokens, EOS included
 
     def check(self, vocab_size: int, max_new_tokens: int) -> None:
         """Raises ConfigError for another vocabulary, or if the longest answer would be cut."""

@@ -107,15 +107,9 @@ def for_batch(
 
 def _stack(leaves: Sequence[jax.Array]) -> np.ndarray:
     arrays = [np.asarray(leaf) for leaf in leaves]
-    shape = np.max([array.shape for array in arrays], axis=0).astype(int)
+    shape = [max(sizes) for sizes in zip(*(array.shape for array in arrays), strict=True)]
     fill = False if arrays[0].dtype == bool else -1
-    return np.stack(
-        [
-            np.pad(
-                array,
-                [(0, n - m) for n, m in zip(shape, array.shape, strict=True)],
-                constant_values=fill,
-            )
-            for array in arrays
-        ]
-    )
+    stacked = np.full((len(arrays), *shape), fill, arrays[0].dtype)
+    for row, array in enumerate(arrays):
+        stacked[(row, *map(slice, array.shape))] = array
+    return stacked

@@ -33,12 +33,12 @@ BINS = len(LOC_PIECES)
 class ObjectState:
     """Where each row is in its answer."""
 
-    place: Int[Array, " B"]  # tokens of the current object so far; stays at the label
-    node: Int[Array, " B"]  # of the labels' tree
-    corners: Int[Array, "B 4"]  # bins of the current box, y1 x1 y2 x2
-    boxes: Int[Array, "B N 4"]  # all finished boxes, -1 where there is none
-    count: Int[Array, " B"]  # of finished boxes
-    left: Int[Array, " B"]  # tokens that may still be written
+    place: jax.Array  # i32[B], tokens of the current object so far; stays at the label
+    node: jax.Array  # i32[B], of the labels' tree
+    corners: jax.Array  # i32[B, 4], bins of the current box, y1 x1 y2 x2
+    boxes: jax.Array  # i32[B, N, 4], all finished boxes, -1 where there is none
+    count: jax.Array  # i32[B], of finished boxes
+    left: jax.Array  # i32[B], tokens that may still be written
 
 
 @jax.tree_util.register_dataclass
@@ -51,11 +51,11 @@ class ObjectGrammar:
     """
 
     trie: TokenTrie
-    costs: Int[Array, "*rows S C"]  # tokens an edge needs if it leads to another object, or 0
-    label_place: Int[Array, "*rows"]  # tokens before an object's label: 4, or 20 with codes
-    longest: Int[Array, "*rows"]  # tokens of an object with the longest label, and EOS
-    max_objects: Int[Array, "*rows"]
-    no_boxes: Int[Array, "*rows N 4"]  # -1: how many boxes there is room for
+    costs: jax.Array  # i32[S, C], tokens an edge needs if it leads to another object, or 0
+    label_place: jax.Array  # i32[], tokens before an object's label: 4, or 20 with codes
+    longest: jax.Array  # i32[], tokens of an object with the longest label, and EOS
+    max_objects: jax.Array  # i32[]
+    no_boxes: jax.Array  # i32[N, 4], -1: how many boxes there is room for
     loc_start: int = dataclasses.field(metadata={"static": True})
     seg_start: int = dataclasses.field(metadata={"static": True})
 

@@ -45,8 +45,8 @@ def walk(edges: Edges, node: int, path: Iterable[int]) -> list[tuple[int, int]]:
 class TokenTrie:
     """Children of every node; places without a child hold -1."""
 
-    tokens: Int[Array, "*rows S C"]
-    nodes: Int[Array, "*rows S C"]
+    tokens: jax.Array  # i32[S, C]
+    nodes: jax.Array  # i32[S, C]
     vocab_size: int = dataclasses.field(metadata={"static": True})  # of the tokenizer
 
     @classmethod

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from paligemma_jax.generation.constraint import Constraint
 from paligemma_jax.generation.loop import decode, prefill
 from paligemma_jax.generation.sampling import Greedy, Sampler
 from paligemma_jax.models.attention import KVCache
@@ -24,6 +25,7 @@ def answer(
     row_mask: Sequence[bool] | None = None,
     limit: int = CAPACITY,
     eos_id: int = NO_EOS,
+    constraint: Constraint | None = None,
 ) -> tuple[np.ndarray, np.ndarray, KVCache]:
     """Tokens i32[B, 8], their log-probabilities f32[B, 8], and the cache at the end."""
     rows = batch.tokens.shape[0]
@@ -40,6 +42,7 @@ def answer(
         sampler=sampler,
         capacity=CAPACITY,
         eos_id=eos_id,
+        constraint=constraint,
     )
     return np.asarray(tokens), np.asarray(logprobs), cache
 
