@@ -70,10 +70,13 @@ def mask_to_polygons(mask: np.ndarray) -> tuple[Polygon, ...]:
     if len(outer) < len(rings):
         # An area that encloses others comes after them, so the first that holds a hole owns it.
         outer.sort(key=_twice_area)
+        low = np.array([ring.min(axis=0) for ring in outer])
+        high = np.array([ring.max(axis=0) for ring in outer])
         for ring in rings:
             if _twice_area(ring) < 0:
                 inside = _beside(ring)
-                owner = next(i for i, other in enumerate(outer) if _holds(other, inside))
+                near = np.flatnonzero(((low < inside) & (inside < high)).all(axis=1))
+                owner = next(place for place in near if _holds(outer[place], inside))
                 holes[owner].append(_ring(ring))
     found = [Polygon(_ring(ring), tuple(cut)) for ring, cut in zip(outer, holes, strict=True)]
     return tuple(sorted(found, key=lambda polygon: polygon.exterior[0][::-1]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from paligemma_jax.errors import InvalidImageError
 from paligemma_jax.processing.detections import Detections
@@ -66,9 +66,13 @@ def test_one_colour_a_label():
     assert inks == [(0, 0, 0)] * 4 + [(255, 255, 255)] + [(0, 0, 0)] * 2
 
 
-def test_tags_keep_clear_of_one_another():
-    from PIL import ImageDraw
+def test_colours_are_told_apart_by_everybody(seen):
+    lab = seen(np.array(list(label_colours(PALETTE).values())))
+    distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)]
+    assert min(distances) > 10  # 2.3 is a just noticeable difference
 
+
+def test_tags_keep_clear_of_one_another():
     writer = TagWriter(ImageDraw.Draw(Image.new("RGB", (300, 300))))
     for _ in range(4):
         writer.write(["cat 0.93"], (50.0, 50.0, 250.0, 250.0), ORANGE)
