@@ -35,9 +35,9 @@ def attention_to_image(
     sum over N, g, g is the share of attention that went to the pictures; text got the rest.
     They do not explain an answer: see `models.attention_summary`.
 
-    Memory: the result, and what the ordinary pass takes. PaliGemma 3B at 448 pixels for 20 tokens:
-    82 kB (A x 1024 x 4 bytes), 12 MB with `EveryHead` (x 18 layers x 8 heads); a rollout carries
-    S x S x 4 bytes, 4.7 MB.
+    Memory beyond the ordinary pass is what is kept: for PaliGemma 3B at 448 pixels and 20 tokens
+    82 kB (A x 1,024 x 4 bytes) a row, with `EveryHead` 12 MB (x 18 layers x 8 heads), with a
+    rollout 4.7 MB (S x S x 4 bytes); room for tokens is rounded up to 32.
 
     Args:
       batch: the prompts, as `Processor` makes them.

@@ -1,0 +1,157 @@
+"""What a model looked at, token by token, laid over its pictures.
+
+The maps come from `generation.attention_to_image`. They show where attention went, which is no
+explanation of the answer (arXiv 1902.10186).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+
+from paligemma_jax.errors import InvalidImageError, InvalidPromptError
+from paligemma_jax.viz.colour_map import viridis
+from paligemma_jax.viz.drawing import INK, Number, drawable, load_font
+
+PANEL = 192  # pixels of a panel's longer side
+_GAP, _FONT, _LINE, _BAR = 8, 14, 20, 12
+_NARROWEST = 320  # pixels, for the words below the panels
+_NOTES = (
+    "%: share of the attention that went to the pictures, the rest to text.",
+    "Where attention went is no explanation of the answer.",
+)
+
+
+def draw_heat_map(
+    image: Image.Image, heat: Float[np.ndarray, "gh gw"], *, ceiling: Number | None = None
+) -> Image.Image:
+    """The picture in grey under one map, smoothed between the centres of patches; same size.
+
+    Colours go from 0 (violet) to `ceiling` (yellow), which is the map's maximum if None.
+    """
+    top = float(np.max(heat, initial=0.0)) if ceiling is None else ceiling
+    values = np.asarray(heat, np.float32) / top if top > 0 else np.zeros(heat.shape, np.float32)
+    smooth = Image.fromarray(values).resize(image.size, Image.Resampling.BILINEAR)
+    strength = np.clip(np.asarray(smooth), 0, 1)
+    # The picture shows through where there is little to see, and less where there is much.
+    grey = np.asarray(image.convert("L"), np.float32)[..., None]
+    cover = 0.5 + 0.3 * strength[..., None]
+    mixed = cover * viridis(strength) + (1 - cover) * grey
+    return Image.fromarray(np.round(mixed).astype(np.uint8))
+
+
+def draw_heat_maps(
+    images: Image.Image | Sequence[Image.Image],
+    maps: Float[np.ndarray, "T N gh gw"],
+    tokens: Sequence[str],
+    *,
+    columns: int | None = None,
+    panel: int = PANEL,
+    ceiling: Number | None = None,
+) -> Image.Image:
+    """A sheet of the pictures alone, then under a map for each token, and the token below.
+
+    Args:
+      images: the pictures that the model saw, one or N.
+      maps: shares of attention, as `attention_to_image` gives them for a row.
+      tokens: what to write under the panels; see `token_labels`.
+      columns: panels side by side; None is as many as fit 1,200 pixels.
+      panel: longer side of one picture in pixels.
+      ceiling: the share of one patch that is drawn yellow; None is the maximum of each panel, so
+        that panels show their own places best but do not compare. float(maps.max()) makes them.
+
+    Raises:
+      InvalidImageError: if the number of pictures is not N.
+      InvalidPromptError: if the number of words is not T.
+    """
+    pictures = [images] if isinstance(images, Image.Image) else list(images)
+    _check(pictures, maps, tokens)
+    pictures = [_fit(picture, panel) for picture in pictures]
+    blocks = [_block(pictures, "the picture" if len(pictures) == 1 else "the pictures")]
+    for heat, token in zip(maps, tokens, strict=True):
+        top = float(heat.max()) if ceiling is None else ceiling
+        drawn = [
+            draw_heat_map(picture, one, ceiling=top)
+            for picture, one in zip(pictures, heat, strict=True)
+        ]
+        blocks.append(_block(drawn, f"{token}  {heat.sum():.0%}"))
+    gap = _GAP if len(pictures) == 1 else 3 * _GAP  # what belongs together stands together
+    width, height = max(block.width for block in blocks) + gap, blocks[0].height + _GAP
+    across = min(columns or max(1, 1200 // width), len(blocks))
+    rows = -(-len(blocks) // across)
+    breadth = max(across * width - gap, _NARROWEST)
+    legend = _legend(breadth, ceiling)
+    sheet = Image.new(
+        "RGB", (breadth + 2 * _GAP, rows * height + legend.height + 2 * _GAP), "white"
+    )
+    for number, block in enumerate(blocks):
+        sheet.paste(block, (_GAP + number % across * width, _GAP + number // across * height))
+    sheet.paste(legend, (_GAP, rows * height + _GAP))
+    return sheet
+
+
+def _block(pictures: Sequence[Image.Image], words: str) -> Image.Image:
+    """Pictures side by side with words below."""
+    width = sum(picture.width for picture in pictures) + 2 * (len(pictures) - 1)
+    height = max(picture.height for picture in pictures)
+    block = Image.new("RGB", (width, height + _LINE), "white")
+    x = 0
+    for picture in pictures:
+        block.paste(picture, (x, 0))
+        x += picture.width + 2
+    _write(block, words, width / 2, height + _LINE / 2, "mm")
+    return block
+
+
+def _legend(width: int, ceiling: Number | None) -> Image.Image:
+    """The colours from 0 to the ceiling, and what the numbers mean."""
+    most = "the panel's highest patch" if ceiling is None else f"{ceiling:.1%} of the attention"
+    lines = [line for note in _NOTES for line in _wrap(note, width)]
+    legend = Image.new("RGB", (width, _LINE * (len(lines) + 1)), "white")
+    length = min(120, width // 3)
+    colours = np.broadcast_to(viridis(np.linspace(0, 1, length)), (_BAR, length, 3))
+    legend.paste(Image.fromarray(np.ascontiguousarray(colours)), (14, (_LINE - _BAR) // 2))
+    _write(legend, "0", 0, _LINE / 2, "lm")
+    _write(legend, most, 20 + length, _LINE / 2, "lm")
+    for number, line in enumerate(lines, 1):
+        _write(legend, line, 0, (number + 0.5) * _LINE, "lm")
+    return legend
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width` pixels, broken at spaces."""
+    font = load_font(_FONT)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > width and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _write(image: Image.Image, text: str, x: Number, y: Number, anchor: str) -> None:
+    font = load_font(_FONT)
+    words = drawable(font, text)
+    ImageDraw.Draw(image).text((x, y), words, fill=INK, font=font, anchor=anchor)
+
+
+def _fit(picture: Image.Image, longest: int) -> Image.Image:
+    scale = longest / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _check(pictures: Sequence[Image.Image], maps: np.ndarray, tokens: Sequence[str]) -> None:
+    if len(pictures) != maps.shape[1]:
+        raise InvalidImageError(
+            f"{len(pictures)} pictures do not go with maps of {maps.shape[1]}. The pictures that "
+            "the model saw fit, in their order. Call draw_heat_maps(images, maps, tokens)"
+        )
+    if len(tokens) != maps.shape[0]:
+        raise InvalidPromptError(
+            f"{len(tokens)} words do not go with {maps.shape[0]} maps. One for each token fits. "
+            "Make them with: token_labels(tokenizer, answer.tokens)"
+        )
