@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.constraint import Constraint, for_batch
-from paligemma_jax.generation.loop import decode, prefill
+from paligemma_jax.generation.loop import decode
 from paligemma_jax.generation.observer import Observer
+from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.sampling import Greedy, Sampler
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
@@ -41,13 +43,15 @@ def generate(
     eos_id: int = 1,
     constraint: Constraint | Sequence[Constraint] | None = None,
     observer: Observer | None = None,
+    image_tokens: jax.Array | None = None,
 ) -> list[GeneratedTokens]:
     """Answers the real rows of `batch`, each until EOS or `max_new_tokens`.
 
     Shapes are rounded up (rows, text and room for the answer to powers of two), so that a stream
     of different requests compiles few programs. `seed` is one number for the batch (row i then
     draws from seed + i) or one a row; a row's draws depend on its own seed alone. `constraint` is
-    one for the batch or one a row, all of one class; `observer` reads numbers off every step.
+    one for the batch or one a row, all of one class; `observer` reads numbers off every step;
+    `image_tokens` are the pictures of a batch without any, encoded before (see `prepare`).
 
     Raises:
       ConfigError: for fewer than one new token, seeds or constraints that do not match the rows,
@@ -62,20 +66,8 @@ def generate(
     if constraint is not None:
         vocab_size = model.config.llm.vocab_size
         constraint = for_batch(constraint, row_mask, vocab_size, max_new_tokens)
-    images = batch.images
-    if images is None:
-        size = model.config.img.image_size
-        images = np.zeros((rows, 0, size, size, 3), np.float32)
-    image_tokens = images.shape[1] * model.config.img.num_patches
     capacity = bucket(max_new_tokens, MIN_CAPACITY)
-    logits, cache = prefill(
-        model,
-        jnp.asarray(images),
-        jnp.asarray(batch.tokens),
-        jnp.asarray(batch.mask_ar),
-        jnp.asarray(batch.mask_input),
-        slots=image_tokens + batch.tokens.shape[1] + capacity,
-    )
+    logits, cache = read_prefix(model, batch, image_tokens, room=capacity)
     tokens, logprobs, _, evidence = decode(
         model,
         cache,

@@ -182,3 +182,6 @@ def _observed(mass: tuple[float, ...] | None) -> tuple[float, ...]:
 def _probability(nats: float) -> float:
     # Sums of float32 probabilities can pass 1 in their last bit.
     return min(1.0, math.exp(nats))
+
+
+box_score: Score = ProductOf((objectness, near_geometric))

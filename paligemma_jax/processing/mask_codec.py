@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paligemma_jax.errors import InvalidMaskError
 from paligemma_jax.models.mask_vae import MASK_SIDE, NUM_CODES, MaskVAE
 from paligemma_jax.processing.buckets import bucket
 
@@ -24,11 +25,11 @@ class MaskCodec:
     def encode(self, crops: np.ndarray) -> np.ndarray:
         """Codes i32[n, 16] of masks f32[n, 64, 64] in [0, 1], each cut to its object's box.
 
-        Raises ValueError for another shape.
+        Raises InvalidMaskError for another shape.
         """
         crops = np.asarray(crops, np.float32)
         if crops.ndim != 3 or crops.shape[1:] != (MASK_SIDE, MASK_SIDE):
-            raise ValueError(
+            raise InvalidMaskError(
                 f"Masks of shape {list(crops.shape)} do not fit. [n, {MASK_SIDE}, {MASK_SIDE}] "
                 "fits. Cut masks to their boxes with crop_for_codec."
             )
@@ -38,14 +39,14 @@ class MaskCodec:
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Masks f32[n, 64, 64], nominally in [0, 1] with 0.5 at the edge, of codes i32[n, 16].
 
-        Raises ValueError for another shape or codes that are not of the codebook.
+        Raises InvalidMaskError for another shape or codes that are not of the codebook.
         """
         codes = np.asarray(codes)
         codes = codes if codes.size else np.zeros((0, NUM_CODES), np.int32)
         count = self.model.config.num_embeddings
         fits = codes.ndim == 2 and codes.shape[1] == NUM_CODES
         if not fits or (codes.size and not 0 <= codes.min() <= codes.max() < count):
-            raise ValueError(
+            raise InvalidMaskError(
                 f"Codes of shape {list(codes.shape)} do not fit. [n, {NUM_CODES}] whole numbers "
                 f"from 0 to {count - 1} fit, as <seg> tokens give them."
             )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from paligemma_jax.errors import InvalidPromptError
 
+Labels = str | Sequence[str]  # a list, or "cat ; dog"
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
@@ -28,14 +29,46 @@ def count(thing: str) -> str:
     return answer(f"how many {_text(thing, 'thing to count')} are there?")
 
 
-def detect(labels: str | Sequence[str]) -> str:
+def detect(labels: Labels) -> str:
     """`detect cat ; dog`: boxes of one kind of thing, or of several (a list, or "cat ; dog")."""
-    return f"detect {_labels(labels)}"
+    return "detect " + " ; ".join(split_labels(labels))
 
 
-def segment(labels: str | Sequence[str]) -> str:
+def segment(labels: Labels) -> str:
     """`segment cat ; dog`: boxes and mask tokens; labels as `detect` takes them."""
-    return f"segment {_labels(labels)}"
+    return "segment " + " ; ".join(split_labels(labels))
+
+
+def split_labels(labels: Labels) -> tuple[str, ...]:
+    """Labels one by one; InvalidPromptError for none, an empty one, or one with a separator."""
+    several = labels.split(";") if isinstance(labels, str) else labels
+    names = [_text(name, "label") for name in several]
+    if not names:
+        raise InvalidPromptError(
+            "The list of labels is empty. At least one label fits. Call for example detect('cat')"
+        )
+    for name in names:
+        if ";" in name or "\n" in name:
+            raise InvalidPromptError(
+                f"The label {name!r} holds a semicolon or a line break, which separate labels. "
+                "Plain words fit. Pass several labels as a list: detect(['cat', 'dog'])"
+            )
+    return tuple(names)
+
+
+def spread_labels(labels: Labels | Sequence[Sequence[str]], pictures: int) -> list[tuple[str, ...]]:
+    """The labels of each picture: the same for all, or one list each.
+
+    Raises InvalidPromptError for another number of lists, else as `split_labels`.
+    """
+    if isinstance(labels, str) or all(isinstance(label, str) for label in labels):
+        return [split_labels(labels)] * pictures  # pyright: ignore[reportArgumentType]
+    if len(labels) != pictures:
+        raise InvalidPromptError(
+            f"{len(labels)} lists of labels do not go with {pictures} pictures. One list for each "
+            "picture, or one for all of them, fits. Call for example detect_batch(images, ['cat'])"
+        )
+    return [split_labels(row) for row in labels]
 
 
 def _language(language: str) -> str:
@@ -53,19 +86,3 @@ def _text(text: str, what: str) -> str:
             f"The {what} is {text!r}. Words fit. For a description of the picture use caption()."
         )
     return text.strip()
-
-
-def _labels(labels: str | Sequence[str]) -> str:
-    several = labels.split(";") if isinstance(labels, str) else labels
-    names = [_text(name, "label") for name in several]
-    if not names:
-        raise InvalidPromptError(
-            "The list of labels is empty. At least one label fits. Call for example detect('cat')"
-        )
-    for name in names:
-        if ";" in name or "\n" in name:
-            raise InvalidPromptError(
-                f"The label {name!r} holds a semicolon or a line break, which separate labels. "
-                "Plain words fit. Pass several labels as a list: detect(['cat', 'dog'])"
-            )
-    return " ; ".join(names)

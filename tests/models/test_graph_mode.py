@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-FILES = ("models/test_gemma.py", "models/test_paligemma.py", "generate/test_loop.py")
+FILES = ("models/test_gemma.py", "models/test_paligemma.py", "generation/test_loop.py")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from paligemma_jax.errors import InvalidMaskError
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
 from paligemma_jax.processing import mask_codec
 from paligemma_jax.processing.mask_codec import MaskCodec
@@ -41,10 +42,10 @@ def test_few_programs_for_many_numbers_of_masks(codec: MaskCodec):
 
 @pytest.mark.parametrize("codes", [np.full((1, 16), 128), np.full((1, 16), -1), np.zeros((2, 15))])
 def test_codes_that_do_not_fit(codec: MaskCodec, codes):
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(InvalidMaskError, match="do not fit"):
         codec.decode(codes)
 
 
 def test_crops_that_do_not_fit(codec: MaskCodec):
-    with pytest.raises(ValueError, match="crop_for_codec"):
+    with pytest.raises(InvalidMaskError, match="crop_for_codec"):
         codec.encode(np.zeros((1, 32, 32)))
