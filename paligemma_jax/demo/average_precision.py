@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from paligemma_jax.processing.overlaps import intersection_over_union
 from paligemma_jax.processing.parsing import Box
 
 
@@ -40,8 +41,8 @@ def average_precision(
     hits = []
     for prediction in sorted(found, key=lambda p: -p.score):
         candidates = truths.get(prediction.picture, ())
-        overlaps = [intersection_over_union(prediction.box, box) for box in candidates]
-        best = int(np.argmax(overlaps)) if overlaps else -1
+        overlaps = intersection_over_union([prediction.box], candidates)[0]
+        best = int(np.argmax(overlaps)) if overlaps.size else -1
         hit = best >= 0 and overlaps[best] >= iou and (prediction.picture, best) not in taken
         if hit:
             taken.add((prediction.picture, best))
@@ -54,12 +55,3 @@ def average_precision(
     # The best precision at this recall or a higher one.
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
-
-
-def intersection_over_union(a: Box, b: Box) -> float:
-    """Shared area over joint area of two boxes, in 0..1."""
-    height = min(a.y2, b.y2) - max(a.y1, b.y1)
-    width = min(a.x2, b.x2) - max(a.x1, b.x1)
-    shared = max(0.0, height) * max(0.0, width)
-    joint = (a.y2 - a.y1) * (a.x2 - a.x1) + (b.y2 - b.y1) * (b.x2 - b.x1) - shared
-    return shared / joint if joint > 0 else 0.0

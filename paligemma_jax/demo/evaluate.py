@@ -14,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from paligemma_jax.demo.average_precision import Prediction, mean_average_precision
+from paligemma_jax.demo.evaluate_boxes import find_kinds, find_pairs
+from paligemma_jax.demo.evaluate_masks import segment_all
 from paligemma_jax.demo.render import render
-from paligemma_jax.demo.scene import KINDS, Scene
 from paligemma_jax.demo.splits import HELD_OUT, held_out_pairs, held_out_scenes, split_rng
 from paligemma_jax.demo.tasks import SAME_PROMPT, Example, examples
 from paligemma_jax.pipeline import Generation, Pipeline
 from paligemma_jax.pretrained import from_pretrained
-from paligemma_jax.processing import prompts
-from paligemma_jax.processing.parsing import Box, parse_boxes
+from paligemma_jax.processing.confidence import box_score
 from paligemma_jax.processing.processor import Entry
 
 PICTURE_SIZE = 224  # pixels; twice the model's, so that resizing is part of what is measured
@@ -36,6 +35,7 @@ GOALS = {
     "caption de": 0.90,
     "caption fr": 0.90,
     "detection mAP at IoU 0.5": 0.85,
+    "segmentation mean IoU": 0.75,
     "same or different": 0.95,
 }
 
@@ -72,11 +72,11 @@ def evaluate(pipeline: Pipeline, seed: int, count: int) -> dict[str, Result]:
         right["same or different"].append(answer.text == ("yes" if same else "no"))
 
     results = {name: Result(float(np.mean(v)), len(v)) for name, v in right.items()}
-    kinds = [(i, (kind,)) for i in range(count) for kind in KINDS]
-    results["detection mAP at IoU 0.5"] = _detection(pipeline, scenes, pictures, kinds)
-    names = [sorted({shape.name for shape in scene.shapes})[:2] for scene in scenes]
-    two = [(i, tuple(pair)) for i, pair in enumerate(names) if len(pair) == 2]
-    results["  two labels in a prompt"] = _detection(pipeline, scenes, pictures, two)
+    found = find_kinds(pipeline, scenes, pictures)
+    results["detection mAP at IoU 0.5"] = Result(found.precision(box_score), len(found.prompts))
+    two = find_pairs(pipeline, scenes, pictures)
+    results["  two labels in a prompt"] = Result(two.precision(box_score), len(two.prompts))
+    results["segmentation mean IoU"] = Result(*segment_all(pipeline, scenes, pictures, seed))
     return results
 
 
@@ -95,41 +95,6 @@ def _ask(
         max_new_tokens=max_new_tokens,
         batch_size=64,
     )
-
-
-def _detection(
-    pipeline: Pipeline,
-    scenes: Sequence[Scene],
-    pictures: Sequence[np.ndarray],
-    questions: Sequence[tuple[int, tuple[str, ...]]],
-) -> Result:
-    """Mean average precision over kinds of shape of prompts (scene, labels), right labels only.
-
-    A box's score is the geometric mean of the probabilities of its four location tokens.
-    """
-    answers = _ask(pipeline, [(pictures[i], prompts.detect(labels)) for i, labels in questions], 64)
-    truths: dict[str, dict[int, list[Box]]] = {kind: {} for kind in KINDS}
-    found: dict[str, list[Prediction]] = {kind: [] for kind in KINDS}
-    loc = pipeline.processor.tokenizer.loc_start
-    # A question and one of its labels stand for a picture of their own.
-    numbers = {key: n for n, key in enumerate((q, x) for q in questions for x in q[1])}
-    for question, answer in zip(questions, answers, strict=True):
-        i, labels = question
-        for label in labels:
-            there = [s for s in scenes[i].shapes if label in (s.name, s.kind)]
-            boxes = [Box(label, *s.box) for s in there]
-            truths[label.split()[-1]][numbers[question, label]] = boxes
-        scores = [
-            logprob
-            for token, logprob in zip(answer.tokens, answer.logprobs, strict=True)
-            if loc <= token < loc + 1024
-        ]
-        for n, box in enumerate(parse_boxes(answer.text)):
-            if box.label in labels:
-                score = float(np.exp(np.mean(scores[4 * n : 4 * n + 4])))
-                number = numbers[question, box.label]
-                found[box.label.split()[-1]].append(Prediction(number, box, score))
-    return Result(mean_average_precision(truths, found, iou=0.5), len(questions))
 
 
 def table(results: dict[str, Result]) -> str:

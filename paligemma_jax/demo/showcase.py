@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from paligemma_jax.demo.average_precision import intersection_over_union
 from paligemma_jax.demo.language import LANGUAGES
 from paligemma_jax.demo.scene import Scene, sample_scene
 from paligemma_jax.demo.splits import HELD_OUT, split_rng
@@ -19,6 +18,7 @@ from paligemma_jax.demo.tasks import (
     sample_exists,
     sample_where,
 )
+from paligemma_jax.processing.overlaps import intersection_over_union
 from paligemma_jax.processing.parsing import Box
 
 _MAX_LABELS = 3  # kinds of things in the scene; a picture of more is crowded
@@ -73,11 +73,9 @@ def boxes_agree(found: Sequence[Box], right: Sequence[Box], least: float = 0.5) 
     """Whether the two pair off: same label, and an overlap of at least `least` (IoU)."""
     left = list(found)
     for box in right:
-        scores = [
-            intersection_over_union(box, other) if other.label == box.label else 0.0
-            for other in left
-        ]
-        if not scores or max(scores) < least:
+        same = [other for other in left if other.label == box.label]
+        overlaps = intersection_over_union([box], same)[0]
+        if not same or overlaps.max() < least:
             return False
-        left.pop(scores.index(max(scores)))
+        left.remove(same[int(overlaps.argmax())])
     return not left

@@ -1,11 +1,8 @@
 """Average precision on cases worked out by hand."""
 
-import pytest
-
 from paligemma_jax.demo.average_precision import (
     Prediction,
     average_precision,
-    intersection_over_union,
     mean_average_precision,
 )
 from paligemma_jax.processing.parsing import Box
@@ -13,12 +10,6 @@ from paligemma_jax.processing.parsing import Box
 LEFT = Box("a", 0.0, 0.0, 1.0, 0.5)
 RIGHT = Box("a", 0.0, 0.5, 1.0, 1.0)
 MIDDLE = Box("a", 0.0, 0.25, 1.0, 0.75)
-
-
-def test_overlap():
-    assert intersection_over_union(LEFT, LEFT) == 1.0
-    assert intersection_over_union(LEFT, RIGHT) == 0.0
-    assert intersection_over_union(LEFT, MIDDLE) == pytest.approx(1 / 3)
 
 
 def test_all_found():
