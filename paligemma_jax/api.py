@@ -25,6 +25,9 @@ from paligemma_jax.generation import generate as generate
 from paligemma_jax.generation import segmentation_grammar as segmentation_grammar
 from paligemma_jax.generation.attention_to_image import attention_to_image as attention_to_image
 from paligemma_jax.generation.classifying import Classification as Classification
+from paligemma_jax.generation.classifying import PerToken as PerToken
+from paligemma_jax.generation.classifying import WholeAnswer as WholeAnswer
+from paligemma_jax.generation.classifying import classify as classify
 from paligemma_jax.generation.encoded import EncodedImages as EncodedImages
 from paligemma_jax.generation.scoring import ScoredAnswer as ScoredAnswer
 from paligemma_jax.models.abstract import to_params as to_params

@@ -32,6 +32,7 @@ from paligemma_jax.generation.scoring import ScoredAnswer, score
 from paligemma_jax.models.abstract import to_params
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing import prompts
+from paligemma_jax.processing.candidates import check_labels
 from paligemma_jax.processing.confidence import WeighedAnswer, box_score, weigh_tokens
 from paligemma_jax.processing.detections import Detections
 from paligemma_jax.processing.image_source import ImageSource, load_image
@@ -215,6 +216,7 @@ class Pipeline:
 
         Raises InvalidPromptError for labels that are empty or come twice, else as `caption`.
         """
+        check_labels(labels)
         return classify(self.score(image, prompts.answer(question, language), labels))
 
     def generate(

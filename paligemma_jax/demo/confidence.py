@@ -36,14 +36,13 @@ SCORES: dict[str, Score] = {
     "product of near mass": c.near_product,
     "geometric mean of near mass": c.near_geometric,
     "minimum of near mass": c.near_minimum,
+    "good fit": c.good_fit,
     "label": c.label_product,
     "first location against the end": c.box_start,
     "objectness": c.objectness,
     "objectness x label": ProductOf((c.objectness, c.label_product)),
-    "objectness x geometric near mass": ProductOf((c.objectness, c.near_geometric)),
-    "objectness x label x geometric near mass": ProductOf(
-        (c.objectness, c.label_product, c.near_geometric)
-    ),
+    "objectness x good fit": ProductOf((c.objectness, c.good_fit)),
+    "objectness x label x good fit": ProductOf((c.objectness, c.label_product, c.good_fit)),
     "objectness x label x product of near mass": ProductOf(
         (c.objectness, c.label_product, c.near_product)
     ),
@@ -132,8 +131,8 @@ def main() -> None:
     print(f"\n{args.count} scenes of seed {args.seed}, {args.dtype}; for one kind, {scores.size} "
           f"boxes, of which {right.mean():.1%} are right")  # fmt: skip
     if args.picture:
-        names = ["product of locations", "geometric mean of near mass",
-                 "objectness x geometric near mass"]  # fmt: skip
+        names = ["product of locations", "geometric mean of near mass", "objectness x label",
+                 "objectness x label x good fit"]  # fmt: skip
         draw_reliability(kinds, pairs, names, args.picture)
 
 

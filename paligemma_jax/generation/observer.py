@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from paligemma_jax.errors import ConfigError
+from paligemma_jax.processing.confidence import NEAR_RADII
 from paligemma_jax.processing.tokenizer import LOC_PIECES
 
 
@@ -28,22 +29,23 @@ class Observer(Protocol):
 class BoxEvidence:
     """How sure the model was of a location, and of its neighbourhood.
 
-    Two log-probabilities (nats): of all `<loc>` tokens together, whatever was chosen; and of those
-    at most `radius` bins from the chosen one, 0 where the chosen token is no `<loc>`. A coordinate
-    one bin off is as good a box, so the second says more than the chosen token's own probability.
+    Log-probabilities (nats): of all `<loc>` tokens together, whatever was chosen; and of those at
+    most so many bins from the chosen one, for each of `radii`, 0 where the chosen token is no
+    `<loc>`. A coordinate some bins off may be as good a box, so these say more than the chosen
+    token's own probability.
     """
 
     loc_start: int = dataclasses.field(metadata={"static": True})
-    radius: int = dataclasses.field(default=8, metadata={"static": True})
+    radii: tuple[int, ...] = dataclasses.field(default=NEAR_RADII, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        if self.radius < 0:
+        if min(self.radii, default=0) < 0:
             raise ConfigError(
-                f"A radius of {self.radius} bins is no neighbourhood. 0 or more fits. "
-                "Call BoxEvidence(tokenizer.loc_start, radius=8)"
+                f"The radii {self.radii} are no neighbourhoods. 0 or more bins each fit. "
+                "Call BoxEvidence(tokenizer.loc_start)"
             )
 
-    def observe(self, logits: Float[Array, "B V"], token: Int[Array, " B"]) -> Float[Array, "B 2"]:
+    def observe(self, logits: Float[Array, "B V"], token: Int[Array, " B"]) -> Float[Array, "B K"]:
         end = self.loc_start + len(LOC_PIECES)
         if not 0 <= self.loc_start <= end <= logits.shape[1]:
             raise ConfigError(
@@ -54,8 +56,10 @@ class BoxEvidence:
         everything = jax.nn.logsumexp(logits, axis=1)
         locations = logits[:, self.loc_start : end]
         chosen = (token - self.loc_start)[:, None]
-        near = jnp.abs(jnp.arange(len(LOC_PIECES)) - chosen) <= self.radius
-        is_location = (chosen >= 0) & (chosen < len(LOC_PIECES))
-        mass = jax.nn.logsumexp(locations, axis=1) - everything
-        near_mass = jax.nn.logsumexp(locations, axis=1, where=near) - everything
-        return jnp.stack([mass, jnp.where(is_location[:, 0], near_mass, 0.0)], axis=1)
+        distance = jnp.abs(jnp.arange(len(LOC_PIECES)) - chosen)
+        is_location = (chosen[:, 0] >= 0) & (chosen[:, 0] < len(LOC_PIECES))
+        columns = [jax.nn.logsumexp(locations, axis=1) - everything]
+        for radius in self.radii:
+            near = jax.nn.logsumexp(locations, axis=1, where=distance <= radius) - everything
+            columns.append(jnp.where(is_location, near, 0.0))
+        return jnp.stack(columns, axis=1)

@@ -6,17 +6,25 @@ which are those of the model's own distribution, whatever sampler or constraint 
 A box is four location tokens, each chosen given those before, so the product of their probabilities
 is the probability that the model gives to exactly this box. It falls with the fineness of the bins:
 a model that hesitates between neighbouring bins, 0.1 % of the picture apart, is sure of the object
-all the same. Scores called `near` therefore count the mass within some bins of the chosen one.
+all the same. Scores called `near` therefore count the mass within 8 bins of the chosen one, and
+`good_fit` the mass that is near enough for the size of the box.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.processing.answer_tokens import ObjectTokens, parse_tokens
 from paligemma_jax.processing.parsing import LocationScale, ParsedAnswer
 from paligemma_jax.processing.tokenizer import Tokenizer
+
+NEAR_RADII = (2, 4, 8, 16, 32, 64, 128)  # bins around the chosen one that mass is noted for
+_FINE = NEAR_RADII.index(8)
+_SLACK = 1 / 8  # of a side of the box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +32,20 @@ class ObjectEvidence:
     """Log-probabilities (nats) of the tokens that one object was read from.
 
     `location_mass` is that of any location token at all, and `near_mass` that of the location
-    tokens near the chosen one, at each of the four places; None where it was not observed.
+    tokens near the chosen one, for each of NEAR_RADII, at each of the four places; None where it
+    was not observed. `bins` are the four locations themselves.
     """
 
-    locations: tuple[float, ...]  # 4: y1, x1, y2, x2
+    bins: tuple[int, ...]  # 4: y1, x1, y2, x2
+    locations: tuple[float, ...]  # 4
     codes: tuple[float, ...]  # 16, or none
     label: tuple[float, ...]  # empty where there is no label
     separators: tuple[float, ...]  # those since the object before
     location_mass: tuple[float, ...] | None = None  # 4
-    near_mass: tuple[float, ...] | None = None  # 4
+    near_mass: tuple[tuple[float, ...], ...] | None = None  # 4 of 7
 
 
+_Mass = TypeVar("_Mass")
 Score = Callable[[ObjectEvidence], float]
 
 
@@ -64,11 +75,12 @@ def weigh_tokens(
       logprobs: natural logarithm of each token's probability.
       tokenizer: that of the model.
       evidence: for each token the log-mass of all location tokens and of those near the chosen
-        one, as the observer BoxEvidence records them; none if it was not asked for.
+        one, for each of NEAR_RADII, as the observer BoxEvidence records them; none if it was not
+        asked for.
       scale: see `parse_tokens`.
 
     Raises:
-      ConfigError: if the three are not of one length.
+      ConfigError: if the three are not of one length, or the evidence is of other radii.
     """
     if len(logprobs) != len(tokens) or (len(evidence) and len(evidence) != len(tokens)):
         raise ConfigError(
@@ -76,8 +88,14 @@ def weigh_tokens(
             "evidence do not go together. One a token, or no evidence at all, fits. Pass those of "
             "one answer of generate()."
         )
+    if len(evidence) and len(evidence[0]) != 1 + len(NEAR_RADII):
+        raise ConfigError(
+            f"Evidence of {len(evidence[0])} numbers a token cannot be read. {1 + len(NEAR_RADII)} "
+            "fit. Generate with: observer=BoxEvidence(tokenizer.loc_start)"
+        )
     parsed = parse_tokens(tokens, tokenizer, scale)
-    gathered = [_gather(places, logprobs, evidence) for places in parsed.places]
+    bins = [token - tokenizer.loc_start for token in tokens]
+    gathered = [_gather(places, bins, logprobs, evidence) for places in parsed.places]
     return WeighedAnswer(parsed.answer, tuple(gathered))
 
 
@@ -98,17 +116,36 @@ def location_minimum(evidence: ObjectEvidence) -> float:
 
 def near_product(evidence: ObjectEvidence) -> float:
     """Product over the four corners of the mass near the chosen location; raises ConfigError."""
-    return _probability(sum(_observed(evidence.near_mass)))
+    return _probability(sum(_near(evidence)))
 
 
 def near_geometric(evidence: ObjectEvidence) -> float:
     """Geometric mean over the four corners of the mass near the chosen one; raises ConfigError."""
-    return _probability(sum(_observed(evidence.near_mass)) / 4)
+    return _probability(sum(_near(evidence)) / 4)
 
 
 def near_minimum(evidence: ObjectEvidence) -> float:
     """Least of the four corners' masses near the chosen location; raises ConfigError."""
-    return _probability(min(_observed(evidence.near_mass)))
+    return _probability(min(_near(evidence)))
+
+
+def good_fit(evidence: ObjectEvidence) -> float:
+    """Probability that every edge is within an eighth of the box's own side; raises ConfigError.
+
+    Were all four edges off by so much, inward, the overlap (IoU) would still be (3/4)^2 = 0.56, and
+    outward (4/5)^2 = 0.64: so this is, by the model's own belief, at least the probability of a box
+    that counts as right at the usual overlap of 0.5. Between the radii that mass was noted for, it
+    is taken to grow evenly.
+    """
+    y1, x1, y2, x2 = evidence.bins
+    masses = _observed(evidence.near_mass)
+    probability = 1.0
+    for place, side in enumerate((y2 - y1, x2 - x1) * 2):
+        own = _probability(evidence.locations[place])
+        radii = (0, *NEAR_RADII)
+        shares = (own, *map(_probability, masses[place]))
+        probability *= float(np.interp(side * _SLACK, radii, shares))
+    return probability
 
 
 def label_product(evidence: ObjectEvidence) -> float:
@@ -154,23 +191,31 @@ class ProductOf:
 
 
 def _gather(
-    places: ObjectTokens, logprobs: Sequence[float], evidence: Sequence[Sequence[float]]
+    places: ObjectTokens,
+    bins: Sequence[int],
+    logprobs: Sequence[float],
+    evidence: Sequence[Sequence[float]],
 ) -> ObjectEvidence:
     def pick(chosen: Sequence[int]) -> tuple[float, ...]:
         return tuple(float(logprobs[place]) for place in chosen)
 
     rows = [evidence[place] for place in places.locations] if len(evidence) else []
     return ObjectEvidence(
+        tuple(bins[place] for place in places.locations),
         pick(places.locations),
         pick(places.codes),
         pick(places.label),
         pick(places.separators),
         tuple(float(row[0]) for row in rows) or None,
-        tuple(float(row[1]) for row in rows) or None,
+        tuple(tuple(map(float, row[1:])) for row in rows) or None,
     )
 
 
-def _observed(mass: tuple[float, ...] | None) -> tuple[float, ...]:
+def _near(evidence: ObjectEvidence) -> tuple[float, ...]:
+    return tuple(masses[_FINE] for masses in _observed(evidence.near_mass))
+
+
+def _observed(mass: tuple[_Mass, ...] | None) -> tuple[_Mass, ...]:
     if mass is None:
         raise ConfigError(
             "The mass around the locations was not observed while the answer was generated. An "
@@ -184,4 +229,4 @@ def _probability(nats: float) -> float:
     return min(1.0, math.exp(nats))
 
 
-box_score: Score = ProductOf((objectness, near_geometric))
+box_score: Score = ProductOf((objectness, label_product, good_fit))

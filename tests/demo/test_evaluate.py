@@ -32,7 +32,7 @@ def test_masks_are_paired_best_first_and_rest_counts_nothing():
 
 
 def weighed(*boxes: tuple[Box, float]) -> WeighedAnswer:
-    evidence = tuple(ObjectEvidence((logp,) * 4, (), (), ()) for _, logp in boxes)
+    evidence = tuple(ObjectEvidence((0, 0, 9, 9), (logp,) * 4, (), (), ()) for _, logp in boxes)
     return WeighedAnswer(ParsedAnswer("", tuple(box for box, _ in boxes), ()), evidence)
 
 

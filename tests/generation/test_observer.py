@@ -24,7 +24,7 @@ def logsumexp(values: np.ndarray) -> np.ndarray:
 def test_the_mass_of_locations_and_of_the_neighbourhood():
     logits = np.random.default_rng(0).normal(size=(6, tokenizer().vocab_size)).astype(np.float32)
     tokens = [LOC, LOC + 3, LOC + 500, LOC + 1023, LOC - 1, LOC + 1024]
-    observer = BoxEvidence(LOC, radius=5)
+    observer = BoxEvidence(LOC, radii=(5, 2000))
     assert isinstance(observer, Observer)
     seen = np.asarray(observer.observe(jnp.asarray(logits), jnp.asarray(tokens)))
     everything = logsumexp(logits)
@@ -33,12 +33,13 @@ def test_the_mass_of_locations_and_of_the_neighbourhood():
     for row, (low, high) in enumerate([(0, 5), (0, 8), (495, 505), (1018, 1023)]):
         near = logsumexp(locations[row, low : high + 1]) - everything[row]
         np.testing.assert_allclose(seen[row, 1], near, rtol=1e-5)
-    assert (seen[4:, 1] == 0).all()
+    assert (seen[4:, 1:] == 0).all()
+    np.testing.assert_allclose(seen[:4, 2], seen[:4, 0], rtol=1e-5)
 
 
 def test_radius_zero_is_the_token_itself():
     logits = jax.random.normal(jax.random.key(0), (1, tokenizer().vocab_size))
-    seen = BoxEvidence(LOC, radius=0).observe(logits, jnp.asarray([LOC + 7]))
+    seen = BoxEvidence(LOC, radii=(0,)).observe(logits, jnp.asarray([LOC + 7]))
     np.testing.assert_allclose(seen[0, 1], jax.nn.log_softmax(logits)[0, LOC + 7], rtol=1e-5)
 
 
@@ -47,7 +48,7 @@ def test_evidence_goes_with_the_tokens():
     grammar = detection_grammar(tokenizer(), ["circle", "square"])
     ask: dict[str, Any] = dict(max_new_tokens=16, constraint=grammar)
     plain = generate(babbler(), questions(2), **ask)
-    seen = generate(babbler(), questions(2), **ask, observer=BoxEvidence(LOC, radius=2))
+    seen = generate(babbler(), questions(2), **ask, observer=BoxEvidence(LOC, radii=(2,)))
     for row, observed in zip(plain, seen, strict=True):
         assert row.evidence == () and observed.tokens == row.tokens
         assert len(observed.evidence) == len(row.tokens)
@@ -59,7 +60,7 @@ def test_evidence_goes_with_the_tokens():
 
 
 def test_what_does_not_fit(tiny_model: PaliGemma):
-    with pytest.raises(ConfigError, match="radius of -1"):
-        BoxEvidence(LOC, radius=-1)
+    with pytest.raises(ConfigError, match="radii"):
+        BoxEvidence(LOC, radii=(4, -1))
     with pytest.raises(ConfigError, match="vocabulary of 64"):
         generate(tiny_model, prompts([2], 4), max_new_tokens=2, observer=BoxEvidence(LOC))

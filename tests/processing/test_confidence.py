@@ -10,12 +10,18 @@ from hypothesis import strategies as st
 from paligemma_jax.errors import ConfigError, InvalidPromptError
 from paligemma_jax.processing import confidence
 from paligemma_jax.processing.answer_tokens import parse_tokens
-from paligemma_jax.processing.confidence import ObjectEvidence, ProductOf, weigh_tokens
+from paligemma_jax.processing.confidence import (
+    NEAR_RADII,
+    ObjectEvidence,
+    ProductOf,
+    weigh_tokens,
+)
 from paligemma_jax.processing.parsing import parse_answer
 from paligemma_jax.processing.tokenizer import Tokenizer
 from tests.processing.conftest import GOLDEN
 from tests.processing.test_parsing import ANSWERS
 
+BINS = (0, 0, 100, 100)
 L = "<loc0001><loc0002><loc0003><loc0004>"
 M = "".join(f"<seg{code:03d}>" for code in range(16))
 TINY = Tokenizer.from_file(GOLDEN / "tiny_paligemma.model")
@@ -87,13 +93,14 @@ def test_unknown_token(tokenizer: Tokenizer):
 def test_evidence_of_each_object(tokenizer: Tokenizer):
     tokens = [*tokenizer.encode(f"{L} cat ; {L} cat"), tokenizer.eos_id]
     logprobs = [-0.01 * i for i in range(len(tokens))]
-    masses = [(-0.001 * i, -0.002 * i) for i in range(len(tokens))]
+    masses = [(-0.001 * i, *[-0.002 * i] * len(NEAR_RADII)) for i in range(len(tokens))]
     first, second = weigh_tokens(tokens, logprobs, tokenizer, masses).evidence
     assert first.locations == (0.0, -0.01, -0.02, -0.03)
     assert first.label == (-0.04, -0.05) and not first.separators
     assert second.separators == (-0.06, -0.07, -0.08)
     assert second.location_mass == tuple(masses[i][0] for i in range(9, 13))
-    assert second.near_mass == tuple(masses[i][1] for i in range(9, 13))
+    assert second.near_mass == tuple(masses[i][1:] for i in range(9, 13))
+    assert first.bins == second.bins == (1, 2, 3, 4)
     unseen = weigh_tokens(tokens, logprobs, tokenizer).evidence[0]
     assert unseen.location_mass is None and unseen.near_mass is None
 
@@ -103,16 +110,20 @@ def test_evidence_of_another_answer(tokenizer: Tokenizer):
         weigh_tokens(tokenizer.encode(L), [0.0] * 3, tokenizer)
     with pytest.raises(ConfigError, match="and 5 rows"):
         weigh_tokens(tokenizer.encode(L), [0.0] * 4, tokenizer, [(0.0, 0.0)] * 5)
+    with pytest.raises(ConfigError, match="2 numbers a token"):
+        weigh_tokens(tokenizer.encode(L), [0.0] * 4, tokenizer, [(0.0, 0.0)] * 4)
 
 
 NATS = {name: math.log(p) for name, p in {"half": 0.5, "tenth": 0.1, "most": 0.8}.items()}
+FINE = (NATS["most"],) * 3 + (0.0,) * 4  # radii 2, 4, 8; all of it within 16
 EVIDENCE = ObjectEvidence(
+    bins=(100, 100, 164, 228),
     locations=(NATS["half"], NATS["half"], NATS["half"], NATS["tenth"]),
     codes=(NATS["most"],) * 16,
     label=(NATS["half"], NATS["tenth"]),
     separators=(NATS["most"], 0.0),
     location_mass=(NATS["half"], 0.0, 0.0, 0.0),
-    near_mass=(NATS["most"], NATS["most"], NATS["most"], NATS["half"]),
+    near_mass=(FINE, FINE, FINE, (NATS["half"],) * 3 + (0.0,) * 4),
 )
 
 
@@ -125,6 +136,8 @@ EVIDENCE = ObjectEvidence(
         (confidence.near_product, 0.256),
         (confidence.near_geometric, 0.256**0.25),
         (confidence.near_minimum, 0.5),
+        # An eighth of the height is 8 bins, of the width 16.
+        (confidence.good_fit, 0.8 * 1 * 0.8 * 1),
         (confidence.label_product, 0.05),
         (confidence.label_geometric, 0.05**0.5),
         (confidence.mask_geometric, 0.8),
@@ -141,10 +154,27 @@ def test_scores(score: confidence.Score, wanted: float):
 
 
 def test_scores_without_parts_and_of_rounded_sums():
-    bare = ObjectEvidence((1e-7,) * 4, (), (), (), (1e-7,) * 4, (1e-7,) * 4)
-    for name in ("location_product", "near_minimum", "label_product", "mask_geometric"):
+    bare = ObjectEvidence(BINS, (1e-7,) * 4, (), (), (), (1e-7,) * 4, ((1e-7,) * 7,) * 4)
+    for name in ("location_product", "near_minimum", "good_fit", "label_product", "mask_geometric"):
         assert getattr(confidence, name)(bare) == 1
-    hopeless = ObjectEvidence((-math.inf,) * 4, (), (), ())
+    hopeless = ObjectEvidence(BINS, (-math.inf,) * 4, (), (), ())
     assert confidence.location_geometric(hopeless) == 0
     with pytest.raises(ConfigError, match="BoxEvidence"):
         confidence.near_product(hopeless)
+    with pytest.raises(ConfigError, match="BoxEvidence"):
+        confidence.good_fit(hopeless)
+
+
+def test_good_fit_grows_evenly_between_radii_and_is_the_token_alone_for_the_thinnest_box():
+    shares = [0.2, 0.3, 0.4, 0.6, 0.8, 0.9, 1.0]
+    masses = (tuple(math.log(share) for share in shares),) * 4
+    tenth = (math.log(0.1),) * 4
+
+    def fit(side: int) -> float:
+        return confidence.good_fit(
+            ObjectEvidence((0, 0, side, side), tenth, (), (), (), (0.0,) * 4, masses)
+        )
+
+    np.testing.assert_allclose(fit(96), 0.5**4)  # 12 bins, between 8 and 16
+    np.testing.assert_allclose(fit(0), 0.1**4)
+    np.testing.assert_allclose(fit(8), 0.15**4)
