@@ -104,16 +104,25 @@ class KVCache:
 
     A prompt fills slots 0..T-1 (a shorter row leaves its padding slots unused), each generated
     token the next slot, the same one for every row; `valid` and `positions` say what a slot holds.
+    Rows that go on at different paces have a `length` each.
     """
 
     k: jax.Array  # [L, B, K, S, H]
     v: jax.Array  # [L, B, K, S, H]
     valid: jax.Array  # bool[B, S]
     positions: jax.Array  # i32[B, S], place in the row's own sequence
-    length: jax.Array  # i32[], slots in use
+    length: jax.Array  # i32[], slots in use; or i32[B], of each row
 
     def write(self, layer: jax.Array, k: jax.Array, v: jax.Array) -> "KVCache":
         """Stores k, v [B, K, T, H] of one layer at slots length..length+T-1."""
+        if self.length.ndim:
+            rows, slots = self._own_slots(k.shape[2])
+            k, v = (x.swapaxes(1, 2).astype(self.k.dtype) for x in (k, v))
+            return dataclasses.replace(
+                self,
+                k=self.k.at[layer, rows, :, slots].set(k),
+                v=self.v.at[layer, rows, :, slots].set(v),
+            )
         start = (layer, 0, 0, self.length, 0)
         return dataclasses.replace(
             self,
@@ -130,6 +139,13 @@ class KVCache:
 
     def claim(self, valid: jax.Array, positions: jax.Array) -> "KVCache":
         """Marks the next T slots with valid bool[B, T], positions i32[B, T]; length unchanged."""
+        if self.length.ndim:
+            rows, slots = self._own_slots(valid.shape[1])
+            return dataclasses.replace(
+                self,
+                valid=self.valid.at[rows, slots].set(valid),
+                positions=self.positions.at[rows, slots].set(positions),
+            )
         start = (0, self.length)
         return dataclasses.replace(
             self,
@@ -140,6 +156,11 @@ class KVCache:
     def advance(self, tokens: int) -> "KVCache":
         """Counts `tokens` more slots as used."""
         return dataclasses.replace(self, length=self.length + tokens)
+
+    def _own_slots(self, tokens: int) -> tuple[jax.Array, jax.Array]:
+        """Rows [B, 1] and their next slots [B, T], where every row has its own length."""
+        slots = self.length[:, None] + jnp.arange(tokens)
+        return jnp.arange(slots.shape[0])[:, None], slots
 
 
 def empty_cache(

@@ -148,18 +148,24 @@ class PaliGemma(nnx.Module):
         """Logits after one more token a row."""
         positions = jnp.max(jnp.where(cache.valid, cache.positions, -1), axis=1)[:, None] + 1
         cache = cache.claim(jnp.ones((tokens.shape[0], 1), bool), positions)
-        full = cache.valid[:, None, :]
-        window = self.config.llm.sliding_window
-        if window is None:
-            masks = full[None]
-        else:
-            near = sliding_window_mask(
-                full, positions, cache.positions, jnp.zeros_like(full), window
-            )
-            masks = jnp.stack([near, full])
-        x = self.llm.embedder.encode(tokens[:, None])
-        hidden, cache = self.llm.extend(x, positions, masks, cache)
-        return self.llm.logits(hidden)[:, 0], cache.advance(1)
+        visible = cache.valid[:, None, :]
+        logits, cache = self._extend(tokens[:, None], positions, visible, cache)
+        return logits[:, 0], cache
+
+    def extend_many(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        visible: Bool[Array, "B T S"],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "B T V"], KVCache]:
+        """Logits after each of T more tokens a row, which need not follow one another.
+
+        They take the next T slots; `visible` says which slots each may look at, its own among them,
+        and `positions` where in the sequence it stands.
+        """
+        cache = cache.claim(jnp.ones(tokens.shape, bool), positions)
+        return self._extend(tokens, positions, visible, cache)
 
     def branch(
         self, tokens: Int[Array, "B T"], group: Int[Array, "B T"], cache: KVCache
@@ -182,6 +188,21 @@ class PaliGemma(nnx.Module):
             near = sliding_window_mask(masks[0], positions, keys, jnp.zeros_like(masks[0]), window)
             masks = jnp.stack([near, masks[0]])
         return self.llm.branch(self.llm.embedder.encode(tokens), positions, masks, cache)
+
+    def _extend(
+        self, tokens: jax.Array, positions: jax.Array, visible: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        """Logits of tokens whose slots are claimed already."""
+        masks = visible[None]
+        window = self.config.llm.sliding_window
+        if window is not None:
+            near = sliding_window_mask(
+                visible, positions, cache.positions, jnp.zeros_like(visible), window
+            )
+            masks = jnp.stack([near, visible])
+        x = self.llm.embedder.encode(tokens)
+        hidden, cache = self.llm.extend(x, positions, masks, cache)
+        return self.llm.logits(hidden), cache.advance(tokens.shape[1])
 
     def _sequence(
         self, image_tokens: jax.Array, tokens: jax.Array, mask_ar: jax.Array, mask_input: jax.Array
