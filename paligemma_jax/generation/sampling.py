@@ -1,9 +1,14 @@
 """How the next token is chosen: small frozen dataclasses, one rule each.
 
+`Greedy` takes the likeliest token. All others reshape the distribution and draw from what comes
+out; they are samplers on their own, and `Chain` applies several of them before one draw.
+
 Letters: B batch, V vocabulary.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -11,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from paligemma_jax.errors import ConfigError
+from paligemma_jax.generation.threshold import mass_threshold
 
 
 @runtime_checkable
@@ -20,9 +26,18 @@ class Sampler(Protocol):
     def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]: ...
 
 
+@runtime_checkable
+class Reshaping(Protocol):
+    """Changes a distribution, row by row."""
+
+    def reshape(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        """Logits of the new distribution; -inf for a token that is ruled out."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Greedy:
-    """The likeliest token."""
+    """The likeliest token; the first of equals."""
 
     def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -35,12 +50,124 @@ class Temperature:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ConfigError(
                 f"A temperature of {self.temperature} cannot be sampled from; it must be positive. "
                 "For the likeliest token use Greedy()."
             )
 
+    def reshape(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        return logits / self.temperature
+
     def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
-        draw = jax.vmap(jax.random.categorical)(keys, logits / self.temperature)
-        return draw.astype(jnp.int32)
+        return draw(self.reshape(logits), keys)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopK:
+    """A draw from the `k` likeliest tokens, and all that are as likely as the last of them."""
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError(
+                f"The {self.k} likeliest tokens cannot be drawn from; k must be at least 1. "
+                "Call for example TopK(k=40)"
+            )
+
+    def reshape(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        if self.k >= logits.shape[-1]:
+            return logits
+        last = jax.lax.top_k(logits, self.k)[0][:, -1:]
+        return jnp.where(logits >= last, logits, -jnp.inf)
+
+    def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
+        return draw(self.reshape(logits), keys)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nucleus:
+    """A draw from the likeliest tokens that together have probability `p` (top-p).
+
+    big_vision's rule: from the likeliest on, tokens are taken until their sum reaches `p`. So the
+    token that crosses `p` is one of them, and so is every other as likely as that; `p` 0 leaves the
+    likeliest. Its nucleus(p, t) is Chain((Temperature(temperature=t), Nucleus(p=p))).
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ConfigError(
+                f"A nucleus of probability {self.p} does not exist; p must be from 0 to 1. "
+                "Call for example Nucleus(p=0.9)"
+            )
+
+    def reshape(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        return jnp.where(logits >= mass_threshold(logits, self.p)[:, None], logits, -jnp.inf)
+
+    def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
+        return draw(self.reshape(logits), keys)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinP:
+    """A draw from the tokens at least `p` times as likely as the likeliest (arXiv 2407.01082).
+
+    `p` 0 rules out nothing, `p` 1 leaves the likeliest and its equals.
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ConfigError(
+                f"{self.p} of the likeliest token's probability is no bound for the others; p must "
+                "be from 0 to 1. Call for example MinP(p=0.05)"
+            )
+
+    def reshape(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        if self.p == 0:
+            return logits
+        least = jnp.max(logits, axis=-1, keepdims=True) + math.log(self.p)
+        return jnp.where(logits >= least, logits, -jnp.inf)
+
+    def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
+        return draw(self.reshape(logits), keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A draw after several changes of the distribution, in the order given.
+
+    Each step sees what the ones before it left, with probabilities that add up to 1 again. So the
+    order matters: Chain((Temperature(temperature=0.7), TopK(k=40), Nucleus(p=0.9))), the order of
+    Hugging Face and big_vision, takes the nucleus of the 40 likeliest at that temperature; a
+    temperature at the end changes how the kept tokens are drawn, not which are kept.
+    """
+
+    steps: Sequence[Reshaping]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))  # hashable: part of the program
+        wrong = [type(step).__name__ for step in self.steps if not isinstance(step, Reshaping)]
+        if wrong or not self.steps:
+            found = " and ".join(wrong) or "nothing"
+            raise ConfigError(
+                f"A chain of {found} changes no distribution. Temperature, TopK, Nucleus and MinP "
+                "fit. Call for example Chain((Temperature(temperature=0.7), Nucleus(p=0.9)))"
+            )
+
+    def reshape(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        for step in self.steps:
+            logits = step.reshape(logits)
+        return logits
+
+    def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
+        return draw(self.reshape(logits), keys)
+
+
+def draw(logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
+    """One token a row from softmax(logits), with the row's own key."""
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

@@ -4,9 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation.sampling import Greedy, Sampler, Temperature
+from paligemma_jax.generation.sampling import (
+    Chain,
+    Greedy,
+    MinP,
+    Nucleus,
+    Reshaping,
+    Sampler,
+    Temperature,
+    TopK,
+)
 
 DRAWS = 20_000
 LOGITS = jnp.array([2.0, 1.0, 0.0, -1.0, -30.0])
@@ -47,14 +58,154 @@ def test_draws_of_neighbouring_seeds_and_steps_are_independent():
         assert abs(np.corrcoef(first, second)[0, 1]) < 4 / DRAWS**0.5
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+# Eighths, so that equal logits are common and sums are exact; one size, so that little compiles.
+ROW = st.lists(st.integers(-40, 40), min_size=7, max_size=7).map(lambda x: np.array(x) / 8)
+SHARE = st.floats(0, 1)
+NEARLY = 1e-5  # float32 sums may fall on either side of p
+
+
+def kept(step: Reshaping, row: np.ndarray) -> np.ndarray:
+    """Which tokens are left, bool[V]; those that are have the logits they had."""
+    after = np.asarray(step.reshape(jnp.asarray(row[None], jnp.float32)))[0]
+    left = np.isfinite(after)
+    np.testing.assert_array_equal(after[left], row[left].astype(np.float32))
+    return left
+
+
+def probabilities(row: np.ndarray) -> np.ndarray:
+    weights = np.exp(row - row[np.isfinite(row)].max())
+    return weights / weights.sum()
+
+
+def nucleus(row: np.ndarray, p: float) -> np.ndarray:
+    """big_vision's rule, sorted and summed in float64."""
+    order = np.argsort(-row, kind="stable")
+    sums = np.cumsum(probabilities(row)[order])
+    if np.abs(sums[:-1] - p).min() < NEARLY:
+        assume(p in (0, 1))
+    return row >= row[order][min((sums < p - NEARLY * (p == 1)).sum(), row.size - 1)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(row=ROW, p=SHARE)
+@example(row=np.zeros(7), p=0.5)
+@example(row=np.array([0.0, -0.0, 1, 1, -1, -1, 2]), p=0.0)
+@example(row=np.array([0.0, -0.0, 0, -0.0, -1, -np.inf, -5]), p=0.5)
+@example(row=np.array([3.0, 2, 1, 0, -1, -2, -np.inf]), p=0.99)
+@example(row=np.array([-1.0, -2, -3, -4, -5, -6, -7]), p=1.0)
+def test_nucleus_is_big_visions(row: np.ndarray, p: float):
+    np.testing.assert_array_equal(kept(Nucleus(p=p), row), nucleus(row, p) & np.isfinite(row))
+
+
+def test_nucleus_takes_the_token_that_crosses():
+    row = np.log([0.5, 0.25, 0.15, 0.1])
+    for p, number in [(0.0, 1), (0.49, 1), (0.51, 2), (0.74, 2), (0.76, 3), (0.91, 4)]:
+        assert kept(Nucleus(p=p), row).sum() == number
+
+
+def test_nucleus_over_a_large_vocabulary():
+    """Where no token is likely, and where one has nearly everything."""
+    row = np.random.default_rng(0).normal(size=20_000)
+    assert kept(Nucleus(p=0.9), row).sum() == pytest.approx(nucleus(row, 0.9).sum(), rel=1e-3)
+    row[77] = 60.0
+    assert np.flatnonzero(kept(Nucleus(p=0.9), row)).tolist() == [77]
+
+
+@settings(max_examples=25, deadline=None)
+@given(row=ROW, k=st.sampled_from([1, 2, 3, 6, 7, 9]))
+def test_top_k_keeps_the_k_likeliest_and_equals(row: np.ndarray, k: int):
+    least = np.sort(row)[::-1][min(k, row.size) - 1]
+    np.testing.assert_array_equal(kept(TopK(k=k), row), row >= least)
+
+
+@settings(max_examples=40, deadline=None)
+@given(row=ROW, p=SHARE)
+def test_min_p_keeps_what_is_likely_beside_the_likeliest(row: np.ndarray, p: float):
+    shares = probabilities(row) / probabilities(row).max()
+    assume(np.abs(shares[shares < 1] - p).min(initial=1) > NEARLY)
+    np.testing.assert_array_equal(kept(MinP(p=p), row), shares >= p)
+
+
+@settings(max_examples=25, deadline=None)
+@given(row=ROW, steps=st.permutations([TopK(k=3), Nucleus(p=0.6), MinP(p=0.3)]))
+def test_a_chain_applies_its_steps_in_order(row: np.ndarray, steps: list[Reshaping]):
+    expected = row
+    for step in [*steps, Temperature(temperature=0.5)]:
+        expected = np.asarray(step.reshape(jnp.asarray(expected[None], jnp.float32)))[0]
+    chain = Chain((*steps, Temperature(temperature=0.5)))
+    after = np.asarray(chain.reshape(jnp.asarray(row[None], jnp.float32)))[0]
+    np.testing.assert_array_equal(after, expected)
+
+
+def test_order_in_a_chain_matters():
+    row = np.log([0.4, 0.3, 0.2, 0.1])
+    cold = Temperature(temperature=0.25)
+    before = Chain((cold, Nucleus(p=0.65)))
+    behind = Chain((Nucleus(p=0.65), cold))
+    logits = jnp.asarray(row[None])
+    assert np.isfinite(before.reshape(logits)).sum() == 1
+    assert np.isfinite(behind.reshape(logits)).sum() == 2
+
+
+FILTERS = [TopK(k=2), Nucleus(p=0.8), MinP(p=0.2), Chain((Temperature(temperature=2.0), TopK(k=3)))]
+
+
+@pytest.mark.parametrize("sampler", FILTERS, ids=repr)
+def test_draws_are_of_the_kept_tokens_in_their_proportions(sampler: TopK | Nucleus | MinP | Chain):
+    logits = jnp.broadcast_to(LOGITS, (DRAWS, len(LOGITS)))
+    tokens = sampler(logits, keys_of(jnp.arange(DRAWS)))
+    assert tokens.dtype == jnp.int32
+    counts = np.bincount(tokens, minlength=len(LOGITS))
+    expected = DRAWS * np.asarray(jax.nn.softmax(sampler.reshape(LOGITS[None])[0]))
+    left = expected > 0
+    assert 2 <= left.sum() <= 3 and not counts[~left].any()
+    assert ((counts - expected)[left] ** 2 / expected[left]).sum() < 13.8  # 2 degrees: 1 in 1000
+
+
+def test_one_token_left_is_greedy():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 9)), jnp.float32)
+    keys = keys_of(jnp.arange(5))
+    for sampler in (TopK(k=1), Nucleus(p=0.0), MinP(p=1.0)):
+        np.testing.assert_array_equal(sampler(logits, keys), Greedy()(logits, keys))
+
+
+def test_a_constraints_ban_holds():
+    """Tokens that a constraint ruled out before stay out, also where nothing else is ruled out."""
+    logits = jnp.where(jnp.arange(5) == 0, -jnp.inf, LOGITS)[None]
+    for sampler in (TopK(k=5), Nucleus(p=1.0), MinP(p=0.0), *FILTERS):
+        assert not np.isfinite(sampler.reshape(logits)[0, 0])
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_impossible_temperatures(temperature: float):
     with pytest.raises(ConfigError, match="Greedy"):
         Temperature(temperature=temperature)
 
 
+@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
+def test_impossible_shares(p: float):
+    with pytest.raises(ConfigError, match=r"from 0 to 1.*Nucleus\(p=0.9\)"):
+        Nucleus(p=p)
+    with pytest.raises(ConfigError, match=r"from 0 to 1.*MinP\(p=0.05\)"):
+        MinP(p=p)
+
+
+def test_impossible_numbers_and_chains():
+    with pytest.raises(ConfigError, match="at least 1"):
+        TopK(k=0)
+    with pytest.raises(ConfigError, match="A chain of nothing"):
+        Chain(())
+    wrong = object.__new__(Chain)  # by hand: these tests check the types of arguments, users do not
+    object.__setattr__(wrong, "steps", (TopK(k=2), Greedy()))
+    with pytest.raises(ConfigError, match="A chain of Greedy changes no distribution"):
+        wrong.__post_init__()
+
+
 def test_samplers_are_values():
     """Equal ones share a compiled program."""
     assert Temperature(temperature=0.7) == Temperature(temperature=0.7) != Temperature()
-    assert hash(Greedy()) == hash(Greedy())
-    assert isinstance(Greedy(), Sampler) and isinstance(Temperature(), Sampler)
+    assert Chain([TopK(k=2), MinP(p=0.1)]) == Chain((TopK(k=2), MinP(p=0.1)))
+    samplers = [Greedy(), Temperature(), *FILTERS]
+    assert len({hash(sampler) for sampler in samplers}) == len(samplers)
+    assert all(isinstance(sampler, Sampler) for sampler in samplers)
+    assert Chain((Chain((TopK(k=3),)), TopK(k=2))).reshape(LOGITS[None]).shape == (1, 5)
