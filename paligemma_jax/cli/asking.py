@@ -1,28 +1,34 @@
-"""One prompt about many pictures: read and answered in batches."""
+"""The same question about many pictures: read and answered in batches."""
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from paligemma_jax.cli.pictures import Picture, read_picture
 from paligemma_jax.cli.progress import byte_bar, picture_bar, status
 from paligemma_jax.errors import InvalidImageError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from paligemma_jax.generation.encoded import EncodedImages
+    from paligemma_jax.pipeline import Pipeline
+    from paligemma_jax.processing.processor import Entry
 
-    from paligemma_jax.generation.sampling import Sampler
-    from paligemma_jax.pipeline import Generation, Pipeline
+A = TypeVar("A")
+Ask: TypeAlias = Callable[["Pipeline", list[Picture]], list[A]]  # an answer for each picture
 
 
 @dataclasses.dataclass(frozen=True)
-class Answered:
-    """A picture and the model's answer about it."""
+class Answered(Generic[A]):
+    """A picture and the answer about it."""
 
-    name: str
-    image: "Image.Image"
-    answer: "Generation"
+    picture: Picture
+    answer: A
+
+    @property
+    def name(self) -> str:
+        """What the user called the picture."""
+        return self.picture.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,61 +52,59 @@ def load_pipeline(args: argparse.Namespace) -> "Pipeline":
             dtype=dtype,
             resolution=args.resolution,
             tokenizer=args.tokenizer,
+            mask_codec=getattr(args, "mask_codec", None),
             progress=progress,
         )
 
 
-def ask_each(args: argparse.Namespace, prompt: str) -> Iterator[Answered | Unread]:
-    """Asks the same about each picture; the model is loaded once there is a picture to ask about.
+def ask_each(args: argparse.Namespace, ask: Ask[A]) -> Iterator[Answered[A] | Unread]:
+    """Asks about each picture; the model is loaded once there is a picture to ask about.
 
-    Raises CheckpointError, InvalidPromptError; a picture that cannot be read stops nothing.
+    Raises CheckpointError and whatever `ask` does; a picture that cannot be read stops nothing.
     """
     pipeline: Pipeline | None = None
-    with picture_bar(args, len(args.pictures)) as progress:
-        for start in range(0, len(args.pictures), args.batch_size):
-            batch = [_read(name, args) for name in args.pictures[start : start + args.batch_size]]
-            images = [picture.image for picture in batch if isinstance(picture, Picture)]
-            answers: Iterator[Generation] = iter(())
-            if images:
+    names = list(enumerate(args.pictures))
+    with picture_bar(args, len(names)) as progress:
+        for start in range(0, len(names), args.batch_size):
+            batch = [_read(name, args, i) for i, name in names[start : start + args.batch_size]]
+            pictures = [picture for picture in batch if isinstance(picture, Picture)]
+            answers: Iterator[A] = iter(())
+            if pictures:
                 pipeline = pipeline or load_pipeline(args)
-                answers = iter(_generate(pipeline, args, images, [prompt] * len(images)))
+                answers = iter(_answer(args, ask, pipeline, pictures))
             for picture in batch:
                 progress(1)
                 if isinstance(picture, Unread):
                     yield picture
                 else:
-                    yield Answered(picture.name, picture.image, next(answers))
+                    yield Answered(picture, next(answers))
 
 
-def ask_together(args: argparse.Namespace, prompt: str) -> "Generation":
+def ask_together(args: argparse.Namespace, ask: Ask[A]) -> Answered[A]:
     """Asks once about all pictures at the same time; raises PaliGemmaError."""
-    images = [read_picture(name, args).image for name in args.pictures]
-    return _generate(load_pipeline(args), args, [images], [prompt])[0]
+    pictures = [read_picture(name, args) for name in args.pictures]
+    images = tuple(image for picture in pictures for image in picture.images)
+    together = Picture(", ".join(args.pictures), images)
+    return Answered(together, _answer(args, ask, load_pipeline(args), [together])[0])
 
 
-def _read(name: str, args: argparse.Namespace) -> Picture | Unread:
+def pictures_of(pipeline: "Pipeline", picture: Picture) -> "Entry | EncodedImages":
+    """What a method of the pipeline takes; many frames are encoded some at a time."""
+    if len(picture.images) == 1:
+        return picture.image
+    return pipeline.encode(picture.images)
+
+
+def _read(name: str, args: argparse.Namespace, number: int) -> Picture | Unread:
     try:
-        return read_picture(name, args)
+        return read_picture(name, args, number)
     except InvalidImageError as e:
         return Unread(name, e)
 
 
-def _generate(
-    pipeline: "Pipeline", args: argparse.Namespace, images: Sequence, prompts: Sequence[str]
-) -> "list[Generation]":
+def _answer(
+    args: argparse.Namespace, ask: Ask[A], pipeline: "Pipeline", pictures: list[Picture]
+) -> list[A]:
     message = "compiling and answering" if len(args.pictures) == 1 else None
     with status(args, message):
-        return pipeline.generate(
-            images,
-            prompts,
-            max_new_tokens=args.max_new_tokens,
-            sampler=_sampler(getattr(args, "temperature", 0.0)),
-            seed=getattr(args, "seed", 0),
-            batch_size=args.batch_size,
-        )
-
-
-def _sampler(temperature: float) -> "Sampler":
-    from paligemma_jax.generation.sampling import Greedy, Temperature
-
-    return Temperature(temperature=temperature) if temperature else Greedy()
+        return ask(pipeline, pictures)

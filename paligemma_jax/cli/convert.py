@@ -12,12 +12,13 @@ _EPILOG = """\
 Examples:
   paligemma convert paligemma2-3b-mix-448 store/
   paligemma convert paligemma-3b-pt-224.npz store/ --tokenizer paligemma_tokenizer.model
+  paligemma convert paligemma2-3b-mix-448 store/ --mask-codec vae-oid.npz
   paligemma caption photo.jpg --model store/
 
-The directory holds weights, configuration, preprocessing and tokenizer, and loads faster than the
-published formats. Digests of all files and arrays are in its MANIFEST.json, written last: a
-directory that was not finished cannot be taken for a whole one. Dtypes stay as they are. Nothing
-that exists is overwritten.
+The directory holds weights, configuration, preprocessing, tokenizer and, where there is one, the
+mask codec that paligemma segment needs. It loads faster than the published formats. Digests of all
+files and arrays are in its MANIFEST.json, written last: a directory that was not finished cannot be
+taken for a whole one. Dtypes stay as they are. Nothing that exists is overwritten.
 """
 
 
@@ -40,6 +41,7 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="tokenizer.model or tokenizer.json, where none lies beside the weights",
     )
+    options.add_mask_codec(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,10 +52,17 @@ def run(args: argparse.Namespace) -> int:
 
     source = find_checkpoint(args.source)
     with byte_bar(args, "converting") as progress:
-        convert(source, args.target, tokenizer=args.tokenizer, progress=progress)
+        convert(
+            source,
+            args.target,
+            tokenizer=args.tokenizer,
+            mask_codec=args.mask_codec,
+            progress=progress,
+        )
     written = describe(Path(args.target).expanduser())
+    tokenizer = "tokenizer and mask codec" if written.has_mask_codec else "and tokenizer"
     print(
         f"{args.target}: {written.parameters:,} parameters in {' and '.join(written.dtypes)}, "
-        f"{data_size(written.nbytes)}, with configuration, preprocessing and tokenizer"
+        f"{data_size(written.nbytes)}, with configuration, preprocessing {tokenizer}"
     )
     return 0

@@ -62,6 +62,7 @@ def as_dict(
             "stored_bytes": checkpoint.nbytes,
             "parameters_by_dtype": checkpoint.dtypes,
             "tokenizer": checkpoint.has_tokenizer,
+            "mask_codec": checkpoint.has_mask_codec,
             "processor": checkpoint.processor,
         }
     return result
@@ -141,10 +142,12 @@ def _architecture(config: PaliGemmaConfig) -> list[str]:
 def _checkpoint(info: "CheckpointInfo") -> list[str]:
     image = info.processor["image"]
     dtypes = ", ".join(f"{count:,} in {dtype}" for dtype, count in info.dtypes.items())
+    codec = "present" if info.has_mask_codec else "missing; segment takes it as --mask-codec"
     return [
         _line("checkpoint", f"{_KINDS[info.kind]}, {data_size(info.nbytes)} of weights"),
         _line("stored", dtypes),
         _line("tokenizer", "present" if info.has_tokenizer else "missing; pass it as --tokenizer"),
+        _line("mask codec", codec),
         _line("preprocessing", f"pictures {image['method']} to {image['size']} pixels a side,"),
         _line("", f"prompts encoded by the rule of {info.processor['encoding']}"),
     ]

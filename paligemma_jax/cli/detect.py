@@ -1,24 +1,55 @@
 """`paligemma detect`: boxes as text, as JSON, and drawn on the pictures."""
 
 import argparse
-from pathlib import Path
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
-from paligemma_jax.cli import options
+from paligemma_jax.cli import heat_maps, options
 from paligemma_jax.cli.asking import Answered
-from paligemma_jax.cli.picture_files import plan_targets, save_picture
-from paligemma_jax.cli.pictures import check_arguments
-from paligemma_jax.cli.report import report_each
+from paligemma_jax.cli.objects import (
+    FIELDS,
+    add_objects,
+    draw_objects,
+    labels_of,
+    limits,
+    plan_drawings,
+    sure_enough,
+)
+from paligemma_jax.cli.pictures import Picture, check_arguments
+from paligemma_jax.cli.report import Shown, report_each
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from paligemma_jax.pipeline import Pipeline
+    from paligemma_jax.processing.detections import Detections
 
 _EPILOG = """\
 Examples:
   paligemma detect photo.jpg cat
-  paligemma detect photo.jpg "cat ; dog" --out boxes.png
+  paligemma detect photo.jpg "cat ; dog" --out boxes.png --min-score 0.5
   paligemma detect *.jpg person --out boxes/ --json > boxes.jsonl
+  paligemma detect photo.jpg cat --heat-map looked-at.png
 
-A line is: label: x1 y1 x2 y2, in pixels of the picture, from its top left corner. "nothing found"
-is an answer too (exit code 0).
+A line is: label (score): x1 y1 x2 y2, in pixels of the picture, from its top left corner. The score
+is how sure the model is, from 0 to 1. "nothing found" is an answer too (exit code 0). Answers have
+no other labels than those asked for; what a model says freely: paligemma generate.
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """Boxes in a picture, and what was looked at for each where that was asked for."""
+
+    objects: "Detections"
+    maps: "np.ndarray | None" = None
+
+    @property
+    def text(self) -> str:
+        return self.objects.text
+
+    def take(self, places: list[int]) -> "_Found":
+        return _Found(self.objects[places], None if self.maps is None else self.maps[places])
 
 
 def add(commands: Any) -> None:
@@ -31,40 +62,42 @@ def add(commands: Any) -> None:
         "Finds things of one or several kinds in each picture, and says where they are.",
         _EPILOG,
     )
-    options.add_pictures(parser)
+    add_objects(parser, "the boxes", f"{FIELDS}, heat_map")
     parser.add_argument(
-        "labels", metavar="LABELS", help='what to find, after all pictures: "cat ; dog"'
-    )
-    parser.add_argument(
-        "--out",
+        heat_maps.OPTION,
         metavar="PATH",
-        help="draw the boxes: a picture file, or for several pictures a directory",
+        help="draw where the model looked for each box, in the order of the lines: a picture "
+        "file, or for several pictures a directory",
     )
-    parser.add_argument("--force", action="store_true", help="replace files at --out")
-    options.add_answering(parser)
     options.add_model(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """`paligemma detect`; returns the exit code."""
     from paligemma_jax.processing import prompts
-    from paligemma_jax.processing.detections import Detections
-    from paligemma_jax.viz import draw_boxes
 
     check_arguments(args, "labels")
-    labels = [label.strip() for label in args.labels.split(";") if label.strip()]
+    labels = labels_of(args)
     prompt = prompts.detect(labels)
-    targets: dict[str, Path] = {}
-    if args.out is not None:
-        targets = plan_targets(args.out, args.pictures, force=args.force)
+    targets = plan_drawings(args)
+    heat_targets = heat_maps.plan(args, targets)
 
-    def present(reply: Answered) -> tuple[str, dict[str, Any]]:
-        found = Detections.from_text(reply.answer.text, *reply.image.size)
-        fields = found.to_dict()
-        del fields["text"]
-        if reply.name in targets:
-            save_picture(draw_boxes(reply.image, found), targets[reply.name], force=args.force)
-            fields["out"] = str(targets[reply.name])
+    def ask(pipeline: "Pipeline", pictures: list[Picture]) -> list[_Found]:
+        images = [picture.image for picture in pictures]
+        found = [_Found(one) for one in pipeline.detect_batch(images, labels, **limits(args))]
+        if heat_targets:
+            texts = [one.text for one in found]
+            maps = heat_maps.looked_at(pipeline, images, prompt, texts)
+            found = [_Found(one.objects, seen) for one, seen in zip(found, maps, strict=True)]
+        return [one.take(sure_enough(one.objects, args)) for one in found]
+
+    def present(reply: Answered[_Found]) -> Shown:
+        found, image = reply.answer.objects, reply.picture.image
+        fields = draw_objects(found, image, targets.get(reply.name), args)
+        if reply.answer.maps is not None:
+            target = heat_targets[reply.name]
+            heat_maps.save(image, found, reply.answer.maps, target, force=args.force)
+            fields["heat_map"] = str(target)
         return str(found), fields
 
-    return report_each(args, prompt, present)
+    return report_each(args, prompt, ask, present)

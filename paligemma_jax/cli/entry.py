@@ -3,10 +3,11 @@
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from paligemma_jax import __version__
-from paligemma_jax.cli import compiled, convert, demo, detect, info, words
+from paligemma_jax.cli import compare, compiled, convert, demo, detect, info, mask, segment, words
 from paligemma_jax.cli.options import HelpFormatter
 from paligemma_jax.errors import PaliGemmaError
 
@@ -18,6 +19,8 @@ Examples:
   paligemma caption photo.jpg                     a short description
   paligemma answer photo.jpg "what colour is the car?"
   paligemma detect photo.jpg "cat ; dog" --out boxes.png
+  paligemma segment photo.jpg cat --out masks.png --json
+  paligemma classify photo.jpg "cat ; dog ; bird"
   cat photo.jpg | paligemma ocr -                 a picture from standard input
   paligemma caption *.jpg --json                  one JSON document a line and picture
 
@@ -30,6 +33,7 @@ Models (--model):
   "mix" models answer at once; "pt" models are for fine-tuning. All names: paligemma info --list
 
 Exit codes: 0 done; 1 an error, said in one message; 2 wrong usage; 130 interrupted.
+Files are written whole or not at all, and never over others (without --force).
 Every command has help of its own: paligemma detect --help
 """
 
@@ -38,14 +42,17 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="paligemma",
-        description="Ask PaliGemma and PaliGemma 2 about pictures: captions, answers, text, "
-        "counts and boxes.",
+        description=textwrap.fill(
+            "Ask PaliGemma and PaliGemma 2 about pictures and videos: captions, answers, text, "
+            "counts, boxes, masks, and how likely given answers are.",
+            88,
+        ),
         epilog=_EPILOG,
         formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"paligemma {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for group in (words, detect, convert, info, demo):
+    for group in (words, detect, segment, compare, mask, convert, info, demo):
         group.add(commands)
     return parser
 

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 DTYPES = ("float32", "bfloat16", "float16")
-MAX_NEW_TOKENS, CONTEXT = 128, 8192  # Gemma's context
+CONTEXT = 8192  # tokens, Gemma's
+# As `paligemma_jax.pipeline`, `generation.grammar` and `processing.video` have them, which take
+# long to import.
+MAX_NEW_TOKENS, MAX_OBJECT_TOKENS, MAX_OBJECTS, FRAMES = 128, 512, 100, 16
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -54,20 +57,25 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_answering(parser: argparse.ArgumentParser) -> None:
-    """How pictures are answered and the answers printed."""
+def add_answering(
+    parser: argparse.ArgumentParser,
+    fields: str = "answer, tokens, logprob",
+    max_new_tokens: int | None = MAX_NEW_TOKENS,
+) -> None:
+    """How pictures are answered and the answers printed; None where nothing is generated."""
     parser.add_argument(
         "--json",
         action="store_true",
-        help="one JSON document a line and picture: file, prompt, answer, tokens, logprob",
+        help=f"one JSON document a line and picture: file, prompt, {fields}",
     )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive(CONTEXT),
-        default=MAX_NEW_TOKENS,
-        metavar="N",
-        help="where an answer without end is cut (default: %(default)s)",
-    )
+    if max_new_tokens is not None:
+        parser.add_argument(
+            "--max-new-tokens",
+            type=positive(CONTEXT),
+            default=max_new_tokens,
+            metavar="N",
+            help="where an answer without end is cut (default: %(default)s)",
+        )
     parser.add_argument(
         "--batch-size",
         type=positive(1024),
@@ -80,8 +88,35 @@ def add_answering(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model answers."""
+def add_frames(parser: argparse.ArgumentParser) -> None:
+    """That videos are taken for pictures."""
+    parser.add_argument(
+        "--frames",
+        type=positive(256),
+        default=FRAMES,
+        metavar="N",
+        help="taken of a PICTURE that is a video, spread evenly (default: %(default)s)",
+    )
+
+
+def add_together(parser: argparse.ArgumentParser) -> None:
+    """That all pictures belong to one prompt."""
+    parser.add_argument(
+        "--together", action="store_true", help="ask once about all pictures at the same time"
+    )
+
+
+def add_language(parser: argparse.ArgumentParser) -> None:
+    """In which language to ask."""
+    parser.add_argument(
+        "--language", default="en", metavar="CODE", help="of the answer (default: en)"
+    )
+
+
+def add_model(
+    parser: argparse.ArgumentParser, *, weights: bool = True, masks: bool = False
+) -> None:
+    """Which model answers; `masks` where it needs a mask codec for that."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -90,19 +125,31 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="demo (the default), a Hugging Face directory, a big_vision .npz, or a directory "
         "written by paligemma convert",
     )
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="of weights and activations (default: float32 for demo, else bfloat16)",
-    )
+    if weights:
+        group.add_argument(
+            "--dtype",
+            choices=DTYPES,
+            help="of weights and activations (default: float32 for demo, else bfloat16)",
+        )
     group.add_argument(
         "--tokenizer", metavar="FILE", help="tokenizer.model, where none lies beside the weights"
     )
+    if masks:
+        add_mask_codec(group)
     group.add_argument(
         "--resolution",
         type=positive(1 << 14),
         metavar="N",
         help="pixels a side that pictures are resized to (default: as the model was trained)",
+    )
+
+
+def add_mask_codec(group: Any) -> None:
+    """What turns <seg> tokens into masks; `group` is a parser, or a part of one."""
+    group.add_argument(
+        "--mask-codec",
+        metavar="FILE",
+        help="such as vae-oid.npz: makes masks of <seg> tokens, where none lies beside the weights",
     )
 
 
@@ -116,15 +163,32 @@ def seed(text: str) -> int:
     return _whole_number(0, 2**32 - 1)(text)
 
 
+def count(limit: int) -> Callable[[str], int]:
+    """Type of an option that is a whole number from 0 to `limit`."""
+    return _whole_number(0, limit)
+
+
 def temperature(text: str) -> float:
     """Type of an option that is a finite number, not negative."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no temperature; 0, 0.7 or 1 would fit")
     return value
+
+
+def share(text: str) -> float:
+    """Type of an option that is a number from 0 to 1."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1; 0.5 would fit")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _whole_number(low: int, high: int) -> Callable[[str], int]:

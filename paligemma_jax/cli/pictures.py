@@ -13,14 +13,24 @@ if TYPE_CHECKING:
     from PIL import Image
 
 STDIN = "-"
+VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".avi")
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture and what the user called it."""
+    """What one prompt is about, and what the user called it: a picture, or frames of a video.
+
+    `number` is its place among all that the command is asked about.
+    """
 
     name: str
-    image: "Image.Image"
+    images: "tuple[Image.Image, ...]"
+    number: int = 0
+
+    @property
+    def image(self) -> "Image.Image":
+        """The picture, or the first of several."""
+        return self.images[0]
 
 
 def check_arguments(args: argparse.Namespace, words: str | None = None) -> None:
@@ -40,8 +50,11 @@ def check_arguments(args: argparse.Namespace, words: str | None = None) -> None:
         )
 
 
-def read_picture(source: str, args: argparse.Namespace) -> Picture:
-    """Reads a file, standard input ("-"), or an address if allowed; raises InvalidImageError."""
+def read_picture(source: str, args: argparse.Namespace, number: int = 0) -> Picture:
+    """Reads a file, standard input ("-"), or an address if allowed.
+
+    Raises InvalidImageError, and MissingExtraError for a video without what reads it.
+    """
     from paligemma_jax.processing.image_source import load_image
 
     if source == STDIN:
@@ -50,21 +63,34 @@ def read_picture(source: str, args: argparse.Namespace) -> Picture:
                 "Nothing is piped into standard input. The bytes of a picture file fit. Run: "
                 f"paligemma {args.command} - < picture.jpg"
             )
-        return Picture(source, load_image(sys.stdin.buffer))
+        return Picture(source, (load_image(sys.stdin.buffer),), number)
     if _is_url(source):
         if not args.allow_urls:
             raise InvalidImageError(
                 f"{source} is an address, and reading from the network is off. A file fits. "
                 "Add --allow-urls to download it."
             )
-        return Picture(source, load_image(source, allow_urls=True))
+        return Picture(source, (load_image(source, allow_urls=True),), number)
     if not Path(source).suffix and os.sep not in source and not os.path.lexists(source):
         raise InvalidImageError(
             f"There is no picture {source}. The path of a picture file fits. If it was meant as "
             f"words: they go into one last argument, in quotes. See: paligemma {args.command} "
             "--help"
         )
-    return Picture(source, load_image(source))
+    if source.lower().endswith(VIDEOS):
+        return Picture(source, _frames(source, args), number)
+    return Picture(source, (load_image(source),), number)
+
+
+def _frames(source: str, args: argparse.Namespace) -> "tuple[Image.Image, ...]":
+    from paligemma_jax.processing.video import read_frames
+
+    if "frames" not in args:
+        raise InvalidImageError(
+            f"{source} is a video, and {args.command} is about single pictures. A picture file "
+            f'fits. Ask about videos with, for example: paligemma answer {source} "what happens?"'
+        )
+    return tuple(read_frames(source, args.frames))
 
 
 def _is_url(source: str) -> bool:

@@ -2,16 +2,14 @@
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from paligemma_jax.cli.asking import Answered, Unread, ask_each
+from paligemma_jax.cli.asking import A, Answered, Ask, Unread, ask_each, ask_together
 from paligemma_jax.errors import PaliGemmaError
 
-if TYPE_CHECKING:
-    from paligemma_jax.pipeline import Generation
+Shown = tuple[str, dict[str, Any]]  # lines for people, and the JSON document's fields
 
 
 class Report:
@@ -23,34 +21,26 @@ class Report:
         self._named = len(args.pictures) > 1
         self.failures = 0
 
-    def answer(self, name: str | list[str], answer: "Generation", text: str, **fields: Any) -> None:
-        """Prints `text` for people; for programs the answer with further `fields`.
+    def answer(self, name: str | list[str], shown: Shown) -> None:
+        """Prints what is shown to people, or the document for programs.
 
         `name` is a picture, or the list of those that were asked about together.
         """
-        if not self._json:
-            prefix = f"{name}: " if self._named and isinstance(name, str) else ""
-            for line in text.splitlines() or [""]:
-                print(f"{prefix}{line}", flush=True)
+        text, fields = shown
+        if self._json:
+            self._document(name, fields)
             return
-        self._document(
-            name,
-            {
-                "answer": answer.text,
-                **fields,
-                "tokens": list(answer.tokens),
-                "logprob": math.fsum(answer.logprobs),
-            },
-        )
+        prefix = f"{name}: " if self._named and isinstance(name, str) else ""
+        for line in text.splitlines() or [""]:
+            print(f"{prefix}{line}", flush=True)
 
-    def failure(self, name: str, error: PaliGemmaError, answer: "Generation | None" = None) -> None:
+    def failure(self, name: str, error: PaliGemmaError, answer: str | None = None) -> None:
         """Says on standard error what is wrong with one picture or its answer."""
         self.failures += 1
         sys.stdout.flush()
         print(f"paligemma: error: {error}", file=sys.stderr, flush=True)
         if self._json:
-            text = None if answer is None else answer.text
-            self._document(name, {"answer": text, "error": str(error)})
+            self._document(name, {"answer": answer, "error": str(error)})
 
     @property
     def exit_code(self) -> int:
@@ -59,32 +49,49 @@ class Report:
 
     def _document(self, name: str | list[str], fields: dict[str, Any]) -> None:
         key = "file" if isinstance(name, str) else "files"
-        document = {key: name, "prompt": self._prompt, **fields}
-        print(json.dumps(document, ensure_ascii=not encodes_unicode()), flush=True)
+        print_json({key: name, "prompt": self._prompt, **fields})
 
 
 def report_each(
     args: argparse.Namespace,
     prompt: str,
-    present: Callable[[Answered], tuple[str, dict[str, Any]]],
+    ask: Ask[A],
+    present: Callable[[Answered[A]], Shown],
 ) -> int:
-    """Asks about each picture and prints what `present` makes of the answer: text, JSON fields.
+    """Asks about each picture and prints what `present` makes of the answer.
 
     Errors of single pictures and of `present` are reported; the others go on. Returns the exit
     code.
     """
     report = Report(args, prompt)
-    for reply in ask_each(args, prompt):
+    for reply in ask_each(args, ask):
         if isinstance(reply, Unread):
             report.failure(reply.name, reply.error)
             continue
         try:
-            text, fields = present(reply)
+            shown = present(reply)
         except PaliGemmaError as e:
-            report.failure(reply.name, e, reply.answer)
+            report.failure(reply.name, e, getattr(reply.answer, "text", None))
         else:
-            report.answer(reply.name, reply.answer, text, **fields)
+            report.answer(reply.name, shown)
     return report.exit_code
+
+
+def report_together(
+    args: argparse.Namespace,
+    prompt: str,
+    ask: Ask[A],
+    present: Callable[[Answered[A]], Shown],
+) -> int:
+    """The same, asking once about all pictures at the same time; raises PaliGemmaError."""
+    shown = present(ask_together(args, ask))
+    Report(args, prompt).answer(args.pictures, shown)
+    return 0
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One line, in letters that standard output can print."""
+    print(json.dumps(document, ensure_ascii=not encodes_unicode()), flush=True)
 
 
 def encodes_unicode() -> bool:

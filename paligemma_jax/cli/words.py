@@ -1,13 +1,18 @@
 """Commands whose answer is words: caption, answer, ocr, count and generate."""
 
 import argparse
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 from paligemma_jax.cli import options
-from paligemma_jax.cli.asking import Answered, ask_together
-from paligemma_jax.cli.pictures import check_arguments
-from paligemma_jax.cli.report import Report, report_each
+from paligemma_jax.cli.asking import Answered, Ask, pictures_of
+from paligemma_jax.cli.pictures import Picture, check_arguments
+from paligemma_jax.cli.report import Shown, report_each, report_together
 from paligemma_jax.errors import UnexpectedAnswerError
+
+if TYPE_CHECKING:
+    from paligemma_jax.generation.sampling import Sampler
+    from paligemma_jax.pipeline import Generation, Pipeline
 
 _LANGUAGES = """\
 Published models know 34 languages, among them en, es, de, fr, zh; the demo model en, es, de, fr.
@@ -25,6 +30,10 @@ Examples:
   paligemma answer photo.jpg "was ist das?" --language de
   paligemma answer one.jpg two.jpg "is there a dog?"                  an answer for each picture
   paligemma answer one.jpg two.jpg "are these the same?" --together   one answer about both
+  paligemma answer clip.mp4 "what is the dog doing?" --frames 8       one answer about 8 frames
+
+A video (.mp4, .webm, .mov, .mkv, .avi) is several pictures of one prompt. Reading it takes the
+extra "video": pip install "paligemma-jax[video]"
 
 {_LANGUAGES}"""
 _OCR = """\
@@ -66,7 +75,8 @@ def add(commands: Any) -> None:
         "Describes each picture in a sentence.", _CAPTION,
     )  # fmt: skip
     options.add_pictures(caption)
-    _add_language(caption)
+    options.add_language(caption)
+    options.add_frames(caption)
 
     answer = options.add_command(
         commands, "answer", run_answer, "answer a question about pictures",
@@ -74,8 +84,9 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     options.add_pictures(answer)
     answer.add_argument("question", metavar="QUESTION", help="in quotes, after all pictures")
-    _add_language(answer)
-    _add_together(answer)
+    options.add_language(answer)
+    options.add_together(answer)
+    options.add_frames(answer)
 
     ocr = options.add_command(
         commands, "ocr", run_ocr, "read the text in pictures",
@@ -103,7 +114,8 @@ def add(commands: Any) -> None:
     generate.add_argument(
         "--seed", type=options.seed, default=0, metavar="N", help="of the draws (default: 0)"
     )
-    _add_together(generate)
+    options.add_together(generate)
+    options.add_frames(generate)
 
     for parser in (caption, answer, ocr, count, generate):
         options.add_answering(parser)
@@ -115,7 +127,7 @@ def run_caption(args: argparse.Namespace) -> int:
     from paligemma_jax.processing import prompts
 
     check_arguments(args)
-    return report_each(args, prompts.caption(args.language), _its_text)
+    return _report(args, prompts.caption(args.language))
 
 
 def run_answer(args: argparse.Namespace) -> int:
@@ -131,7 +143,7 @@ def run_ocr(args: argparse.Namespace) -> int:
     from paligemma_jax.processing import prompts
 
     check_arguments(args)
-    return report_each(args, prompts.ocr(), _its_text)
+    return _report(args, prompts.ocr())
 
 
 def run_count(args: argparse.Namespace) -> int:
@@ -139,7 +151,8 @@ def run_count(args: argparse.Namespace) -> int:
     from paligemma_jax.processing import prompts
 
     check_arguments(args, "things")
-    return report_each(args, prompts.count(args.things), _its_number)
+    prompt = prompts.count(args.things)
+    return report_each(args, prompt, _generate(args, prompt), _its_number)
 
 
 def run_generate(args: argparse.Namespace) -> int:
@@ -149,18 +162,35 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace, prompt: str) -> int:
-    if not args.together:
-        return report_each(args, prompt, _its_text)
-    answer = ask_together(args, prompt)
-    Report(args, prompt).answer(args.pictures, answer, answer.text)
-    return 0
+    report = report_together if getattr(args, "together", False) else report_each
+    return report(args, prompt, _generate(args, prompt), _its_text)
 
 
-def _its_text(reply: Answered) -> tuple[str, dict[str, Any]]:
-    return reply.answer.text, {}
+def _generate(args: argparse.Namespace, prompt: str) -> "Ask[Generation]":
+    def ask(pipeline: "Pipeline", pictures: list[Picture]) -> "list[Generation]":
+        return pipeline.generate(
+            [pictures_of(pipeline, picture) for picture in pictures],
+            [prompt] * len(pictures),
+            max_new_tokens=args.max_new_tokens,
+            sampler=_sampler(getattr(args, "temperature", 0.0)),
+            seed=getattr(args, "seed", 0) + pictures[0].number,
+            batch_size=args.batch_size,
+        )
+
+    return ask
 
 
-def _its_number(reply: Answered) -> tuple[str, dict[str, Any]]:
+def _sampler(temperature: float) -> "Sampler":
+    from paligemma_jax.generation.sampling import Greedy, Temperature
+
+    return Temperature(temperature=temperature) if temperature else Greedy()
+
+
+def _its_text(reply: "Answered[Generation]") -> Shown:
+    return reply.answer.text, _fields(reply.answer)
+
+
+def _its_number(reply: "Answered[Generation]") -> Shown:
     from paligemma_jax.processing.numbers import parse_number
 
     number = parse_number(reply.answer.text)
@@ -169,16 +199,9 @@ def _its_number(reply: Answered) -> tuple[str, dict[str, Any]]:
             f"{reply.name}: the model answered {reply.answer.text!r}. A number would fit. Ask for "
             "its own words with: paligemma answer PICTURE QUESTION"
         )
-    return str(number), {"count": number}
+    return str(number), _fields(reply.answer, count=number)
 
 
-def _add_language(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--language", default="en", metavar="CODE", help="of the answer (default: en)"
-    )
-
-
-def _add_together(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--together", action="store_true", help="ask once about all pictures, or video frames"
-    )
+def _fields(answer: "Generation", **more: Any) -> dict[str, Any]:
+    tokens = {"tokens": list(answer.tokens), "logprob": math.fsum(answer.logprobs)}
+    return {"answer": answer.text, **more, **tokens}

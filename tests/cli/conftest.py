@@ -3,17 +3,23 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import paligemma_jax as pg
 from paligemma_jax.cli import main
+from paligemma_jax.generation.observer import Observer
+from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
 from paligemma_jax.processing import ImagePreprocessing
 from tests.tiny import GEMMA, random_model, tiny_config
 
 TOKENIZER = Path(__file__).parents[2] / "checkpoints" / "demo" / "tokenizer.model"
+SURE, UNSURE = 0.95, 0.4  # probability of every token that a scripted model says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +32,25 @@ class Outcome:
 
 
 Run = Callable[..., Outcome]
+Says = Callable[..., list[list[str]]]
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pipeline() -> pg.Pipeline:
     tokenizer = pg.Tokenizer.from_file(TOKENIZER)
     config = tiny_config(GEMMA)
     llm = dataclasses.replace(config.llm, vocab_size=tokenizer.vocab_size)
     config = dataclasses.replace(config, llm=llm)
     processor = pg.Processor(tokenizer, ImagePreprocessing(config.img.image_size))
+    codec = pg.MaskCodec(MaskVAE(MaskVAEConfig(embedding_dim=8), rngs=nnx.Rngs(0)))
+    return pg.Pipeline(random_model(config), processor, codec)
+
+
+@pytest.fixture(scope="session")
+def store(pipeline: pg.Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a mask codec."""
     path = tmp_path_factory.mktemp("model") / "store"
-    pg.Pipeline(random_model(config), processor).save(path)
+    pipeline.save(path)
     return path
 
 
@@ -64,23 +78,50 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list]]:
-    """`says("one", "two")` replaces the model by one that gives these answers in turn.
+def says(monkeypatch: pytest.MonkeyPatch, pipeline: pg.Pipeline) -> Says:
+    """`says("one", "two")` is a pipeline whose model gives these answers in turn.
 
-    Returns the list that the prompts of each call are appended to.
+    All that follows from them is the pipeline's own: evidence, parsing, scores, masks, drawings.
+    The model is sure of what comes before a semicolon, and less so of the rest. Returns the list
+    that the prompts of each call are appended to.
     """
 
-    def install(*texts: str) -> list[list]:
-        calls: list[list] = []
+    def install(*texts: str) -> list[list[str]]:
+        calls: list[list[str]] = []
         waiting = list(texts)
 
-        class Canned:
-            def generate(self, images: Sequence, prompts: Sequence[str], **options) -> list:
+        class Scripted(pg.Pipeline):
+            def generate(
+                self,
+                images: Any,
+                prompts: Sequence[str],
+                *,
+                observer: Observer | None = None,
+                **options: Any,
+            ) -> list[pg.Generation]:
+                assert images is not None and len(images) == len(prompts)
                 calls.append(list(prompts))
-                return [pg.Generation(waiting.pop(0), (5, 1), (-0.5, -0.25)) for _ in images]
+                return [speak(self.processor.tokenizer, waiting.pop(0), observer) for _ in prompts]
 
-        monkeypatch.setattr("paligemma_jax.cli.asking.load_pipeline", lambda args: Canned())
-        monkeypatch.setattr("paligemma_jax.cli.demo.load_pipeline", lambda args: Canned())
+        scripted = Scripted(pipeline.model, pipeline.processor, pipeline.mask_codec)
+        monkeypatch.setattr("paligemma_jax.cli.asking.load_pipeline", lambda args: scripted)
+        monkeypatch.setattr("paligemma_jax.cli.demo.load_pipeline", lambda args: scripted)
         return calls
 
     return install
+
+
+def speak(tokenizer: pg.Tokenizer, text: str, observer: Observer | None) -> pg.Generation:
+    """An answer as a model gives it whose probabilities are SURE or UNSURE."""
+    sure = len(tokenizer.encode(text.split(";")[0]))
+    tokens = np.array([*tokenizer.encode(text), tokenizer.eos_id], np.int32)
+    chosen = np.where(np.arange(tokens.size) < sure, SURE, UNSURE)[:, None]
+    others = np.log((1 - chosen) / (tokenizer.vocab_size - 1))
+    is_said = np.arange(tokenizer.vocab_size) == tokens[:, None]
+    logprobs = np.where(is_said, np.log(chosen), others).astype(np.float32)
+    evidence = ()
+    if observer is not None:
+        rows = np.asarray(observer.observe(jnp.asarray(logprobs), jnp.asarray(tokens)))
+        evidence = tuple(tuple(row) for row in rows.tolist())
+    said = tuple(logprobs[is_said].tolist())
+    return pg.Generation(text, tuple(tokens.tolist()), said, evidence)

@@ -1,5 +1,6 @@
 """convert and info: what they say and write, and one clear error for what is no checkpoint."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import paligemma_jax as pg
 from paligemma_jax.cli.describe import decoder_name, encoder_name
 from paligemma_jax.cli.sizes import data_size
 from paligemma_jax.config import VARIANTS
@@ -19,7 +21,7 @@ GEMMA_TOKENIZER = GOLDEN / "processing" / "tiny_gemma.model"
 def test_convert_says_what_it_wrote(run: Run, store: Path, tmp_path: Path):
     outcome = run("convert", store, tmp_path / "new", "--progress")
     assert outcome.code == 0, outcome.err
-    assert "parameters in float32" in outcome.out and "tokenizer" in outcome.out
+    assert "parameters in float32" in outcome.out and "tokenizer and mask codec" in outcome.out
     assert "converting" in outcome.err
     assert run("info", tmp_path / "new", "--check").code == 0
 
@@ -32,6 +34,23 @@ def test_info_of_a_directory(run: Run, store: Path):
     assert document["checkpoint"]["kind"] == "store" and document["checkpoint"]["tokenizer"]
     assert document["parameters"]["total"] * 4 == document["checkpoint"]["stored_bytes"]
     assert document["weight_bytes"]["int4"] * 8 == document["checkpoint"]["stored_bytes"]
+
+
+def test_a_mask_codec_goes_along(
+    run: Run, store: Path, pipeline: pg.Pipeline, picture: Path, tmp_path: Path
+):
+    bare, full = tmp_path / "bare", tmp_path / "full"
+    dataclasses.replace(pipeline, mask_codec=None).save(bare)
+    assert "missing; segment takes it as --mask-codec" in run("info", bare).out
+    outcome = run("convert", bare, full, "--mask-codec", picture)
+    assert outcome.code == 1 and not full.exists()
+    outcome = run("convert", bare, tmp_path / "copy")
+    assert outcome.code == 0 and "mask codec" not in outcome.out
+    outcome = run("convert", bare, full, "--mask-codec", store / "mask_codec.npz")
+    assert outcome.code == 0 and "mask codec" in outcome.out
+    assert json.loads(run("info", full, "--json").out)["checkpoint"]["mask_codec"] is True
+    assert json.loads(run("info", bare, "--json").out)["checkpoint"]["mask_codec"] is False
+    assert (full / "mask_codec.npz").read_bytes() == (store / "mask_codec.npz").read_bytes()
 
 
 def test_check_finds_a_flipped_bit(run: Run, store: Path, tmp_path: Path):

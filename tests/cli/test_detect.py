@@ -1,101 +1,149 @@
-"""Boxes as lines, as JSON and drawn; pictures written whole, and never over others."""
+"""Boxes as lines, as JSON and drawn, and what was looked at for them."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.cli import picture_files
-from paligemma_jax.errors import PaliGemmaError
-from tests.cli.conftest import Run
+import paligemma_jax as pg
+from paligemma_jax.cli import heat_maps, options
+from paligemma_jax.generation.attention_to_image import attention_to_image
+from paligemma_jax.generation.grammar import MAX_OBJECTS
+from paligemma_jax.pipeline import MAX_NEW_TOKENS, MAX_OBJECT_TOKENS
+from paligemma_jax.processing.video import FRAMES
+from tests.cli.conftest import Run, Says
 
 # The picture is 100 wide and 50 high.
 TWO = "<loc0000><loc0000><loc1023><loc0512> cat ; <loc0205><loc0512><loc0818><loc1023> dog"
+NEAR = 0.6  # between the scores of the two
 
 
-def test_lines_are_in_pixels(run: Run, says, picture: Path):
-    says(TWO)
-    assert run("detect", picture, "cat ; dog").out == "cat: 0 0 50 50\ndog: 50 10 100 40\n"
+def test_defaults_are_the_library_s():
+    numbers = options.MAX_NEW_TOKENS, options.MAX_OBJECT_TOKENS, options.MAX_OBJECTS, options.FRAMES
+    assert numbers == (MAX_NEW_TOKENS, MAX_OBJECT_TOKENS, MAX_OBJECTS, FRAMES)
 
 
-def test_nothing_found_is_an_answer(run: Run, says, picture: Path):
+def test_lines_are_in_pixels_with_scores(run: Run, says: Says, picture: Path):
+    calls = says(TWO)
+    lines = run("detect", picture, "cat ; dog").out.splitlines()
+    words = [re.fullmatch(r"(\w+) \((0\.\d\d)\): ([\d ]+)", line) for line in lines]
+    found = [word.groups() for word in words if word]
+    assert [(label, corners) for label, _, corners in found] == [
+        ("cat", "0 0 50 50"), ("dog", "50 10 100 40")
+    ]  # fmt: skip
+    first, second = (float(score) for _, score, _ in found)
+    assert first > NEAR > second
+    assert calls == [["detect cat ; dog"]]
+
+
+def test_nothing_found_is_an_answer(run: Run, says: Says, picture: Path):
     says("")
     outcome = run("detect", picture, "cat")
     assert outcome.code == 0 and outcome.out == "nothing found\n"
 
 
-def test_json_holds_boxes_and_the_written_picture(run: Run, says, picture: Path, tmp_path: Path):
-    says(TWO)
+def test_json_holds_boxes_and_the_written_picture(
+    run: Run, says: Says, picture: Path, tmp_path: Path
+):
+    says(f"{TWO} ; and more")
     out = tmp_path / "boxes.png"
     document = json.loads(run("detect", picture, "cat ; dog", "--json", "--out", out).out)
+    assert list(document) == [
+        "file", "prompt", "answer", "width", "height", "objects", "unused", "out"
+    ]  # fmt: skip
     assert document["width"] == 100 and document["height"] == 50
-    assert document["objects"][0] == {"label": "cat", "box": [0.0, 0.0, 50.0, 50.0]}
-    assert document["answer"] == TWO and document["out"] == str(out)
+    first, second = document["objects"]
+    assert list(first) == ["label", "box", "score"] and first["score"] > NEAR > second["score"]
+    assert first["label"] == "cat" and first["box"] == [0.0, 0.0, 50.0, 50.0]
+    assert document["answer"] == f"{TWO} ; and more" and document["out"] == str(out)
+    assert "and more" in document["unused"][0]["text"]
     drawn, original = Image.open(out), Image.open(picture)
     assert drawn.size == original.size and drawn.tobytes() != original.tobytes()
 
 
-def test_several_pictures_go_into_a_directory(run: Run, says, picture: Path, tmp_path: Path):
-    other = tmp_path / "other.jpg"
-    Image.open(picture).save(other)
+def test_less_sure_objects_are_left_out(run: Run, says: Says, picture: Path, tmp_path: Path):
     says(TWO, TWO)
-    outcome = run("detect", picture, other, "cat", "--out", tmp_path / "boxes")
+    command = ["detect", picture, "cat ; dog", "--min-score", NEAR]
+    assert re.fullmatch(r"cat \(0\.\d\d\): 0 0 50 50\n", run(*command).out)
+    document = json.loads(run(*command, "--json").out)
+    assert [one["label"] for one in document["objects"]] == ["cat"]
+    assert document["answer"] == TWO
+
+
+def test_random_model_answers_in_the_grammar(run: Run, store: Path, picture: Path):
+    command = ["detect", picture, picture, "red circle ; star", "--model", store, "--json"]
+    outcome = run(*command, "--max-objects", 2, "--max-new-tokens", 64, "--dtype", "float32")
     assert outcome.code == 0, outcome.err
-    assert sorted(p.name for p in (tmp_path / "boxes").iterdir()) == ["noise.png", "other.png"]
+    for document in map(json.loads, outcome.out.splitlines()):
+        assert len(document["objects"]) <= 2 and not document["unused"]
+        assert {one["label"] for one in document["objects"]} <= {"red circle", "star"}
+        assert all(0 <= one["score"] <= 1 for one in document["objects"])
 
 
-@pytest.mark.parametrize("out", ["taken.png", "noise.txt", "noise", "taken.png/inside.png"])
-def test_unwritable_targets_are_refused_before_any_work(
-    run: Run, says, picture: Path, tmp_path: Path, out: str
-):
-    (tmp_path / "taken.png").write_text("mine")
-    calls = says()
-    outcome = run("detect", picture, "cat", "--out", tmp_path / out)
+def test_room_for_no_object_is_an_error(run: Run, store: Path, picture: Path):
+    outcome = run("detect", picture, "star", "--model", store, "--max-new-tokens", 2)
+    assert outcome.code == 1 and "one object" in outcome.err
+
+
+@pytest.mark.parametrize("labels", [";", "red\ncircle", "<loc0001>"])
+def test_bad_labels(run: Run, store: Path, picture: Path, labels: str):
+    outcome = run("detect", picture, labels, "--model", store)
     assert outcome.code == 1 and outcome.err.startswith("paligemma: error: ")
-    assert not calls
-    assert [p.name for p in tmp_path.iterdir()] == ["taken.png"]
-    assert (tmp_path / "taken.png").read_text() == "mine"
+    assert "label" in outcome.err and outcome.out == ""
 
 
-def test_force_replaces(run: Run, says, picture: Path, tmp_path: Path):
-    (tmp_path / "taken.png").write_text("old")
-    says(TWO)
-    assert run("detect", picture, "cat", "--out", tmp_path / "taken.png", "--force").code == 0
-    assert Image.open(tmp_path / "taken.png").size == (100, 50)
+def test_heat_map_has_a_panel_a_box(run: Run, says: Says, picture: Path, tmp_path: Path):
+    says(TWO, TWO, "")
+    command = ["detect", picture, "cat ; dog", "--json", "--heat-map"]
+    one, two, none = tmp_path / "one.png", tmp_path / "two.png", tmp_path / "none.png"
+    document = json.loads(run(*command, two).out)
+    assert document["heat_map"] == str(two) and "out" not in document
+    assert run(*command, one, "--min-score", NEAR).code == 0
+    assert run(*command, none).code == 0
+    widths = [Image.open(path).width for path in (none, one, two)]
+    assert widths[0] < widths[1] < widths[2]
 
 
-def test_pictures_of_one_name_are_refused(run: Run, says, picture: Path, tmp_path: Path):
-    (tmp_path / "noise.png").write_bytes(picture.read_bytes())
-    says()
-    outcome = run("detect", picture, tmp_path / "noise.png", "cat", "--out", tmp_path / "boxes")
-    assert outcome.code == 1 and "called the same" in outcome.err
+def test_looked_at_is_the_mean_of_the_four_location_tokens(pipeline: pg.Pipeline, picture: Path):
+    image = pg.load_image(picture)
+    seen, nothing = heat_maps.looked_at(pipeline, [image] * 2, "detect cat ; dog", [TWO, ""])
+    assert seen.shape == (2, 1, 2, 2) and nothing.shape == (0, 1, 2, 2)
+    batch = pipeline.processor([image], ["detect cat ; dog"])
+    tokens = pipeline.processor.tokenizer.encode(TWO)
+    (maps,) = attention_to_image(pipeline.model, batch, [tokens])
+    start = pipeline.processor.tokenizer.loc_start
+    locations = [i for i, token in enumerate(tokens) if start <= token < start + 1024]
+    assert len(locations) == 8
+    np.testing.assert_allclose(seen[0], maps[locations[:4]].mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(seen[1], maps[locations[4:]].mean(axis=0), rtol=1e-4)
 
 
-def test_one_file_for_several_pictures_is_refused(run: Run, says, picture: Path, tmp_path: Path):
-    says()
-    outcome = run("detect", picture, "other.png", "cat", "--out", tmp_path / "boxes.png")
-    assert outcome.code == 1 and "A directory fits" in outcome.err
+def test_two_outputs_cannot_be_one_file(run: Run, says: Says, picture: Path, tmp_path: Path):
+    calls = says()
+    out = tmp_path / "a.png"
+    outcome = run("detect", picture, "cat", "--out", out, "--heat-map", out, "--force")
+    assert outcome.code == 1 and "written twice" in outcome.err and not calls
 
 
-def test_names_of_standard_input_and_addresses(tmp_path: Path):
-    targets = picture_files.plan_targets(
-        f"{tmp_path}/new/", ["-", "https://example.org/a/cat.jpg?size=2"], force=False
-    )
-    assert [path.name for path in targets.values()] == ["stdin.png", "cat.png"]
+def test_a_failed_write_is_reported_and_the_others_go_on(
+    run: Run, says: Says, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    other = tmp_path / "other.png"
+    other.write_bytes(picture.read_bytes())
+    says(TWO, TWO)
+    real = Image.Image.save
 
-
-def test_a_failed_write_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def fail(*args: object) -> None:
+    def save(image: Image.Image, file: object, *args: object, **kwargs: object) -> None:
+        monkeypatch.setattr(Image.Image, "save", real)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(PaliGemmaError, match="No space left"):
-        picture_files.save_picture(Image.new("RGB", (4, 4)), tmp_path / "a.png")
-    assert not list(tmp_path.iterdir())
-
-
-def test_address_needs_permission(run: Run, says):
-    says()
-    outcome = run("caption", "https://example.org/cat.jpg")
-    assert outcome.code == 1 and "--allow-urls" in outcome.err
+    monkeypatch.setattr(Image.Image, "save", save)
+    out = tmp_path / "boxes"
+    outcome = run("detect", picture, other, "cat ; dog", "--out", out, "--json")
+    first, second = map(json.loads, outcome.out.splitlines())
+    assert outcome.code == 1 and "No space left" in first["error"] and first["answer"] == TWO
+    assert second["out"] == str(out / "other.png")
+    assert [path.name for path in out.iterdir()] == ["other.png"]

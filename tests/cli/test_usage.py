@@ -13,7 +13,10 @@ import paligemma_jax
 from paligemma_jax.cli import compiled
 from tests.cli.conftest import Run
 
-COMMANDS = ("caption", "answer", "ocr", "count", "generate", "detect", "convert", "info", "demo")
+COMMANDS = (
+    "caption", "answer", "ocr", "count", "generate", "detect", "segment", "classify", "score",
+    "mask", "convert", "info", "demo",
+)  # fmt: skip
 COMMAND = [sys.executable, "-m", "paligemma_jax"]
 
 
@@ -63,6 +66,13 @@ def test_version(run: Run):
         (["caption", "a.png", "--max-new-tokens", "0"], "whole number"),
         (["caption", "a.png", "--max-new-tokens", "9999999"], "8,192"),
         (["caption", "a.png", "--dtype", "int3"], "int3"),
+        (["detect", "a.png", "cat", "--min-score", "2"], "from 0 to 1"),
+        (["detect", "a.png", "cat", "--min-score", "nan"], "from 0 to 1"),
+        (["segment", "a.png", "cat", "--max-objects", "0"], "whole number"),
+        (["classify", "a.png"], "LABELS"),
+        (["answer", "a.mp4", "why?", "--frames", "0"], "whole number"),
+        (["mask"], "--prompt"),
+        (["mask", "--prompt", "ocr", "--images", "-1"], "whole number"),
         (["info"], "--list"),
         (["convert", "a.npz"], "TARGET"),
     ],
