@@ -105,26 +105,28 @@ def prepare(
     images: Sequence[Any],
     prompts: Sequence[str],
     *,
+    answers: Sequence[str] | None = None,
     allow_urls: bool = False,
 ) -> tuple[Batch, jax.Array | None]:
     """A batch, and its image tokens where pictures are encoded or come several times.
 
     An entry that several prompts share is encoded once, whether or not it comes as EncodedImages.
     With image tokens f[B, N * P, W] the batch has no pictures; without (None) it has them, and
-    they can be encoded in one program with the prompt. Raises as `Processor` and `encode` do.
+    they can be encoded in one program with the prompt. `answers` are beginnings to go on from.
+    Raises as `Processor` and `encode` do.
     """
     keys = [_identity(entry) for entry in images]
     encoded_already = any(isinstance(entry, EncodedImages) for entry in images)
     shared = len(set(keys)) < len(keys) and any(keys)
     if len(images) != len(prompts) or not (encoded_already or shared):
-        return processor(images, prompts, allow_urls=allow_urls), None
+        return processor(images, prompts, answers=answers, allow_urls=allow_urls), None
     groups = group_by_picture_count(images)
     if len(groups) > 1:
         raise InvalidPromptError(
             f"The prompts of this batch have {' and '.join(map(str, groups))} pictures. Equally "
             "many for each prompt fit. Make one batch of each: group_by_picture_count(images)"
         )
-    batch = processor(None, prompts)
+    batch = processor(None, prompts, answers=answers)
     encoded: dict[tuple[int, ...], EncodedImages] = {}
     for number, (key, entry) in enumerate(zip(keys, images, strict=True)):
         if key not in encoded:

@@ -48,6 +48,7 @@ class Processor:
         images: Sequence[Entry] | None,
         prompts: Sequence[str],
         *,
+        answers: Sequence[str] | None = None,
         min_length: int = MIN_TEXT_LENGTH,
         allow_urls: bool = False,
     ) -> Batch:
@@ -55,15 +56,21 @@ class Processor:
 
         Each entry of `images` is a picture, a list of pictures or video frames, or None; all rows
         have equally many (see `group_by_image_count`). The text length is `min_length`, or that
-        doubled as often as the longest prompt needs. Raises InvalidImageError and
-        InvalidPromptError; nothing is ever cut.
+        doubled as often as the longest prompt needs. `answers` are beginnings to go on from, ""
+        for none: text that the model takes for its own, so it is not seen by the prompt. Tokens
+        are those of the beginning alone, so it had better end where a word ends, without the space
+        after it. Raises InvalidImageError and InvalidPromptError; nothing is ever cut.
         """
         images = [None] * len(prompts) if images is None else images
         _check_rows(images, prompts)
         prompt_ids = [self._prompt_ids(prompt) for prompt in prompts]
-        longest = max(map(len, prompt_ids))
+        begun = self._begun(prompt_ids, answers)
+        longest = max(len(ids) + len(more) for ids, more in zip(prompt_ids, begun, strict=True))
         length = max(longest, min(bucket(longest, min_length), self.max_text_length))
-        rows = [prompt_arrays(ids, (), length, Refuse()) for ids in prompt_ids]
+        rows = [
+            prompt_arrays(ids, more, length, Refuse())
+            for ids, more in zip(prompt_ids, begun, strict=True)
+        ]
         fill = bucket(len(rows)) - len(rows)
         pixels = self._pixels(images, allow_urls)
         return Batch(
@@ -131,6 +138,26 @@ class Processor:
         if len(ids) > limit:
             raise _too_long(f"{len(ids):,} tokens", limit)
         return ids
+
+    def _begun(
+        self, prompt_ids: Sequence[list[int]], answers: Sequence[str] | None
+    ) -> list[list[int]]:
+        """Ids of the beginnings of answers, one for each prompt."""
+        if answers is None:
+            return [[] for _ in prompt_ids]
+        if isinstance(answers, str) or len(answers) != len(prompt_ids):
+            found = "One str" if isinstance(answers, str) else f"{len(answers)} answers"
+            raise InvalidPromptError(
+                f"{found} to go on from, for {len(prompt_ids)} prompts, is no batch. A list with a "
+                "beginning for each prompt, '' for none, fits. "
+                "Call processor([image], [prompt], answers=['a dog'])"
+            )
+        begun = [self.tokenizer.encode(answer) for answer in answers]
+        for ids, more in zip(prompt_ids, begun, strict=True):
+            if more and len(ids) + len(more) > self.max_text_length:
+                size = f"{len(ids) + len(more):,} tokens with the beginning of its answer"
+                raise _too_long(size, self.max_text_length)
+        return begun
 
     def _pixels(self, images: Sequence[Entry], allow_urls: bool) -> list[np.ndarray] | None:
         """One f32[N, H, W, 3] a row, or None without pictures; equal objects are read once."""
