@@ -1,36 +1,21 @@
 """Batch in, tokens out: what both the pipeline and a script with its own model call."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation.constraint import Constraint, for_batch
-from paligemma_jax.generation.loop import decode
+from paligemma_jax.generation.answers import MIN_CAPACITY as MIN_CAPACITY
+from paligemma_jax.generation.answers import AnswerSettings, answer_rows
+from paligemma_jax.generation.answers import GeneratedTokens as GeneratedTokens
+from paligemma_jax.generation.constraint import Constraint
 from paligemma_jax.generation.observer import Observer
 from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.sampling import Greedy, Sampler
+from paligemma_jax.generation.stopping import StopStrings
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
-from paligemma_jax.processing.buckets import bucket
-
-MIN_CAPACITY = 16  # new tokens; room is made for a power of two of at least so many
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratedTokens:
-    """One row's answer: `tokens` up to and including EOS, and the log-probability (nats) of each.
-
-    Log-probabilities are those of the model, whatever sampler and constraint did to the
-    distribution. `evidence` holds an observer's numbers for each token.
-    """
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    evidence: tuple[tuple[float, ...], ...] = ()
 
 
 def generate(
@@ -38,60 +23,64 @@ def generate(
     batch: Batch,
     *,
     max_new_tokens: int = 128,
+    min_new_tokens: int = 0,
     sampler: Sampler = Greedy(),  # noqa: B008 (frozen)
     seed: int | Sequence[int] = 0,
     eos_id: int = 1,
     constraint: Constraint | Sequence[Constraint] | None = None,
     observer: Observer | None = None,
+    stop: StopStrings | None = None,
     image_tokens: jax.Array | None = None,
 ) -> list[GeneratedTokens]:
-    """Answers the real rows of `batch`, each until EOS or `max_new_tokens`.
+    """Answers the real rows of `batch`, each until EOS, a stop string or `max_new_tokens`.
 
     Shapes are rounded up (rows, text and room for the answer to powers of two), so that a stream
-    of different requests compiles few programs. `seed` is one number for the batch (row i then
-    draws from seed + i) or one a row; a row's draws depend on its own seed alone. `constraint` is
-    one for the batch or one a row, all of one class; `observer` reads numbers off every step;
-    `image_tokens` are the pictures of a batch without any, encoded before (see `prepare`).
+    of different requests compiles few programs. Where the batch holds beginnings of answers (see
+    `Processor`), answers are what comes after them; all limits count from there.
+
+    Args:
+      model: the model.
+      batch: the prompts.
+      max_new_tokens: where an answer without end is cut.
+      min_new_tokens: EOS is not allowed before so many other tokens, unless `constraint` allows
+        nothing else; a stop string still ends an answer.
+      sampler: how tokens are chosen.
+      seed: one number for the batch (row i then draws from seed + i) or one a row; a row's draws
+        depend on its own seed alone.
+      eos_id: the token that ends an answer.
+      constraint: what may be answered; one for the batch, or one a row, all of one class.
+      observer: reads numbers off every step.
+      stop: texts that end an answer, which are looked for every 8 tokens.
+      image_tokens: the pictures of a batch without any, encoded before (see `prepare`).
 
     Raises:
-      ConfigError: for fewer than one new token, seeds or constraints that do not match the rows,
-        and constraints that no answer of `max_new_tokens` could keep.
+      ConfigError: for numbers of tokens that no answer can have, seeds or constraints that do not
+        match the rows, and constraints that no answer of `max_new_tokens` could keep.
     """
-    if max_new_tokens < 1:
-        raise ConfigError(
-            f"max_new_tokens is {max_new_tokens}; nothing can be generated. It must be at least 1."
-        )
-    rows = batch.tokens.shape[0]
-    row_mask = np.ones(rows, bool) if batch.row_mask is None else np.asarray(batch.row_mask)
-    if constraint is not None:
-        vocab_size = model.config.llm.vocab_size
-        constraint = for_batch(constraint, row_mask, vocab_size, max_new_tokens)
-    capacity = bucket(max_new_tokens, MIN_CAPACITY)
-    logits, cache = read_prefix(model, batch, image_tokens, room=capacity)
-    tokens, logprobs, _, evidence = decode(
-        model,
-        cache,
-        logits,
-        jnp.asarray(row_mask),
-        jnp.asarray(_row_seeds(seed, row_mask)),
-        jnp.asarray(max_new_tokens, jnp.int32),
+    settings = AnswerSettings(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
         sampler=sampler,
-        capacity=capacity,
         eos_id=eos_id,
         constraint=constraint,
         observer=observer,
+        stop=stop,
     )
-    tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
-    seen = None if evidence is None else np.asarray(evidence)
-    return [
-        _cut(
-            tokens[row, :max_new_tokens], logprobs[row], None if seen is None else seen[row], eos_id
-        )
-        for row in np.flatnonzero(row_mask)
-    ]
+    row_mask = real_rows(batch)
+    together = settings.constraint_of(row_mask, model.config.llm.vocab_size)
+    seeds = row_seeds(seed, row_mask)
+    logits, cache = read_prefix(model, batch, image_tokens, room=settings.capacity)
+    return answer_rows(model, settings, together, logits, cache, row_mask, seeds)
 
 
-def _row_seeds(seed: int | Sequence[int], row_mask: np.ndarray) -> np.ndarray:
+def real_rows(batch: Batch) -> np.ndarray:
+    """bool[B], False on rows that only fill the batch."""
+    rows = batch.tokens.shape[0]
+    return np.ones(rows, bool) if batch.row_mask is None else np.asarray(batch.row_mask)
+
+
+def row_seeds(seed: int | Sequence[int], row_mask: np.ndarray) -> np.ndarray:
+    """u32[B]: seed + i for row i, or the given ones for the real rows in their order."""
     if isinstance(seed, int | np.integer):
         return (int(seed) + np.arange(row_mask.size)).astype(np.uint32)
     real = np.flatnonzero(row_mask)
@@ -103,16 +92,3 @@ def _row_seeds(seed: int | Sequence[int], row_mask: np.ndarray) -> np.ndarray:
     seeds = np.zeros(row_mask.size, np.uint32)
     seeds[real] = np.asarray(seed).astype(np.uint32)
     return seeds
-
-
-def _cut(
-    tokens: np.ndarray, logprobs: np.ndarray, evidence: np.ndarray | None, eos_id: int
-) -> GeneratedTokens:
-    ends = np.flatnonzero(tokens == eos_id)
-    length = int(ends[0]) + 1 if ends.size else tokens.size
-    seen = () if evidence is None else evidence[:length].tolist()
-    return GeneratedTokens(
-        tuple(int(t) for t in tokens[:length]),
-        tuple(float(p) for p in logprobs[:length]),
-        tuple(map(tuple, seen)),
-    )
