@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     written = describe(Path(args.target).expanduser())
-    tokenizer = "tokenizer and mask codec" if written.has_mask_codec else "and tokenizer"
+    rest = ", tokenizer and mask codec" if written.has_mask_codec else " and tokenizer"
     print(
         f"{args.target}: {written.parameters:,} parameters in {' and '.join(written.dtypes)}, "
-        f"{data_size(written.nbytes)}, with configuration, preprocessing {tokenizer}"
+        f"{data_size(written.nbytes)}, with configuration, preprocessing{rest}"
     )
     return 0

@@ -12,8 +12,8 @@ from paligemma_jax.cli.objects import (
     draw_objects,
     labels_of,
     limits,
+    places_to_show,
     plan_drawings,
-    sure_enough,
 )
 from paligemma_jax.cli.pictures import Picture, check_arguments
 from paligemma_jax.cli.report import Shown, report_each
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             texts = [one.text for one in found]
             maps = heat_maps.looked_at(pipeline, images, prompt, texts)
             found = [_Found(one.objects, seen) for one, seen in zip(found, maps, strict=True)]
-        return [one.take(sure_enough(one.objects, args)) for one in found]
+        return [one.take(places_to_show(one.objects, args)) for one in found]
 
     def present(reply: Answered[_Found]) -> Shown:
         found, image = reply.answer.objects, reply.picture.image

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from paligemma_jax.cli import options
 from paligemma_jax.cli.picture_files import OUT, plan_targets, save_picture
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from paligemma_jax.processing.detections import Detections
 
-F = TypeVar("F", bound="Detections")
 FIELDS = "answer, width, height, objects (label, box, score), unused, out"
 
 
@@ -34,6 +33,13 @@ def add_objects(parser: argparse.ArgumentParser, what: str, fields: str = FIELDS
         default=0.0,
         metavar="S",
         help="leave out what the model is less sure of, from 0 to 1 (default: all is shown)",
+    )
+    parser.add_argument(
+        "--max-overlap",
+        type=options.overlap,
+        metavar="IOU",
+        help="of objects of one label that share so much of their boxes (above 0, up to 1; 0.7 is "
+        "usual) keep the surest (default: all are shown)",
     )
     parser.add_argument(
         "--max-objects",
@@ -61,9 +67,17 @@ def plan_drawings(args: argparse.Namespace) -> dict[str, Path]:
     return plan_targets(args.out, args.pictures, force=args.force)
 
 
-def sure_enough(found: "Detections", args: argparse.Namespace) -> list[int]:
-    """Places of the objects that the user wants to see."""
-    return [i for i, one in enumerate(found) if (one.score or 0.0) >= args.min_score]
+def places_to_show(found: "Detections", args: argparse.Namespace) -> list[int]:
+    """Places of the objects that the user wants to see: sure enough, and no duplicates."""
+    from paligemma_jax.processing.overlaps import distinct
+
+    scores = found.scores or (0.0,) * len(found)
+    places = [i for i, score in enumerate(scores) if score >= args.min_score]
+    if args.max_overlap is not None:
+        boxes = [found.boxes[i] for i in places]
+        kept = distinct(boxes, [scores[i] for i in places], args.max_overlap)
+        places = [places[i] for i in kept]
+    return places
 
 
 def draw_objects(

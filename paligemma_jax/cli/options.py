@@ -184,6 +184,14 @@ def share(text: str) -> float:
     return value
 
 
+def overlap(text: str) -> float:
+    """Type of an option that is a number above 0, at most 1."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0 and up to 1; 0.7 fits")
+    return value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

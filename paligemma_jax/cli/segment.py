@@ -11,8 +11,8 @@ from paligemma_jax.cli.objects import (
     draw_objects,
     labels_of,
     limits,
+    places_to_show,
     plan_drawings,
-    sure_enough,
 )
 from paligemma_jax.cli.pictures import Picture, check_arguments
 from paligemma_jax.cli.report import Shown, report_each
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     def ask(pipeline: "Pipeline", pictures: list[Picture]) -> "list[Segmentations]":
         images = [picture.image for picture in pictures]
         found = pipeline.segment_batch(images, labels, **limits(args))
-        return [one[sure_enough(one, args)] for one in found]
+        return [one[places_to_show(one, args)] for one in found]
 
     def present(reply: "Answered[Segmentations]") -> Shown:
         found = reply.answer

@@ -21,7 +21,10 @@ GEMMA_TOKENIZER = GOLDEN / "processing" / "tiny_gemma.model"
 def test_convert_says_what_it_wrote(run: Run, store: Path, tmp_path: Path):
     outcome = run("convert", store, tmp_path / "new", "--progress")
     assert outcome.code == 0, outcome.err
-    assert "parameters in float32" in outcome.out and "tokenizer and mask codec" in outcome.out
+    assert (
+        "parameters in float32" in outcome.out
+        and "preprocessing, tokenizer and mask codec" in outcome.out
+    )
     assert "converting" in outcome.err
     assert run("info", tmp_path / "new", "--check").code == 0
 

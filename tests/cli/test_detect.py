@@ -73,6 +73,17 @@ def test_less_sure_objects_are_left_out(run: Run, says: Says, picture: Path, tmp
     assert document["answer"] == TWO
 
 
+def test_of_objects_alike_the_surest_is_kept(run: Run, says: Says, picture: Path, tmp_path: Path):
+    near = "<loc0000><loc0000><loc1000><loc0512> cat"
+    says(f"{TWO} ; {near}", f"{TWO} ; {near}", f"{TWO} ; {near}")
+    command = ["detect", picture, "cat ; dog"]
+    assert len(run(*command, "--max-overlap", 1).out.splitlines()) == 3
+    sheet = ["--heat-map", tmp_path / "a.png", "--max-overlap", 0.9]
+    lines = run(*command, *sheet).out.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["0 0 50 50", "50 10 100 40"]
+    assert run(*command, "--max-overlap", 0.9, "--min-score", NEAR).out == f"{lines[0]}\n"
+
+
 def test_random_model_answers_in_the_grammar(run: Run, store: Path, picture: Path):
     command = ["detect", picture, picture, "red circle ; star", "--model", store, "--json"]
     outcome = run(*command, "--max-objects", 2, "--max-new-tokens", 64, "--dtype", "float32")

@@ -68,6 +68,7 @@ def test_version(run: Run):
         (["caption", "a.png", "--dtype", "int3"], "int3"),
         (["detect", "a.png", "cat", "--min-score", "2"], "from 0 to 1"),
         (["detect", "a.png", "cat", "--min-score", "nan"], "from 0 to 1"),
+        (["detect", "a.png", "cat", "--max-overlap", "0"], "above 0"),
         (["segment", "a.png", "cat", "--max-objects", "0"], "whole number"),
         (["classify", "a.png"], "LABELS"),
         (["answer", "a.mp4", "why?", "--frames", "0"], "whole number"),
