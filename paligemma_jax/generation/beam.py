@@ -96,15 +96,12 @@ def beam_search(
         constraint=constraint,
     )
     ended, _ = search(model, plan, cache, logits, jnp.asarray(row_mask), capacity)
-    ended = jax.tree.map(np.asarray, ended)
+    every = [np.asarray(x) for x in (ended.tokens, ended.length, ended.logprob, ended.score)]
     return [
         [
-            BeamAnswer(
-                tuple(ended.tokens[row, i, : ended.length[row, i]].tolist()),
-                float(ended.logprob[row, i]),
-                float(ended.score[row, i]),
-            )
-            for i in np.flatnonzero(ended.score[row] > -np.inf)
+            BeamAnswer(tuple(tokens[:length].tolist()), float(logprob), float(score))
+            for tokens, length, logprob, score in zip(*(x[row] for x in every), strict=True)
+            if score > -np.inf
         ]
         for row in np.flatnonzero(row_mask)
     ]

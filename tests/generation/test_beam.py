@@ -1,0 +1,208 @@
+"""Beam search finds the best answers, and finds the same ones whatever else is asked."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.generation import beam_loop
+from paligemma_jax.generation.allowed import allow_tokens, allowed_answers, forbid_tokens
+from paligemma_jax.generation.beam import BeamAnswer, _check, beam_search
+from paligemma_jax.generation.beam_loop import BeamPlan
+from paligemma_jax.generation.generate import generate
+from paligemma_jax.generation.prefix import read_prefix
+from paligemma_jax.generation.scoring import score_tokens
+from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.processing.batch import Batch
+from tests.generation.answering import rows_of
+from tests.generation.speaking import babbler, questions, tokenizer
+from tests.goldens import assert_close
+from tests.tiny import EOS, GEMMA2, VOCAB, prompts, random_model, tiny_config
+
+LENGTHS = [2, 5, 3, 6]
+search = functools.partial(beam_search, max_new_tokens=8, alpha=1.0, answers=3)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return prompts(LENGTHS, 6)
+
+
+@pytest.fixture(scope="module")
+def found(tiny_model: PaliGemma, batch: Batch) -> list[list[BeamAnswer]]:
+    rows = search(tiny_model, batch)
+    assert len(set(map(tuple, rows))) == len(rows)  # rows are answered differently
+    assert any(len(row[-1].tokens) > 2 for row in rows)
+    return rows
+
+
+def tokens_of(rows: list[list[BeamAnswer]]) -> list[list[tuple[int, ...]]]:
+    return [[answer.tokens for answer in row] for row in rows]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -1.0])
+def test_a_search_of_full_width_is_exhaustive(tiny_model: PaliGemma, batch: Batch, alpha: float):
+    """All 1 + 63 answers that end within two tokens, ranked as `score_tokens` ranks them."""
+    every = [[EOS], *([token, EOS] for token in range(VOCAB) if token != EOS)]
+    scored = score_tokens(tiny_model, batch, [every] * len(LENGTHS))
+    rows = beam_search(
+        tiny_model, batch, beams=VOCAB - 1, max_new_tokens=2, alpha=alpha, answers=10
+    )
+    for row, logprobs in zip(rows, scored, strict=True):
+        scores = [sum(p) / len(p) ** alpha for p in logprobs]
+        best = np.argsort(scores)[::-1][:10]
+        assert [list(answer.tokens) for answer in row] == [every[i] for i in best]
+        assert_close([answer.score for answer in row], [scores[i] for i in best])
+
+
+def test_log_probabilities_are_those_of_the_whole_answers(
+    tiny_model: PaliGemma, batch: Batch, found: list[list[BeamAnswer]]
+):
+    scored = score_tokens(tiny_model, batch, tokens_of(found))
+    for row, logprobs in zip(found, scored, strict=True):
+        assert [a.tokens.index(EOS) + 1 for a in row] == [len(a.tokens) for a in row]
+        assert_close([a.logprob for a in row], [sum(p) for p in logprobs])
+        assert_close([a.score for a in row], [a.logprob / len(a.tokens) for a in row])
+        assert [a.score for a in row] == sorted([a.score for a in row], reverse=True)
+        assert len(set(row)) == 3
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_one_beam_is_greedy(window: int | None):
+    model = random_model(tiny_config(GEMMA2, sliding_window=window))
+    batch = prompts([1, 2, 3, 4, 5, 6, 7, 8], 8)
+    free = [row.tokens for row in generate(model, batch, max_new_tokens=8, eos_id=-1)]
+    usual = max(range(VOCAB), key=[token for row in free for token in row[1:]].count)
+    for eos in (usual, free[0][0], -1):
+        greedy = generate(model, batch, max_new_tokens=8, eos_id=eos)
+        rows = beam_search(model, batch, beams=1, max_new_tokens=8, ending="ranked", eos_id=eos)
+        assert [[row.tokens] for row in greedy] == tokens_of(rows)
+        assert_close([sum(row.logprobs) for row in greedy], [row[0].logprob for row in rows])
+        assert any(eos in row.tokens for row in greedy) == (eos != -1)
+
+
+def test_more_beams_find_likelier_answers(tiny_model: PaliGemma, batch: Batch):
+    wide, narrow = (
+        beam_search(tiny_model, batch, beams=beams, max_new_tokens=8, ending="ranked", eos_id=-1)
+        for beams in (16, 1)
+    )
+    gained = [w[0].logprob - n[0].logprob for w, n in zip(wide, narrow, strict=True)]
+    assert min(gained) > -1e-4 and max(gained) > 0.1
+
+
+def test_an_end_that_is_not_likely_counts_only_anytime(tiny_model: PaliGemma, batch: Batch):
+    """And what has not ended counts only for "ranked"."""
+    anytime = search(tiny_model, batch, beams=2, max_new_tokens=3, eos_id=EOS)
+    ranked = search(tiny_model, batch, beams=2, max_new_tokens=3, eos_id=EOS, ending="ranked")
+    assert all(a.tokens[-1] == EOS for row in anytime for a in row)
+    assert any(a.tokens[-1] != EOS and len(a.tokens) == 3 for row in ranked for a in row)
+    scored = score_tokens(tiny_model, batch, tokens_of(ranked))
+    for row, logprobs in zip(ranked, scored, strict=True):
+        assert_close([a.logprob for a in row], [sum(p) for p in logprobs])
+
+
+def test_a_row_alone_is_answered_as_in_a_ragged_batch(
+    tiny_model: PaliGemma, batch: Batch, found: list[list[BeamAnswer]]
+):
+    for row in range(len(LENGTHS)):
+        alone = search(tiny_model, rows_of(batch, [row]))
+        assert tokens_of(alone) == tokens_of(found[row : row + 1])
+        assert_close([a.score for a in alone[0]], [a.score for a in found[row]], atol=1e-5)
+
+
+def test_padding_order_and_filling_rows_change_nothing(
+    tiny_model: PaliGemma, batch: Batch, found: list[list[BeamAnswer]]
+):
+    extra = ((0, 0), (0, 5))
+    wider = Batch(
+        images=batch.images,
+        tokens=np.pad(batch.tokens, extra),
+        mask_ar=np.pad(batch.mask_ar, extra, constant_values=1),
+        mask_input=np.pad(batch.mask_input, extra),
+    )
+    assert tokens_of(search(tiny_model, wider)) == tokens_of(found)
+    real = np.array([True, False, True, False])
+    some = dataclasses.replace(rows_of(batch, [3, 2, 1, 0]), row_mask=real)
+    assert tokens_of(search(tiny_model, some)) == tokens_of([found[3], found[1]])
+
+
+def test_encoded_pictures(tiny_model: PaliGemma, batch: Batch, found: list[list[BeamAnswer]]):
+    tokens = tiny_model.encode_images(jnp.asarray(batch.images))
+    text = dataclasses.replace(batch, images=None)
+    assert tokens_of(search(tiny_model, text, image_tokens=tokens)) == tokens_of(found)
+    assert tokens_of(search(tiny_model, text)) != tokens_of(found)
+
+
+def test_a_token_mask(tiny_model: PaliGemma, batch: Batch):
+    """The best of what it allows, with the model's log-probabilities."""
+    some = [7, 8, 9]
+    every = [[*middle, EOS] for n in range(3) for middle in itertools.product(some, repeat=n)]
+    scored = score_tokens(tiny_model, batch, [every] * len(LENGTHS))
+    constraint = allow_tokens([*some, EOS], VOCAB)
+    rows = beam_search(
+        tiny_model, batch, beams=9, max_new_tokens=3, answers=20, constraint=constraint
+    )
+    for row, logprobs in zip(rows, scored, strict=True):
+        scores = [sum(p) for p in logprobs]
+        best = np.argsort(scores)[::-1]
+        assert [list(answer.tokens) for answer in row] == [every[i] for i in best]
+        assert_close([answer.logprob for answer in row], np.sort(scores)[::-1])
+
+
+def test_no_answer_ends(tiny_model: PaliGemma, batch: Batch):
+    rows = search(tiny_model, batch, constraint=forbid_tokens([EOS], VOCAB))
+    assert rows == [[]] * len(LENGTHS)
+
+
+def test_allowed_answers_of_each_row():
+    """With as many beams as answers all are found, where greedy decoding takes one."""
+    texts = [["yes", "no", "red circle"], ["red", "red circle and blue square", "blue"]]
+    constraints = [allowed_answers(tokenizer(), row) for row in texts]
+    rows = beam_search(
+        babbler(), questions(2), beams=4, max_new_tokens=8, answers=3, constraint=constraints
+    )
+    for row, wanted in zip(rows, texts, strict=True):
+        assert {tokenizer().decode(answer.tokens) for answer in row} == set(wanted)
+
+
+def test_impossible_requests(tiny_model: PaliGemma, batch: Batch):
+    with pytest.raises(ConfigError, match="beams is 0, answers is -1; nothing can be searched"):
+        beam_search(tiny_model, batch, beams=0, answers=-1)
+    with pytest.raises(ConfigError, match="64 beams do not fit a vocabulary of 64"):
+        beam_search(tiny_model, batch, beams=64)
+    with pytest.raises(ConfigError, match="ending is 'never'"):
+        _check(4, 128, 1, "never", VOCAB)
+
+
+def test_different_prompts_compile_once(tiny_model: PaliGemma):
+    def programs() -> int:
+        return getattr(beam_loop.search, "_cache_size")()  # noqa: B009
+
+    before = programs()
+    for seed in range(4):
+        other = prompts([1 + seed, 7 - seed], 8, seed=seed)
+        beam_search(tiny_model, other, max_new_tokens=3 + seed, alpha=0.3 * seed)
+    assert programs() == before + 1
+
+
+def test_no_keys_or_values_are_copied(tiny_model: PaliGemma, batch: Batch):
+    """The cache is updated in place, and there is no second one."""
+    room, rows = 512, jnp.ones(len(LENGTHS), bool)
+    plan = BeamPlan(jnp.asarray(room), jnp.asarray(0.0), EOS, 4, 1, anytime=True)
+    logits, cache = read_prefix(tiny_model, batch, room=4 * room)
+    arrays, shape = jax.tree.flatten(cache)
+
+    def run(arrays: list[jax.Array]) -> list[jax.Array]:
+        return jax.tree.leaves(
+            beam_loop.search(tiny_model, plan, shape.unflatten(arrays), logits, rows, room)
+        )
+
+    memory = jax.jit(run, donate_argnums=0).lower(arrays).compile().memory_analysis()
+    size = cache.k.nbytes + cache.v.nbytes
+    assert memory is not None and memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < size
