@@ -21,7 +21,7 @@ from paligemma_jax.models.attention import (
     soft_cap,
 )
 from paligemma_jax.models.layers import DType, Einsum, RMSNorm
-from paligemma_jax.models.stacked import scan_layers, stack_layers
+from paligemma_jax.models.stacked import fold_layers, scan_layers, stack_layers
 
 Seen = TypeVar("Seen")
 
@@ -233,7 +233,7 @@ class Gemma(nnx.Module):
             x = block.finish(x, q, k, v, masks[index % masks.shape[0]])
             return x, cache.write(index, k, v)
 
-        x, cache = scan_layers(self.layers, apply, (x, cache))
+        x, cache = fold_layers(self.layers, apply, (x, cache))
         return self.final_norm(x), cache
 
     def extend(
@@ -254,7 +254,7 @@ class Gemma(nnx.Module):
             k, v = cache.read(index)
             return block.finish(x, q, k, v, masks[index % masks.shape[0]]), cache
 
-        x, cache = scan_layers(self.layers, apply, (x, cache))
+        x, cache = fold_layers(self.layers, apply, (x, cache))
         return self.final_norm(x), cache
 
     def branch(
@@ -273,7 +273,7 @@ class Gemma(nnx.Module):
             v = jnp.concatenate([old_v, v.astype(old_v.dtype)], axis=2)
             return block.finish(x, q, k, v, masks[index % masks.shape[0]])
 
-        return self.final_norm(scan_layers(self.layers, apply, x))
+        return self.final_norm(fold_layers(self.layers, apply, x))
 
     def logits(self, x: Float[Array, "B T W"]) -> Float[Array, "B T V"]:
         """Output logits in float32, soft-capped where the configuration says so."""
