@@ -46,7 +46,7 @@ def test_decoding_in_bfloat16_does_not_widen_all_layers():
         none = jnp.zeros((1, 0, llm.width), jnp.bfloat16)
         return model.prefill(none, tokens, tokens * 0, tokens == tokens, 16)
 
-    def steps(params, token, cache):
+    def steps(params, token, leaves):
         model = from_params(config, params, jnp.bfloat16)
 
         def body(carry):
@@ -54,11 +54,13 @@ def test_decoding_in_bfloat16_does_not_widen_all_layers():
             logits, cache = model.extend(token, cache)
             return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache, left - 1
 
-        return jax.lax.while_loop(lambda carry: carry[2] > 0, body, (token, cache, 8))[0]
+        start = (token, jax.tree.unflatten(structure, leaves), 8)
+        return jax.lax.while_loop(lambda carry: carry[2] > 0, body, start)[0]
 
     tokens = jnp.ones((1, 4), jnp.int32)
     _, cache = jax.jit(prefill)(params, tokens)
-    token = tokens[:, 0]
-    for program, args in ((prefill, (params, tokens)), (steps, (params, token, cache))):
+    leaves, structure = jax.tree.flatten(cache)
+    programs = ((prefill, (params, tokens)), (steps, (params, tokens[:, 0], leaves)))
+    for program, args in programs:
         temporary = jax.jit(program).lower(*args).compile().memory_analysis().temp_size_in_bytes
         assert temporary < layers, (program.__name__, temporary, layers)
