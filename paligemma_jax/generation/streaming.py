@@ -25,7 +25,10 @@ from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.processing.tokenizer import Tokenizer
 
-CHUNK = 4  # tokens between two pieces
+# Tokens between two pieces. Measured with a model that takes half a millisecond a token, on CPU: 1
+# costs twice the time of `generate`, 2 a tenth more, 4 nothing that could be measured. Where a token
+# takes ten milliseconds or more, 1 costs nothing either.
+CHUNK = 4
 
 
 def stream(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from tests.generation.speaking import EOS, babbler, questions, tokenizer
 WARM = Temperature(temperature=2.0)
 LENGTH = 20
 ROWS = 4
-AS_ASKED = dict(max_new_tokens=LENGTH, sampler=WARM, seed=3)
+AS_ASKED: dict[str, Any] = dict(max_new_tokens=LENGTH, sampler=WARM, seed=3)
 
 
 @pytest.fixture(scope="module", name="answers")
@@ -38,7 +39,7 @@ def text_of(answer: GeneratedTokens) -> str:
     return tokenizer().decode(answer.tokens)[: answer.text_length]
 
 
-def collect(**settings) -> list[list[str]]:
+def collect(**settings: Any) -> list[list[str]]:
     """Pieces by row, of the four questions."""
     pieces: list[list[str]] = [[] for _ in range(ROWS)]
     for row, piece in stream_rows(
