@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.total_steps = 7_000
+    config.total_steps = 8_200
 
     # Real architecture, small: under 8 MB in bfloat16 with its vocabulary.
     config.model = dict(
@@ -52,8 +52,8 @@ def get_config() -> ConfigDict:
             caption_es=0.13,
             caption_de=0.13,
             caption_fr=0.13,
-            detect=0.5,
-            segment=0.25,
+            detect=0.9,
+            segment=0.3,
         ),
     )
 

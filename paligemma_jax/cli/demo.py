@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
     from paligemma_jax.demo.showcase import Showcase
     from paligemma_jax.processing.detections import Detections
+    from paligemma_jax.processing.segmentations import Segmentations
 
 SEED = 7
+LEAST_OVERLAP = 0.5  # IoU of a mask that counts as right
 PICTURE_SIZE = 672  # pixels; six times the model's, for people to look at
 _EPILOG = """\
 Examples:
@@ -49,7 +51,7 @@ def add(commands: Any) -> None:
         run,
         "see the embedded model at work",
         "Draws a scene, asks the embedded model about it, shows its answers beside the truth, and "
-        "writes the picture with the boxes it found.",
+        "writes the picture with the masks and boxes it found.",
         _EPILOG,
     )
     parser.add_argument(
@@ -93,43 +95,60 @@ def _ask_and_show(
     shown: "Showcase | None",
     out: Path,
 ) -> None:
-    from paligemma_jax.processing.detections import Detections
-    from paligemma_jax.viz import draw_boxes
-
     pipeline = load_pipeline(args)
     if shown is not None:
         print(f"A scene that the model has never seen (seed {args.seed}).\n", flush=True)
     began = time.monotonic()
+    label = "shape" if shown is None else shown.label
     with status(args, "compiling the model for this machine"):
         answers = pipeline.generate([image] * len(prompts), prompts, max_new_tokens=64)
+        encoded = pipeline.encode(image)
+        boxes = pipeline.detect(encoded, label)
+        # Another model may have no codec; its boxes are drawn then.
+        masks = None if pipeline.mask_codec is None else pipeline.segment(encoded, label)
     seconds = time.monotonic() - began
-    found = Detections.from_text(answers[-1].text, *image.size)
-    texts = [*[answer.text for answer in answers[:-1]], str(found)]
-    rows = (
-        [Row(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        if shown is None
-        else _compare(texts, found, shown)
-    )
+    questions = [*prompts, f"detect {label}"]
+    texts = [*[answer.text for answer in answers], str(boxes)]
+    if masks is not None:
+        questions, texts = [*questions, f"segment {label}"], [*texts, str(masks)]
+    if shown is None:
+        rows = [Row(question, text) for question, text in zip(questions, texts, strict=True)]
+    else:
+        rows = _compare(questions, texts, boxes, masks, shown)
     for line in render_table(rows, marks="✓✗" if encodes_unicode() else "+-"):
         print(line)
-    save_picture(draw_boxes(image, found), out, force=args.force)
+    save_picture((boxes if masks is None else masks).draw(image), out, force=args.force)
     if shown is not None:
         right = sum(bool(row.right) for row in rows)
         print(f"\n{right} of {len(rows)} right. ", end="")
     else:
         print()
     print(f"Answered in {seconds:.1f} s, compilation included.")
-    print(f"The picture, with the boxes it found: {out}")
+    print(f"The picture, with what it found: {out}")
 
 
-def _compare(texts: list[str], found: "Detections", shown: "Showcase") -> list[Row]:
+def _compare(
+    questions: list[str],
+    texts: list[str],
+    boxes: "Detections",
+    masks: "Segmentations | None",
+    shown: "Showcase",
+) -> list[Row]:
+    import numpy as np
+
+    from paligemma_jax.demo.evaluate_masks import paired_overlaps
+    from paligemma_jax.demo.render import shape_mask
     from paligemma_jax.demo.showcase import boxes_agree
     from paligemma_jax.processing.detections import Detections
 
-    rows = [
-        Row(example.prompt, text, example.answer, text == example.answer)
-        for example, text in zip(shown.examples[:-1], texts[:-1], strict=True)
+    places = str(Detections(shown.boxes, "", boxes.width, boxes.height))
+    truths = [example.answer for example in shown.examples] + [places] * 2
+    right = [text == truth for text, truth in zip(texts, truths, strict=False)]
+    right[len(shown.examples)] = boxes_agree(boxes.boxes, shown.boxes)
+    if masks is not None:
+        true_masks = np.stack([shape_mask(shape, masks.height) for shape in shown.shapes])
+        right[-1] = min(paired_overlaps(masks.masks, true_masks)) >= LEAST_OVERLAP
+    return [
+        Row(question, text, truth, fine)
+        for question, text, truth, fine in zip(questions, texts, truths, right, strict=False)
     ]
-    truth = Detections(shown.boxes, shown.examples[-1].answer, found.width, found.height)
-    agree = boxes_agree(found.boxes, shown.boxes)
-    return [*rows, Row(shown.examples[-1].prompt, texts[-1], str(truth), agree)]

@@ -43,6 +43,7 @@ SCORES: dict[str, Score] = {
     "objectness x label": ProductOf((c.objectness, c.label_product)),
     "objectness x good fit": ProductOf((c.objectness, c.good_fit)),
     "objectness x label x good fit": ProductOf((c.objectness, c.label_product, c.good_fit)),
+    "objectness x label x mean fit": ProductOf((c.objectness, c.label_product, c.mean_fit)),
     "objectness x label x product of near mass": ProductOf(
         (c.objectness, c.label_product, c.near_product)
     ),
@@ -132,7 +133,7 @@ def main() -> None:
           f"boxes, of which {right.mean():.1%} are right")  # fmt: skip
     if args.picture:
         names = ["product of locations", "geometric mean of near mass", "objectness x label",
-                 "objectness x label x good fit"]  # fmt: skip
+                 "objectness x label x mean fit"]  # fmt: skip
         draw_reliability(kinds, pairs, names, args.picture)
 
 

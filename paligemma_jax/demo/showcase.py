@@ -5,14 +5,13 @@ import itertools
 from collections.abc import Sequence
 
 from paligemma_jax.demo.language import LANGUAGES
-from paligemma_jax.demo.scene import Scene, sample_scene
+from paligemma_jax.demo.scene import Scene, Shape, sample_scene
 from paligemma_jax.demo.splits import HELD_OUT, split_rng
 from paligemma_jax.demo.tasks import (
     KIND_LABELS,
     Example,
     caption_answer,
     count_answer,
-    detect_answer,
     ocr_answer,
     sample_colour,
     sample_exists,
@@ -28,12 +27,19 @@ _MAX_LABELS = 3  # kinds of things in the scene; a picture of more is crowded
 class Showcase:
     """A held-out scene of a text and three or more different shapes, and questions with answers.
 
-    `boxes` are what the last question, `detect`, asks for.
+    `examples` are questions answered in words. `boxes` are what there is of `label`, the commonest
+    kind of shape, to detect and to segment.
     """
 
     scene: Scene
     examples: tuple[Example, ...]
+    label: str
     boxes: tuple[Box, ...]
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """The shapes in `boxes`."""
+        return [shape for shape in self.scene.shapes if shape.kind == self.label]
 
 
 def showcase(seed: int) -> Showcase:
@@ -52,20 +58,18 @@ def showcase(seed: int) -> Showcase:
             sample_where(scene, rng) or sample_colour(scene, rng) or sample_exists(scene, rng),
             count_answer(scene, common),
             ocr_answer(scene),
-            detect_answer(scene, [common]),
         ]
         boxes = [Box(str(common), *shape.box) for shape in common.find(scene)]
-        return Showcase(scene, tuple(asked), tuple(boxes))
+        return Showcase(scene, tuple(asked), str(common), tuple(boxes))
     raise AssertionError("unreachable: the scenes do not end")
 
 
 def questions_without_answers() -> list[str]:
-    """What to ask about a picture whose content nobody has told us."""
+    """What to ask, for answers in words, about a picture whose content nobody has told us."""
     return [
         *[f"caption {language}" for language in LANGUAGES],
         "answer en how many shapes are there?",
         "ocr",
-        "detect shape",
     ]
 
 

@@ -195,7 +195,7 @@ def sample_detect(scene: Scene, rng: np.random.Generator) -> Example:
     form = rng.random()
     if form < 0.12:
         return detect_answer(scene, [ANY_SHAPE])
-    wanted = 1 if form < 0.45 else int(rng.integers(2, 4))
+    wanted = 1 if form < 0.35 else int(rng.integers(2, 4))
     present = [Label(s.colour, s.kind if rng.random() < 0.9 else None) for s in scene.shapes]
     present += [Label(None, shape.kind) for shape in scene.shapes]
     labels: list[Label] = []

@@ -16,9 +16,7 @@ from paligemma_jax.processing.parsing import Box as Box
 from paligemma_jax.processing.parsing import LocationScale as LocationScale
 from paligemma_jax.processing.parsing import ParsedAnswer as ParsedAnswer
 from paligemma_jax.processing.parsing import format_answer as format_answer
-from paligemma_jax.processing.parsing import format_boxes as format_boxes
 from paligemma_jax.processing.parsing import parse_answer as parse_answer
-from paligemma_jax.processing.parsing import parse_boxes as parse_boxes
 from paligemma_jax.processing.polygons import Polygon as Polygon
 from paligemma_jax.processing.polygons import mask_to_polygons as mask_to_polygons
 from paligemma_jax.processing.polygons import polygons_to_mask as polygons_to_mask

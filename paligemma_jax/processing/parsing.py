@@ -99,14 +99,6 @@ def format_answer(objects: Iterable[Box], scale: LocationScale = LocationScale.B
     return " ; ".join(_format(box, scale) for box in objects)
 
 
-def parse_boxes(text: str) -> list[Box]:
-    """The objects of `parse_answer` alone."""
-    return list(parse_answer(text).objects)
-
-
-format_boxes = format_answer
-
-
 def _box(text: str, draft: Draft, scale: LocationScale) -> Box:
     y1, x1, y2, x2 = (item.value / scale.value for item in draft.locations)
     label = "" if draft.label is None else text[draft.label.start : draft.label.end]

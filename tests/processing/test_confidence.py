@@ -138,6 +138,7 @@ EVIDENCE = ObjectEvidence(
         (confidence.near_minimum, 0.5),
         # An eighth of the height is 8 bins, of the width 16.
         (confidence.good_fit, 0.8 * 1 * 0.8 * 1),
+        (confidence.mean_fit, 0.64**0.25),
         (confidence.label_product, 0.05),
         (confidence.label_geometric, 0.05**0.5),
         (confidence.mask_geometric, 0.8),

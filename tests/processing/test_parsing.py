@@ -10,9 +10,7 @@ from paligemma_jax.processing.parsing import (
     LocationScale,
     ParsedAnswer,
     format_answer,
-    format_boxes,
     parse_answer,
-    parse_boxes,
 )
 
 LABELS = st.text(
@@ -81,7 +79,7 @@ def test_every_character_is_used_or_listed(text: str):
 def test_order_and_scale():
     box = Box("cat", 0.0, 0.25, 0.5, 1.0)
     assert format_answer([box]) == "<loc0000><loc0256><loc0512><loc1023> cat"
-    parsed = parse_boxes(format_boxes([box]))[0]
+    parsed = parse_answer(format_answer([box])).objects[0]
     assert (parsed.y1, parsed.x1, parsed.y2, parsed.x2) == (0, 256 / 1023, 512 / 1023, 1)
     assert format_answer([box], LocationScale.SUPERVISION).endswith("<loc1023> cat")
 
