@@ -79,8 +79,9 @@ class TopK:
     def reshape(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         if self.k >= logits.shape[-1]:
             return logits
-        last = jax.lax.top_k(logits, self.k)[0][:, -1:]
-        return jnp.where(logits >= last, logits, -jnp.inf)
+        # The minimum and not the last of them: XLA turns that into sorting everything on a CPU.
+        least = jnp.min(jax.lax.top_k(logits, self.k)[0], axis=-1, keepdims=True)
+        return jnp.where(logits >= least, logits, -jnp.inf)
 
     def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
         return draw(self.reshape(logits), keys)

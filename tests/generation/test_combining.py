@@ -1,5 +1,7 @@
 """Least numbers of tokens, and several constraints at once."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ def batch() -> Batch:
     return prompts([2, 5, 3, 6], 6)
 
 
-def ask(model: PaliGemma, batch: Batch, **kw) -> list[GeneratedTokens]:
+def ask(model: PaliGemma, batch: Batch, **kw: Any) -> list[GeneratedTokens]:
     return generate(model, batch, max_new_tokens=TOKENS, **kw)
 
 
@@ -73,7 +75,7 @@ def test_the_first_rule_wins_where_nothing_keeps_both():
 
 def test_a_least_number_with_a_users_constraint_one_or_one_a_row():
     some = [forbid_tokens(range(100 * i, 100 * i + 1500), tokenizer().vocab_size) for i in (0, 1)]
-    asked = dict(max_new_tokens=TOKENS, min_new_tokens=4)
+    asked: dict[str, Any] = dict(max_new_tokens=TOKENS, min_new_tokens=4)
     for constraint in (some[0], some):
         for row in generate(babbler(), questions(2), constraint=constraint, **asked):
             assert EOS not in row.tokens[:4] and len(row.tokens) >= 4

@@ -1,6 +1,7 @@
 """Answers that go on from a given beginning."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def begun(batch: Batch, beginnings: list[tuple[int, ...]]) -> Batch:
 def test_going_on_is_what_would_have_come(processor, images, with_images: bool):
     """Greedy answers, cut anywhere and gone on from there, are whole again."""
     batch = processor(images if with_images else None, PROMPTS)
-    asked = dict(eos_id=NO_EOS)
+    asked: dict[str, Any] = dict(eos_id=NO_EOS)
     whole = generate(babbler(), batch, max_new_tokens=LENGTH, **asked)
     rows = begun(batch, [row.tokens[:n] for row, n in zip(whole, (1, 4, 0), strict=True)] + [()])
     rest = generate(babbler(), rows, max_new_tokens=LENGTH - 4, **asked)
@@ -74,7 +75,9 @@ def test_the_prompt_does_not_see_the_beginning(processor, images):
 
 def test_rows_with_and_without_a_beginning_answer_as_alone(processor, images):
     answers = ["a red circle", "", "the"]
-    warm = dict(max_new_tokens=LENGTH, sampler=Temperature(temperature=1.5), eos_id=NO_EOS)
+    warm: dict[str, Any] = dict(
+        max_new_tokens=LENGTH, sampler=Temperature(temperature=1.5), eos_id=NO_EOS
+    )
     together = generate(babbler(), processor(images, PROMPTS, answers=answers), **warm)
     for row, (prompt, answer) in enumerate(zip(PROMPTS, answers, strict=True)):
         alone = processor([images[row]], [prompt], answers=[answer])
@@ -89,7 +92,7 @@ def test_with_pictures_encoded_before(processor, images):
     answers = ["a red circle", "", "the"]
     batch, image_tokens = prepare(babbler(), processor, encoded, PROMPTS, answers=answers)
     assert image_tokens is not None
-    asked = dict(max_new_tokens=LENGTH, eos_id=NO_EOS)
+    asked: dict[str, Any] = dict(max_new_tokens=LENGTH, eos_id=NO_EOS)
     found = generate(babbler(), batch, image_tokens=image_tokens, **asked)
     direct = generate(babbler(), processor(images, PROMPTS, answers=answers), **asked)
     assert [row.tokens for row in found] == [row.tokens for row in direct]

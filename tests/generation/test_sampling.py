@@ -86,7 +86,7 @@ def nucleus(row: np.ndarray, p: float) -> np.ndarray:
     return row >= row[order][min((sums < p - NEARLY * (p == 1)).sum(), row.size - 1)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(row=ROW, p=SHARE)
 @example(row=np.zeros(7), p=0.5)
 @example(row=np.array([0.0, -0.0, 1, 1, -1, -1, 2]), p=0.0)

@@ -1,6 +1,7 @@
 """Stop strings: where in a text, at which token, and in the decode loop."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,12 +89,14 @@ def test_impossible_strings(strings: list[str]):
         StopStrings(tokenizer(), strings)
 
 
-def ask(stop: StopStrings | None, rows: list[int] | None = None, **kw) -> list[GeneratedTokens]:
+def ask(
+    stop: StopStrings | None, rows: list[int] | None = None, **kw: Any
+) -> list[GeneratedTokens]:
     batch = questions(4)
     if rows is not None:
         mask = np.isin(np.arange(4), rows)
         batch = dataclasses.replace(batch, row_mask=mask)
-    asked = dict(max_new_tokens=LENGTH, sampler=WARM, eos_id=NO_EOS)
+    asked: dict[str, Any] = dict(max_new_tokens=LENGTH, sampler=WARM, eos_id=NO_EOS)
     return generate(babbler(), batch, stop=stop, **{**asked, **kw})
 
 
@@ -165,7 +168,7 @@ def test_stop_strings_that_never_come_change_nothing(free: list[GeneratedTokens]
 
 def test_without_pictures(stop: StopStrings):
     batch = dataclasses.replace(questions(2), images=None)
-    asked = dict(max_new_tokens=LENGTH, sampler=WARM, eos_id=NO_EOS)
+    asked: dict[str, Any] = dict(max_new_tokens=LENGTH, sampler=WARM, eos_id=NO_EOS)
     whole = generate(babbler(), batch, **asked)
     text = tokenizer().decode(whole[1].tokens)
     rows = generate(babbler(), batch, stop=StopStrings(tokenizer(), [text[-3:-1]]), **asked)

@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation import best_of as module
+from paligemma_jax.generation import best_samples
 from paligemma_jax.generation.allowed import forbid_tokens
-from paligemma_jax.generation.best_of import best_of, sample_seeds
+from paligemma_jax.generation.best_samples import best_of, sample_seeds
 from paligemma_jax.generation.generate import generate
 from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.sampling import Greedy, Temperature
@@ -76,7 +77,7 @@ def test_seeds_are_the_rows_own_first_and_all_different():
 
 
 def test_one_sample_is_generate(tiny_model: PaliGemma, batch: Batch):
-    asked = dict(max_new_tokens=6, sampler=WARM, eos_id=NO_EOS, seed=3)
+    asked: dict[str, Any] = dict(max_new_tokens=6, sampler=WARM, eos_id=NO_EOS, seed=3)
     (first, *_), *_ = best_of(tiny_model, batch, samples=1, **asked)
     assert first.tokens == generate(tiny_model, batch, **asked)[0].tokens
     greedy = best_of(tiny_model, batch, samples=1, sampler=Greedy(), max_new_tokens=6)
@@ -101,7 +102,7 @@ def test_prompts_are_read_once(tiny_model: PaliGemma, batch: Batch, monkeypatch)
         rows.append(batch.tokens.shape[0])
         return read_prefix(model, batch, *args, **kw)
 
-    monkeypatch.setattr(module, "read_prefix", read)
+    monkeypatch.setattr(best_samples, "read_prefix", read)
     draw(tiny_model, batch, eos_id=NO_EOS)
     assert rows == [len(LENGTHS)]
 
@@ -128,7 +129,7 @@ def test_impossible_requests(tiny_model: PaliGemma, batch: Batch):
 
 def test_the_cache_of_every_sample_is_the_prompts(tiny_model: PaliGemma, batch: Batch):
     logits, cache = read_prefix(tiny_model, batch, room=4)
-    more, many = module._repeat(logits, cache, 2)
+    more, many = best_samples._repeat(logits, cache, 2)
     for row in range(len(LENGTHS)):
         for copy in (2 * row, 2 * row + 1):
             np.testing.assert_array_equal(more[copy], logits[row])
