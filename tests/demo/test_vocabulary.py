@@ -7,7 +7,7 @@ import sentencepiece
 
 from paligemma_jax.demo.scene import sample_scene
 from paligemma_jax.demo.splits import HELD_OUT, split_rng
-from paligemma_jax.demo.tasks import examples, same_answer, segment_prompt
+from paligemma_jax.demo.tasks import examples, same_answer
 from paligemma_jax.demo.vocabulary import build_tokenizer
 from paligemma_jax.demo.words import WORDS
 
@@ -32,7 +32,7 @@ def test_layout(tokenizer: sentencepiece.SentencePieceProcessor):
 
 
 def test_every_example_survives(tokenizer: sentencepiece.SentencePieceProcessor):
-    texts = {same_answer(True).prompt, "yes", "no", segment_prompt("red circle")}
+    texts = {same_answer(True).prompt, "yes", "no", "segment red circle"}
     for index in range(600):
         rng = split_rng(2026, HELD_OUT, index)
         for example in examples(sample_scene(rng), rng):
