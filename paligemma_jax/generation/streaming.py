@@ -25,8 +25,8 @@ from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.processing.tokenizer import Tokenizer
 
-# Tokens between two pieces. A piece costs about half a millisecond on a CPU: with a model that takes
-# as long for a token, chunks of 1 doubled the time of an answer and chunks of 4 cost next to nothing.
+# Tokens between two pieces. A piece costs half a millisecond on a CPU: with a model that takes as
+# long for a token, chunks of 1 doubled the time of an answer, chunks of 4 cost next to nothing.
 CHUNK = 4
 
 
