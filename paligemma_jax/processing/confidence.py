@@ -241,4 +241,6 @@ def _probability(nats: float) -> float:
     return min(1.0, math.exp(nats))
 
 
-box_score: Score = ProductOf((objectness, label_product, good_fit))
+# Of those measured (benchmarks.md) the best by rank and calibration together: is there one more
+# object, is it of this label, and do its edges fit?
+box_score: Score = ProductOf((objectness, label_product, mean_fit))

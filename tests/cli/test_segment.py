@@ -9,7 +9,12 @@ import pytest
 from PIL import Image
 
 import paligemma_jax as pg
+from paligemma_jax.cli.demo import SEED
 from paligemma_jax.cli.mask_files import file_name_part
+from paligemma_jax.demo.evaluate_masks import paired_overlaps
+from paligemma_jax.demo.render import render, shape_mask
+from paligemma_jax.demo.showcase import showcase
+from paligemma_jax.processing.rle import RLE
 from tests.cli.conftest import Run, Says
 
 # The picture is 100 wide and 50 high.
@@ -138,3 +143,18 @@ def test_a_codec_of_the_users(run: Run, store: Path, picture: Path, tmp_path: Pa
     assert outcome.code == 1 and "noise.png" in outcome.err and outcome.out == ""
     outcome = run(*command, "--mask-codec", tmp_path / "none.npz")
     assert outcome.code == 1 and "none.npz" in outcome.err
+
+
+def test_the_embedded_model_segments(run: Run, tmp_path: Path):
+    shown = showcase(SEED)
+    path = tmp_path / "drawing.png"
+    Image.fromarray(render(shown.scene, 224)).save(path)
+    outcome = run("segment", path, shown.label, "--json", "--out", tmp_path / "masks.png")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)["objects"]
+    assert len(found) == len(shown.boxes)
+    masks = np.stack([RLE.from_coco(thing["rle"]).to_mask() for thing in found])
+    right = np.stack([shape_mask(shape, 224) for shape in shown.shapes])
+    assert np.mean(paired_overlaps(masks, right)) > 0.6
+    assert min(thing["score"] for thing in found) > 0.5
+    assert Image.open(tmp_path / "masks.png").size == (224, 224)

@@ -40,9 +40,7 @@ def test_half_precision_is_read(tmp_path: Path):
     path.write_bytes(mask_vae_bytes(model, "float16"))
     loaded = load_mask_vae(path)
     assert loaded.config == model.config
-    pairs = zip(
-        jax.tree.leaves(nnx.state(loaded)), jax.tree.leaves(nnx.state(model)), strict=True
-    )
+    pairs = zip(jax.tree.leaves(nnx.state(loaded)), jax.tree.leaves(nnx.state(model)), strict=True)
     for read, was in pairs:
         np.testing.assert_allclose(read, was, atol=1e-3)
 
