@@ -24,7 +24,7 @@ from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.sampling import Greedy
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
-from paligemma_jax.processing.tokenizer import LOC_PIECES, SEG_PIECES, Tokenizer
+from paligemma_jax.processing.buckets import MIN_TEXT_LENGTH, bucket
 
 GUESSES = 4
 LONGEST = 4  # the four corners of a box
@@ -60,6 +60,7 @@ def generate_by_lookup(
     guesses: int = GUESSES,
     longest: int = LONGEST,
     kinds: Sequence[tuple[int, int]] = (),
+    references: Sequence[Sequence[int]] = (),
 ) -> list[LookedUpTokens]:
     """What `generate` answers with Greedy, in fewer passes through the decoder.
 
@@ -81,9 +82,12 @@ def generate_by_lookup(
       longest: how many of the last tokens are looked for at most; at least one must be found.
       kinds: ranges of ids (first, and behind the last) that count as equal when looking for
         tokens, such as all locations: a label is then guessed after any four. See `object_kinds`.
+      references: tokens for each row that are looked through too, and not shown to the model: other
+        answers that this one may resemble, or the pattern of one. See `object_reference`.
 
     Raises:
-      ConfigError: as `generate`; for a negative number of guesses, or nothing to look for.
+      ConfigError: as `generate`; for a negative number of guesses, or nothing to look for; for
+        references that do not match the rows.
     """
     settings = AnswerSettings(
         max_new_tokens=max_new_tokens,
@@ -109,13 +113,19 @@ def generate_by_lookup(
         constraint=settings.constraint_of(row_mask, model.config.llm.vocab_size),
         observer=observer,
     )
+    text, lengths = _texts(batch, row_mask, references)
     logits, cache = read_prefix(model, batch, image_tokens, room=settings.capacity + guesses)
     # Rows go on at different paces, so each has a length of its own.
     cache = dataclasses.replace(cache, length=jnp.broadcast_to(cache.length, row_mask.shape))
-    lengths = np.asarray(batch.mask_input).sum(axis=1, dtype=np.int32)
-    prompts, rows = jnp.asarray(batch.tokens), jnp.asarray(row_mask)
     answers, _ = decode_by_lookup(
-        model, plan, cache, logits, prompts, jnp.asarray(lengths), rows, settings.capacity
+        model,
+        plan,
+        cache,
+        logits,
+        jnp.asarray(text),
+        jnp.asarray(lengths),
+        jnp.asarray(row_mask),
+        settings.capacity,
     )
     text, logprobs, passes = map(np.asarray, (answers.text, answers.logprobs, answers.passes))
     count = np.asarray(answers.count)
@@ -133,9 +143,21 @@ def generate_by_lookup(
     ]
 
 
-def object_kinds(tokenizer: Tokenizer) -> tuple[tuple[int, int], ...]:
-    """All locations are alike, and all mask codes: for answers to `detect` and `segment`."""
-    return (
-        (tokenizer.loc_start, tokenizer.loc_start + len(LOC_PIECES)),
-        (tokenizer.seg_start, tokenizer.seg_start + len(SEG_PIECES)),
-    )
+def _texts(
+    batch: Batch, row_mask: np.ndarray, references: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """References directly followed by prompts, i32[B, T] padded behind, and lengths i32[B]."""
+    real = np.flatnonzero(row_mask)
+    if references and len(references) != real.size:
+        raise ConfigError(
+            f"{len(references)} references do not match {real.size} prompts. One list of tokens a "
+            "prompt, or none at all, fits. Pass references=[[]] * len(prompts) for empty ones."
+        )
+    own = dict(zip(real.tolist(), references, strict=False))
+    tokens, mask = np.asarray(batch.tokens), np.asarray(batch.mask_input).astype(bool)
+    rows = [[*own.get(row, ()), *tokens[row, mask[row]].tolist()] for row in range(len(tokens))]
+    lengths = np.array([len(row) for row in rows], np.int32)
+    text = np.zeros((len(rows), bucket(max(lengths), MIN_TEXT_LENGTH)), np.int32)
+    for padded, row in zip(text, rows, strict=True):
+        padded[: len(row)] = row
+    return text, lengths

@@ -58,7 +58,8 @@ class LookupAnswers:
       count: i32[B], tokens written.
       passes: i32[B], through the decoder, that of the prompt included.
       done: bool[B], the row has ended.
-      text: i32[B, T + M], each row's prompt directly followed by its answer.
+      text: i32[B, T + M], what is looked through: each row's prompt (with what stands before it)
+        directly followed by its answer.
       logprobs: f32[B, M], as in the decode loop.
       constraint_state: the constraint's.
       evidence: f32[B, M, K], what the observer noted.
@@ -79,15 +80,16 @@ def decode_by_lookup(
     plan: LookupPlan,
     cache: KVCache,
     logits: Float[Array, "B V"],
-    prompts: Int[Array, "B T"],
+    text: Int[Array, "B T"],
     lengths: Int[Array, " B"],
     row_mask: Bool[Array, " B"],
     capacity: int,
 ) -> tuple[LookupAnswers, KVCache]:
     """Generates until every row of `row_mask` has ended or has `plan.limit` tokens.
 
-    `prompts` are padded behind to T, of which `lengths` tokens are real. `capacity` is the room M
-    for tokens, at least the limit; the cache has room for D more, and a length for each row.
+    `text` ends with the prompts and is padded behind to T; `lengths` tokens of each row are real.
+    `capacity` is the room M for tokens, at least the limit; the cache has room for D more, and a
+    length for each row.
     """
     rows, slots = row_mask.shape[0], jnp.arange(cache.valid.shape[1])
     place = jnp.arange(1 + plan.guesses)  # among the tokens of a pass
@@ -111,7 +113,6 @@ def decode_by_lookup(
         logits, cache = model.extend_many(tokens, positions, visible, cache)
         return _write(plan, answers, lengths, logits, guesses), cache
 
-    text = jnp.concatenate([prompts, jnp.zeros((rows, capacity), jnp.int32)], axis=1)
     constraint, evidence = plan.constraint, None
     if plan.observer is not None:
         noted = jax.eval_shape(plan.observer.observe, logits, jnp.zeros((rows,), jnp.int32))
@@ -120,7 +121,7 @@ def decode_by_lookup(
         count=jnp.zeros((rows,), jnp.int32),
         passes=jnp.zeros((rows,), jnp.int32),
         done=~row_mask,
-        text=text,
+        text=jnp.concatenate([text, jnp.zeros((rows, capacity), jnp.int32)], axis=1),
         logprobs=jnp.zeros((rows, capacity), jnp.float32),
         constraint_state=None if constraint is None else constraint.start(rows, plan.limit),
         evidence=evidence,

@@ -29,24 +29,31 @@ def guess(
     """`number` tokens that may follow the first `length` tokens of each text; -1 for no guess.
 
     The last tokens, as many of them as possible and at most `longest`, are looked for earlier in
-    the text; of several places the last one counts. What follows there is the guess, and where the
-    text ends it goes on with the guess itself, so that a text that repeats itself is guessed to go
-    on repeating. Tokens of one of `kinds` count as equal to each other when places are compared.
+    the text. Tokens of one of `kinds` count as equal to each other there; of places as good the one
+    with more tokens that really are equal counts, then the last one. What follows there is the
+    guess, and where the text ends it goes on with the guess itself, so that a text that repeats
+    itself is guessed to go on repeating.
     """
-    keys = alike(text, kinds)
-    back = jnp.arange(longest)
-    suffix = _at(keys, length[:, None] - 1 - back)  # i32[B, N], last token first
     ends = jnp.arange(text.shape[1])
-    before = ends[:, None] - back  # i32[W, N]
-    same = (keys[:, jnp.maximum(before, 0)] == suffix[:, None]) & (before >= 0)
-    same &= back < length[:, None, None]
-    run = jnp.sum(jnp.cumprod(same, axis=2), axis=2)  # equal tokens up to each place, i32[B, W]
-    run = jnp.where(ends < length[:, None] - 1, run, 0)
-    end = jnp.argmax(run * text.shape[1] + ends, axis=1)
+    earlier = ends < length[:, None] - 1
+    run = jnp.where(earlier, _run(alike(text, kinds), length, longest), 0)
+    goodness = run
+    if kinds:
+        goodness = run * (longest + 1) + jnp.where(run > 0, _run(text, length, longest), 0)
+    end = jnp.argmax(goodness * text.shape[1] + ends, axis=1)
     found = jnp.take_along_axis(run, end[:, None], axis=1) > 0
     period = jnp.maximum(length - 1 - end, 1)[:, None]
     guessed = _at(text, end[:, None] + 1 + jnp.arange(number) % period)
     return jnp.where(found, guessed, NO_GUESS)
+
+
+def _run(text: jax.Array, length: jax.Array, longest: int) -> jax.Array:
+    """i32[B, W]: how many tokens up to each place equal the last ones of the text."""
+    back = jnp.arange(longest)
+    last = _at(text, length[:, None] - 1 - back)  # i32[B, N], last token first
+    before = jnp.arange(text.shape[1])[:, None] - back  # i32[W, N]
+    same = (text[:, jnp.maximum(before, 0)] == last[:, None]) & (before >= 0)
+    return jnp.sum(jnp.cumprod(same, axis=2), axis=2)
 
 
 def _at(tokens: jax.Array, places: jax.Array) -> jax.Array:

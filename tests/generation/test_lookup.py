@@ -14,7 +14,8 @@ from paligemma_jax.generation import lookup_loop
 from paligemma_jax.generation.allowed import allowed_answers
 from paligemma_jax.generation.generate import GeneratedTokens, generate
 from paligemma_jax.generation.grammar import detection_grammar
-from paligemma_jax.generation.lookup import LookedUpTokens, generate_by_lookup, object_kinds
+from paligemma_jax.generation.lookup import LookedUpTokens, generate_by_lookup
+from paligemma_jax.generation.lookup_objects import object_kinds, object_reference
 from paligemma_jax.generation.observer import BoxEvidence
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
@@ -108,20 +109,48 @@ def test_rows_are_answered_as_alone(tiny_model: PaliGemma):
 
 def test_with_grammar_and_evidence():
     """Boxes of a model that babbles: labels are guessed after any four locations."""
+    labels = ["red circle", "blue square"]
     settings: dict[str, Any] = dict(
         max_new_tokens=64,
-        constraint=detection_grammar(tokenizer(), ["red circle", "blue square"]),
+        constraint=detection_grammar(tokenizer(), labels),
         observer=BoxEvidence(tokenizer().loc_start),
     )
     greedy = generate(babbler(), questions(2), **settings)
     plain = generate_by_lookup(babbler(), questions(2), **settings)
-    kinds = generate_by_lookup(babbler(), questions(2), **settings, kinds=object_kinds(tokenizer()))
+    kinds = generate_by_lookup(
+        babbler(),
+        questions(2),
+        **settings,
+        kinds=object_kinds(tokenizer()),
+        references=[object_reference(tokenizer(), labels)] * 2,
+    )
     for found in (plain, kinds):
         assert_same(found, greedy)
         for mine, wanted in zip(found, greedy, strict=True):
             assert_close(mine.evidence, wanted.evidence)
     assert len(greedy[0].tokens) > 20
     assert sum(row.passes for row in kinds) < sum(row.passes for row in plain)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_the_reference_of_objects_is_one_of_each(masks: bool):
+    text = tokenizer().decode(object_reference(tokenizer(), "cat ; red dog", masks=masks))
+    body = "<loc0000>" * 4 + "<seg000>" * 16 * masks
+    assert text == f"{body} cat ; {body} red dog ; "
+
+
+def test_an_answer_given_as_reference_comes_in_few_passes(tiny_model: PaliGemma):
+    """Also to one row of several; a wrong reference changes nothing but their number."""
+    batch = prompts([2, 5, 8], WIDTH)
+    limits: dict[str, Any] = dict(max_new_tokens=LONG, eos_id=NO_EOS, guesses=9)
+    greedy = generate(tiny_model, batch, max_new_tokens=LONG, eos_id=NO_EOS)
+    for references in ([row.tokens for row in greedy], [(), (), greedy[2].tokens], [(7,)] * 3):
+        found = generate_by_lookup(tiny_model, batch, **limits, references=references)
+        assert_same(found, greedy)
+        if references[2] == greedy[2].tokens:
+            assert found[2].passes < 10 and found[2].tokens_a_pass > 3
+    with pytest.raises(ConfigError, match="2 references do not match 3 prompts"):
+        generate_by_lookup(tiny_model, batch, references=[(), ()])
 
 
 def test_a_constraint_of_each_row_and_a_least_length():

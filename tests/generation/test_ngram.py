@@ -18,14 +18,21 @@ _guess = jax.jit(
 def expected(text: list[int], kinds: tuple[tuple[int, int], ...]) -> list[int]:
     """The same, place by place."""
     keys = ["kind" if any(a <= t < b for a, b in kinds) else t for t in text]
-    for number in range(min(LONGEST, len(text) - 1), 0, -1):
-        for end in range(len(text) - 1, number - 1, -1):
-            if keys[end - number : end] == keys[-number:]:
-                written = list(text)
-                for i in range(GUESSES):
-                    written.append(written[end + i])
-                return written[len(text) :]
-    return [NO_GUESS] * GUESSES
+
+    def run(tokens: list, end: int) -> int:
+        for number in range(min(LONGEST, end), 0, -1):
+            if tokens[end - number : end] == tokens[-number:]:
+                return number
+        return 0
+
+    places = [(run(keys, end), run(text, end), end) for end in range(1, len(text))]
+    number, _, end = max(places, default=(0, 0, 0))
+    if number == 0:
+        return [NO_GUESS] * GUESSES
+    written = list(text)
+    for i in range(GUESSES):
+        written.append(written[end + i])
+    return written[len(text) :]
 
 
 @settings(max_examples=300, deadline=None)
