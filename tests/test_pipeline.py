@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import paligemma_jax as pg
 from paligemma_jax.generation.loop import decode, prefill
 from paligemma_jax.models.abstract import to_params
+from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
 from paligemma_jax.processing import ImagePreprocessing
 from tests.tiny import GEMMA, random_model, tiny_config
 
@@ -98,13 +100,64 @@ def test_many_prompts_compile_few_programs(pali, picture):
     assert after[1] - before[1] <= 3
 
 
-def test_detect_gives_boxes_in_pixels(pali, picture, monkeypatch):
-    answer_with(monkeypatch, "<loc0000><loc0000><loc1023><loc0511> cat ; <loc9999> dog")
-    found = pali.detect(picture, "cat ; dog")
-    assert found.labels == ["cat"]
-    np.testing.assert_allclose(found.xyxy, [[0, 0, 60 * 511 / 1023, 40]], rtol=1e-6)
-    assert found.to_dict()["objects"] == [{"label": "cat", "box": [0.0, 0.0, 30.0, 40.0]}]
-    assert str(found) == "cat: 0 0 30 40"
+def test_detect_holds_any_model_to_the_labels(pali, picture):
+    """This model knows nothing; its answers parse all the same, with a score for every box."""
+    one = pali.detect_batch([picture], "cat ; dog", max_new_tokens=24)[0]
+    assert (one.width, one.height) == picture.size and not one.unused
+    assert set(one.labels) <= {"cat", "dog"} and one.scores is not None
+    assert all(0 <= score <= 1 for score in one.scores)
+    many = pali.detect_batch([picture] * 3, [["cat", "dog"], ["bird"], ["cat"]], max_new_tokens=24)
+    assert many[0].boxes == one.boxes and set(many[1].labels) <= {"bird"}
+    np.testing.assert_allclose(many[0].scores, one.scores, rtol=1e-4)
+
+
+def test_detect_of_encoded_pictures_is_that_of_the_pictures(pali, picture):
+    encoded = pali.encode(picture)
+    ask = dict(labels=["cat"], max_new_tokens=16)
+    found = [pali.detect_batch([image], **ask)[0] for image in (encoded, picture)]
+    assert found[0].boxes == found[1].boxes and found[0].text == found[1].text
+
+
+def test_lists_of_labels_for_another_number_of_pictures(pali, picture):
+    with pytest.raises(pg.InvalidPromptError, match="2 lists of labels.*1 pictures"):
+        pali.detect_batch([picture], [["cat"], ["dog"]])
+
+
+def test_segment_needs_a_codec(pali, picture):
+    with pytest.raises(pg.CheckpointError, match=r"vae-oid\.npz"):
+        pali.segment(picture, "cat")
+
+
+def test_segment_gives_a_mask_a_box(pali, picture):
+    codec = pg.MaskCodec(MaskVAE(MaskVAEConfig(embedding_dim=8), rngs=nnx.Rngs(0)))
+    with_codec = dataclasses.replace(pali, mask_codec=codec)
+    found = with_codec.segment_batch([picture], "cat", max_new_tokens=26)[0]
+    assert found.masks.shape == (len(found), picture.height, picture.width)
+    assert set(found.labels) <= {"cat"} and found.scores is not None
+
+
+def test_score_is_the_log_probability_of_the_answer(pali, picture):
+    answer = pali.generate([picture], ["caption en"], max_new_tokens=4)[0]
+    scored = pali.score(picture, "caption en", [answer.text, "cat", ""])
+    assert [len(s.tokens) > 0 for s in scored] == [True] * 3
+    if scored[0].tokens[:-1] == answer.tokens[:4]:  # it tokenizes as it was generated
+        np.testing.assert_allclose(scored[0].logprobs[:4], answer.logprobs, atol=1e-4)
+    batch = pali.score_batch([picture], ["caption en"], [["cat"]])
+    np.testing.assert_allclose(batch[0][0].logprobs, scored[1].logprobs, atol=1e-4)
+
+
+def test_classify_compares_labels(pali, picture):
+    result = pali.classify(picture, ["cat", "dog"])
+    assert result.best in ("cat", "dog") and sum(result.probabilities) == pytest.approx(1)
+    with pytest.raises(pg.InvalidPromptError, match="twice"):
+        pali.classify(picture, ["cat", "cat"])
+
+
+def test_only_allowed_answers(pali, picture):
+    tokenizer = pali.processor.tokenizer
+    allowed = [pg.allowed_answers(tokenizer, words) for words in (["yes", "no"], ["red"])]
+    rows = pali.generate([picture] * 2, ["caption en"] * 2, constraint=allowed)
+    assert rows[0].text in ("yes", "no") and rows[1].text == "red"
 
 
 @pytest.mark.parametrize("text, number", [("3", 3), ("two", 2), (" 0", 0)])

@@ -46,6 +46,7 @@ def test_each_token_is_seen_from_the_place_before_it(
     row, length, answer = 0, LENGTHS[0], ANSWERS[0]
     tokens = np.array([[*batch.tokens[row, :length], *answer]], np.int32)
     mask_ar = (np.arange(tokens.shape[1]) >= length).astype(np.int32)[None]
+    assert batch.images is not None
     images = jnp.asarray(batch.images[row : row + 1])
 
     def keep(seen, weights, layer):

@@ -28,7 +28,8 @@ def watch(
     rows, length = images.shape[0], encoded.shape[1] + text[0].shape[1]
     c = model.config.llm
     start = (jnp.zeros((c.depth, rows, c.num_heads, length, length)),)
-    hidden, (weights,) = model.watch(encoded, *text, collect, start)
+    tokens, mask_ar, mask_input = text
+    hidden, (weights,) = model.watch(encoded, tokens, mask_ar, mask_input, collect, start)
     before = ((0, 0), (encoded.shape[1], 0))
     masks = model.attention_masks(
         jnp.pad(text[1], before), jnp.pad(text[2], before, constant_values=True)

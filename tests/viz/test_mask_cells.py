@@ -5,12 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma_jax.viz.mask_cells import FEWEST_CELLS, MaskToken, fold, shares
+from paligemma_jax.viz.mask_cells import FEWEST_CELLS, Kind, MaskToken, fold, shares
 
 
 def sequence(pictures: int, patches: int, prompt: int, answer: int, padding: int):
     tokens = [MaskToken("image", f"img{n}", n + 1) for n in range(pictures) for _ in range(patches)]
-    for kind, count in (("prompt", prompt), ("answer", answer), ("padding", padding)):
+    parts: list[tuple[Kind, int]]
+    parts = [("prompt", prompt), ("answer", answer), ("padding", padding)]
+    for kind, count in parts:
         tokens += [MaskToken(kind, f"{kind[0]}{i}") for i in range(count)]
     return tokens
 
