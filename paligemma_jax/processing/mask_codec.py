@@ -13,7 +13,7 @@ from paligemma_jax.errors import InvalidMaskError
 from paligemma_jax.models.mask_vae import MASK_SIDE, NUM_CODES, MaskVAE
 from paligemma_jax.processing.buckets import bucket
 
-_MOST = 64  # masks that go through the network together: bounds memory, and programs to compile
+_MOST = 32  # masks that go through the network together: bounds memory, and programs to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class MaskCodec:
 
 
 def _parts(rows: np.ndarray) -> list[tuple[jax.Array, int]]:
-    """Pieces of at most 64 rows, filled up to a power of two, and how many rows are real."""
+    """Pieces of at most 32 rows, filled up to a power of two, and how many rows are real."""
     parts = []
     for start in range(0, len(rows), _MOST):
         piece = rows[start : start + _MOST]
