@@ -11,7 +11,7 @@ import numpy as np
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.beam_loop import BeamPlan, search
 from paligemma_jax.generation.constraint import Constraint, PerRow, for_batch
-from paligemma_jax.generation.generate import MIN_CAPACITY
+from paligemma_jax.generation.generate import MIN_CAPACITY, real_rows
 from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
@@ -77,8 +77,7 @@ def beam_search(
     """
     vocab_size = model.config.llm.vocab_size
     _check(beams, max_new_tokens, answers, ending, vocab_size)
-    rows = batch.tokens.shape[0]
-    row_mask = np.ones(rows, bool) if batch.row_mask is None else np.asarray(batch.row_mask)
+    row_mask = real_rows(batch)
     if constraint is not None:
         constraint = for_batch(constraint, row_mask, vocab_size, max_new_tokens)
         if isinstance(constraint, PerRow):
