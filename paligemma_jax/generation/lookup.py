@@ -4,7 +4,7 @@ Answers of PaliGemma repeat: labels and separators between boxes, words of the p
 table. Prompt lookup (arXiv 2304.04487; speculative decoding, arXiv 2211.17192, with a search in
 place of a second model) guesses that what followed the last tokens before will follow them again,
 and reads the guesses in one pass through the decoder, which costs little more than one token where
-memory is the limit. That is so on accelerators. On a CPU with two cores a pass over five tokens took
+reading the weights is what takes the time. On a CPU with two cores a pass over five tokens took
 twice as long as over one (Gemma 2B's layers, float32): there it pays from two tokens a pass on.
 tests/generation/lookup_counts.py counts how many the demo model's answers give.
 """
