@@ -7,6 +7,7 @@ convolutions `weight` [in, out, h, w], and the codebook `_vq_vae._embedding` [K,
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,14 +100,13 @@ def mask_vae_bytes(model: MaskVAE, dtype: str = "float32") -> bytes:
     return out.getvalue()
 
 
-def _leaf(state: nnx.State, path: tuple[str | int, ...]) -> nnx.Variable[jax.Array]:
-    leaf = state
+def _leaf(state: Any, path: tuple[str | int, ...]) -> nnx.Variable[jax.Array]:
     for part in path:
-        leaf = leaf[part]  # pyright: ignore[reportIndexIssue, reportArgumentType]
-    return leaf  # pyright: ignore[reportReturnType]
+        state = state[part]
+    return state
 
 
-def _published_shape(state: nnx.State, entry: _Entry) -> tuple[int, ...]:
+def _published_shape(state: Any, entry: _Entry) -> tuple[int, ...]:
     shape = _leaf(state, entry.path).get_value().shape
     if entry.axes is None:
         return tuple(shape)
