@@ -1,6 +1,7 @@
 """The object most people touch: a checkpoint with its processor, and a method for each task."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,12 @@ import numpy as np
 from PIL import Image
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.errors import CheckpointError, InvalidPromptError, UnexpectedAnswerError
+from paligemma_jax.errors import (
+    CheckpointError,
+    InvalidImageError,
+    InvalidPromptError,
+    UnexpectedAnswerError,
+)
 from paligemma_jax.generation.classifying import Classification, classify
 from paligemma_jax.generation.constraint import Constraint
 from paligemma_jax.generation.encoded import (
@@ -42,6 +48,7 @@ from paligemma_jax.processing.processor import Entry, Processor
 from paligemma_jax.processing.prompts import Labels
 from paligemma_jax.processing.roboflow import picture_list
 from paligemma_jax.processing.segmentations import Segmentations
+from paligemma_jax.processing.tokenizer import Tokenizer
 from paligemma_jax.weights.mask_vae import mask_vae_bytes
 from paligemma_jax.weights.store import StoreContents, write_store
 from paligemma_jax.weights.tree import flatten
@@ -136,18 +143,13 @@ class Pipeline:
         batch_size: int = 32,
     ) -> list[Detections]:
         """`detect` for many pictures; `labels` are those of every picture, or one list each."""
-        rows = prompts.spread_labels(labels, len(images))
-        tokenizer = self.processor.tokenizer
-        grammars = {
-            row: detection_grammar(tokenizer, row, max_objects=max_objects) for row in set(rows)
-        }
 
         def read(answer: WeighedAnswer, width: int, height: int) -> Detections:
             return Detections.from_answer(answer.answer, width, height, answer.scores(box_score))
 
-        asked = [prompts.detect(row) for row in rows]
         limits = dict(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        return self._find(images, asked, [grammars[row] for row in rows], read, **limits)
+        grammar = functools.partial(detection_grammar, max_objects=max_objects)
+        return self._find(images, labels, prompts.detect, grammar, read, **limits)
 
     def segment(self, image: ImageSource | EncodedImages, labels: Labels) -> Segmentations:
         """Boxes, scores and masks; `labels` as for `detect`.
@@ -173,19 +175,14 @@ class Pipeline:
                 "published vae-oid.npz fits every PaliGemma. Put it beside the weights, or load "
                 "with from_pretrained(..., mask_codec='vae-oid.npz') (--mask-codec vae-oid.npz)."
             )
-        rows = prompts.spread_labels(labels, len(images))
-        tokenizer = self.processor.tokenizer
-        grammars = {
-            row: segmentation_grammar(tokenizer, row, max_objects=max_objects) for row in set(rows)
-        }
 
         def read(answer: WeighedAnswer, width: int, height: int) -> Segmentations:
             scores = answer.scores(box_score)
             return Segmentations.decoded(answer.answer, width, height, codec.decode, scores)
 
-        asked = [prompts.segment(row) for row in rows]
         limits = dict(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        return self._find(images, asked, [grammars[row] for row in rows], read, **limits)
+        grammar = functools.partial(segmentation_grammar, max_objects=max_objects)
+        return self._find(images, labels, prompts.segment, grammar, read, **limits)
 
     def score(self, image: Pictures, prompt: str, candidates: Sequence[str]) -> list[ScoredAnswer]:
         """How likely (log-probability, nats) each of the given answers is, in the order given.
@@ -340,8 +337,9 @@ class Pipeline:
     def _find(
         self,
         images: Sequence[ImageSource | EncodedImages],
-        asked: Sequence[str],
-        grammars: Sequence[ObjectGrammar],
+        labels: Labels | Sequence[Sequence[str]],
+        prompt_of: Callable[[Labels], str],
+        grammar_of: Callable[[Tokenizer, Labels], ObjectGrammar],
         read: Callable[[WeighedAnswer, int, int], _Found],
         *,
         max_new_tokens: int,
@@ -349,16 +347,18 @@ class Pipeline:
     ) -> list[_Found]:
         """What `read` makes of each answer and of the width and height of its picture."""
         tokenizer = self.processor.tokenizer
+        every_row = prompts.spread_labels(labels, len(images))
+        grammars = {row: grammar_of(tokenizer, row) for row in set(every_row)}
         found = []
         for start in range(0, len(images), batch_size):
-            stop = start + batch_size
-            pictures = [_loaded(image) for image in images[start:stop]]
-            rows = grammars[start:stop]
+            pictures = [_one_picture(image) for image in images[start : start + batch_size]]
+            rows = every_row[start : start + batch_size]
+            same = len(set(rows)) == 1
             answers = self.generate(
                 pictures,
-                asked[start:stop],
+                [prompt_of(row) for row in rows],
                 max_new_tokens=max_new_tokens,
-                constraint=rows[0] if all(row is rows[0] for row in rows) else rows,
+                constraint=grammars[rows[0]] if same else [grammars[row] for row in rows],
                 observer=BoxEvidence(tokenizer.loc_start),
                 batch_size=batch_size,
             )
@@ -369,5 +369,13 @@ class Pipeline:
         return found
 
 
-def _loaded(image: ImageSource | EncodedImages) -> Image.Image | EncodedImages:
-    return image if isinstance(image, EncodedImages) else load_image(image)
+def _one_picture(image: ImageSource | EncodedImages) -> Image.Image | EncodedImages:
+    """With its size; InvalidImageError for several pictures, of which boxes would say nothing."""
+    if not isinstance(image, EncodedImages):
+        return load_image(image)
+    if len(image) != 1:
+        raise InvalidImageError(
+            f"Boxes are of one picture, and {len(image)} were encoded together. One fits. "
+            "Encode each by itself: pali.encode(image)"
+        )
+    return image

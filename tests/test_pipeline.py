@@ -118,6 +118,11 @@ def test_detect_of_encoded_pictures_is_that_of_the_pictures(pali, picture):
     assert found[0].boxes == found[1].boxes and found[0].text == found[1].text
 
 
+def test_boxes_are_of_one_picture(pali, picture):
+    with pytest.raises(pg.InvalidImageError, match="2 were encoded together"):
+        pali.detect(pali.encode([picture, picture.rotate(90)]), "cat")
+
+
 def test_lists_of_labels_for_another_number_of_pictures(pali, picture):
     with pytest.raises(pg.InvalidPromptError, match="2 lists of labels.*1 pictures"):
         pali.detect_batch([picture], [["cat"], ["dog"]])

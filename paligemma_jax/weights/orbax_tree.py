@@ -21,6 +21,7 @@ from paligemma_jax.weights.tree import flatten, nest
 
 _CHUNK = 64 << 20  # bytes; what reading and writing need beyond the array itself is a few of these
 _IN_FLIGHT = 2 * _CHUNK
+_COMMITTED = "commit_success.txt"  # orbax's
 
 T = TypeVar("T")
 
@@ -47,6 +48,9 @@ def write_tree(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str
             del group  # or it would stay while the next one is read
         with _as_os_error():
             ocp.partial.finalize(str(path))
+    mark = path / _COMMITTED
+    if mark.exists():  # it is looked for, not read, and names the directory it was written in
+        mark.write_bytes(b"")
     return digests
 
 

@@ -93,7 +93,7 @@ class StoreSource:
         problems = self._manifest.find_lost_files(path)
         if verify and not problems:
             # Arrays are checked when they are read.
-            for name in (CONFIG, PROCESSOR, TOKENIZER):
+            for name in (CONFIG, PROCESSOR, TOKENIZER, MASK_CODEC):
                 problems += self._manifest.find_changed_files(path, name)
         if problems:
             raise _damaged(path, problems)

@@ -19,6 +19,8 @@ from paligemma_jax.weights.manifest import MANIFEST
 from paligemma_jax.weights.staging import staging_path
 from paligemma_jax.weights.store import StoreContents, write_store
 
+DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"
+
 
 @pytest.fixture(scope="module")
 def store(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -198,6 +200,26 @@ def test_an_existing_target_is_never_touched(published: Path, tmp_path: Path):
     assert (target / "mine").read_text() == "dear"
     with pytest.raises(CheckpointError, match="exists already"):
         convert(published / "model.npz", target / "mine")
+
+
+def test_a_store_does_not_say_where_it_was_written(tmp_path: Path, published: Path):
+    target = tmp_path / "target"
+    convert(published / "model.npz", target)
+    files = [path for path in target.rglob("*") if path.is_file()]
+    assert (target / "params" / "commit_success.txt") in files
+    for path in files:
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+
+
+def test_a_changed_mask_codec_is_noticed(tmp_path: Path):
+    target = tmp_path / "demo"
+    shutil.copytree(DEMO, target)
+    codec = target / "mask_codec.npz"
+    damaged = bytearray(codec.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    codec.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match="mask_codec.npz was changed"):
+        open_checkpoint(target)
 
 
 def contents(config: PaliGemmaConfig, tokenizer: bytes) -> StoreContents:
