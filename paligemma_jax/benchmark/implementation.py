@@ -1,0 +1,87 @@
+"""What can be measured: one way to run one checkpoint, ours or a peer's.
+
+Letters: B rows, H W pixels, T prompt tokens, V vocabulary.
+"""
+
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+class Kind(enum.StrEnum):
+    """The implementations."""
+
+    OURS = "ours"
+    SCANNED = "scanned"  # see `scanned`
+    HUGGING_FACE = "huggingface"  # `transformers` as it comes: eager, growing cache
+    HUGGING_FACE_COMPILED = "huggingface-compiled"  # static cache and torch.compile
+
+
+class Precision(enum.StrEnum):
+    """What weights are stored in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+    @property
+    def bytes_per_weight(self) -> float:
+        return {Precision.FLOAT32: 4.0, Precision.BFLOAT16: 2.0}[self]
+
+
+class Implementation(Protocol):
+    """One way to run one checkpoint.
+
+    Every method that is timed prepares its inputs (on the device, where there is one) and returns a
+    call; calling it does the work once and waits for its end. A call can be repeated.
+
+    Prompts have no padding and no image tokens: an implementation that wants image tokens in its
+    prompt puts them before it.
+    """
+
+    def encode_images(self, images: np.ndarray) -> Callable[[], None]:
+        """The image encoder and its projection. `images` f32[B, H, W, 3] in [-1, 1]."""
+        ...
+
+    def first_token(self, images: np.ndarray, tokens: np.ndarray) -> Callable[[], np.ndarray]:
+        """Image encoder, prefill and argmax; the call gives i32[B]. `tokens` i32[B, T]."""
+        ...
+
+    def answer(
+        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
+    ) -> Callable[[], np.ndarray]:
+        """Greedy answers from pictures to tokens, never ended early; gives i32[B, new_tokens]."""
+        ...
+
+    def logits(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """f32[B, V] after the prompt; V is the model's own, without rows of padding."""
+        ...
+
+    def peak_bytes(self) -> int:
+        """Most memory this process held so far: device memory, on CPUs resident memory."""
+        ...
+
+
+def open_implementation(kind: Kind, weights: Path, dtype: Precision) -> Implementation:
+    """Loads the Hugging Face directory `weights` in `dtype`.
+
+    Raises:
+      MissingExtraError: where the peer is not installed.
+      ConfigError: where the peer cannot run this model in this way.
+    """
+    match kind:
+        case Kind.OURS:
+            from paligemma_jax.benchmark.ours import open_ours
+
+            return open_ours(weights, dtype)
+        case Kind.SCANNED:
+            from paligemma_jax.benchmark.scanned import open_scanned
+
+            return open_scanned(weights, dtype)
+        case Kind.HUGGING_FACE | Kind.HUGGING_FACE_COMPILED:
+            from paligemma_jax.benchmark.huggingface import open_huggingface
+
+            compiled = kind is Kind.HUGGING_FACE_COMPILED
+            return open_huggingface(weights, dtype.value, compiled=compiled)
