@@ -1,0 +1,122 @@
+"""What lies beside the weights in a published Hugging Face repository, for any configuration."""
+
+from typing import Any
+
+from paligemma_jax.benchmark.random_tensors import FILLER_ROWS
+from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.processing.sentencepiece_proto import PieceType, bpe_model
+from paligemma_jax.processing.tokenizer import LOC_PIECES, SEG_PIECES
+
+
+def hub_key(key: str) -> str:
+    """Canonical key -> the layout of the published repositories."""
+    key = key.replace("language_model.", "language_model.model.", 1)
+    key = key.replace("lm_head.", "language_model.lm_head.", 1)
+    return key.replace("vision_tower.", "vision_tower.vision_model.", 1)
+
+
+def hub_config(config: PaliGemmaConfig, dtype: str) -> dict[str, Any]:
+    """config.json with the fields that published files have, and without those they omit."""
+    img, llm = config.img, config.llm
+    tokens = {"num_image_tokens": img.num_patches, "torch_dtype": dtype}
+    text: dict[str, Any] = {
+        "hidden_size": llm.width,
+        "intermediate_size": llm.mlp_dim,
+        "model_type": "gemma",
+        "num_hidden_layers": llm.depth,
+        "num_key_value_heads": llm.num_kv_heads,
+        "vocab_size": llm.vocab_size + FILLER_ROWS,
+        **tokens,
+    }
+    if llm.head_dim != 256:
+        text["head_dim"] = llm.head_dim
+    if not llm.post_norms or llm.num_heads != 8:
+        text["num_attention_heads"] = llm.num_heads
+    if llm.post_norms:
+        text |= {
+            "model_type": "gemma2",
+            "architectures": ["Gemma2ForCausalLM"],
+            "attn_logit_softcapping": llm.attn_logit_softcap,
+            "cache_implementation": "hybrid",
+            "eos_token_id": [1, 107],
+            "final_logit_softcapping": llm.final_logit_softcap or None,
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": round(llm.query_scale**-2),
+            "sliding_window": 4096,
+        }
+    vision: dict[str, Any] = {
+        "hidden_size": img.width,
+        "intermediate_size": img.mlp_dim,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": img.num_heads,
+        "num_hidden_layers": img.depth,
+        "patch_size": img.patch_size,
+        "projection_dim": llm.width,
+        "projector_hidden_act": "gelu_fast",
+        "vision_use_head": False,
+        **tokens,
+    }
+    if img.image_size != 224:
+        vision["image_size"] = img.image_size
+    return {
+        "_vocab_size": llm.vocab_size,
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "ignore_index": -100,
+        "image_token_index": llm.vocab_size,
+        "model_type": "paligemma",
+        "pad_token_id": 0,
+        "projection_dim": llm.width,
+        "text_config": text,
+        "torch_dtype": dtype,
+        "transformers_version": "4.47.0",
+        "vision_config": vision,
+        "hidden_size": 2048,  # stale in published files of PaliGemma 2
+    }
+
+
+def hub_preprocessor(config: PaliGemmaConfig) -> dict[str, Any]:
+    """preprocessor_config.json as published."""
+    size = config.img.image_size
+    return {
+        "do_convert_rgb": None,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "SiglipImageProcessor",
+        "image_seq_length": config.img.num_patches,
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "PaliGemmaProcessor",
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"height": size, "width": size},
+    }
+
+
+def hub_generation(config: PaliGemmaConfig) -> dict[str, Any]:
+    """generation_config.json as published."""
+    values: dict[str, Any] = {"_from_model_config": True, "bos_token_id": 2, "eos_token_id": 1}
+    if config.llm.post_norms:
+        values["cache_implementation"] = "hybrid"
+    return values | {"pad_token_id": 0, "transformers_version": "4.47.0"}
+
+
+def make_tokenizer(vocab_size: int) -> bytes:
+    """A SentencePiece model: bytes, ASCII, filler that no text reaches, `<loc>` and `<seg>`."""
+    characters = "\u2581" + "".join(map(chr, range(33, 127)))
+    pieces = [("<pad>", 0.0, PieceType.CONTROL), ("<eos>", 0.0, PieceType.CONTROL)]
+    pieces += [("<bos>", 0.0, PieceType.CONTROL), ("<unk>", 0.0, PieceType.UNKNOWN)]
+    pieces += [(f"<0x{i:02X}>", 0.0, PieceType.BYTE) for i in range(256)]
+    pieces += [("\n", 0.0, PieceType.USER_DEFINED)]
+    pieces += [(c, -float(i), PieceType.NORMAL) for i, c in enumerate(characters)]
+    extra = LOC_PIECES + SEG_PIECES
+    filler = vocab_size - len(pieces) - len(extra)
+    if filler < 0:
+        raise ValueError(f"{vocab_size} pieces do not hold bytes, ASCII, <loc> and <seg>")
+    # No piece spells a part of these, so no text is ever merged into them.
+    pieces += [(f"\ue000{i:06}", -1e6 - i, PieceType.NORMAL) for i in range(filler)]
+    pieces += [(piece, 0.0, PieceType.USER_DEFINED) for piece in extra]
+    return bpe_model(pieces)
