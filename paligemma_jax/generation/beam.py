@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.beam_loop import BeamPlan, search
 from paligemma_jax.generation.constraint import Constraint, PerRow, for_batch
+from paligemma_jax.generation.ending import EndAnytime, Ending, EndWhenRanked
 from paligemma_jax.generation.generate import MIN_CAPACITY, real_rows
 from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.models.paligemma import PaliGemma
@@ -41,7 +41,7 @@ def beam_search(
     max_new_tokens: int = 128,
     alpha: float = 0.0,
     answers: int = 1,
-    ending: Literal["anytime", "ranked"] = "anytime",
+    ending: Ending = EndAnytime(),  # noqa: B008 (frozen)
     eos_id: int = 1,
     constraint: Constraint | Sequence[Constraint] | None = None,
     image_tokens: jax.Array | None = None,
@@ -59,10 +59,7 @@ def beam_search(
       alpha: 0 ranks by probability, which favours short answers; 1 by the mean log-probability of
         a token; as Hugging Face's `length_penalty`.
       answers: how many are returned for each row, if as many are found.
-      ending: "anytime": every beginning that is followed might end at each step, however unlikely,
-        and only answers that end count: big_vision's rule. "ranked": an answer may end where EOS
-        is among the `beams` likeliest continuations, and what has not ended at `max_new_tokens`
-        counts as it is: Hugging Face's rule, which with one beam and alpha 0 is `Greedy`.
+      ending: when an answer ends, and whether one that is cut counts.
       eos_id: the token that ends an answer.
       constraint: what may be answered; one for all, or one a row. Log-probabilities stay the
         model's.
@@ -91,7 +88,7 @@ def beam_search(
         eos_id=eos_id,
         beams=beams,
         answers=answers,
-        anytime=ending == "anytime",
+        anytime=isinstance(ending, EndAnytime),
         constraint=constraint,
     )
     ended, _ = search(model, plan, cache, logits, jnp.asarray(row_mask), capacity)
@@ -106,7 +103,7 @@ def beam_search(
     ]
 
 
-def _check(beams: int, max_new_tokens: int, answers: int, ending: str, vocab_size: int) -> None:
+def _check(beams: int, max_new_tokens: int, answers: int, ending: object, vocab_size: int) -> None:
     wrong = [
         f"{name} is {value}"
         for name, value in [
@@ -126,8 +123,8 @@ def _check(beams: int, max_new_tokens: int, answers: int, ending: str, vocab_siz
             f"{beams:,} beams do not fit a vocabulary of {vocab_size:,}. Fewer than it has tokens "
             "fit. Call beam_search(model, batch, beams=4)"
         )
-    if ending not in ("anytime", "ranked"):
+    if not isinstance(ending, EndAnytime | EndWhenRanked):
         raise ConfigError(
-            f"ending is {ending!r}, which is no rule for the end of answers. 'anytime' and "
-            "'ranked' fit. Leave it out for 'anytime'."
+            f"ending is {ending!r}, which is no rule for the end of answers. EndAnytime() and "
+            "EndWhenRanked() fit. Leave it out for EndAnytime()."
         )

@@ -14,6 +14,7 @@ from paligemma_jax.generation.constraint import Constraint, PerRow
 from paligemma_jax.generation.generate import real_rows, row_seeds
 from paligemma_jax.generation.observer import Observer
 from paligemma_jax.generation.prefix import read_prefix
+from paligemma_jax.generation.ranking import answer_score
 from paligemma_jax.generation.sampling import Greedy, Sampler, Temperature
 from paligemma_jax.generation.stopping import StopStrings
 from paligemma_jax.models.attention import KVCache
@@ -81,7 +82,11 @@ def best_of(
         model, settings, together, logits, cache, np.repeat(row_mask, samples), seeds
     )
     rows = [answers[i : i + samples] for i in range(0, len(answers), samples)]
-    return [sorted(row, key=lambda a: -a.logprob / len(a.tokens) ** alpha) for row in rows]
+
+    def worst_last(answer: GeneratedTokens) -> float:
+        return -answer_score(answer.logprob, len(answer.tokens), alpha)
+
+    return [sorted(row, key=worst_last) for row in rows]
 
 
 def sample_seeds(seeds: np.ndarray, samples: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from paligemma_jax.generation import beam_loop
 from paligemma_jax.generation.allowed import allow_tokens, allowed_answers, forbid_tokens
 from paligemma_jax.generation.beam import BeamAnswer, _check, beam_search
 from paligemma_jax.generation.beam_loop import BeamPlan
+from paligemma_jax.generation.ending import EndWhenRanked
 from paligemma_jax.generation.generate import generate
 from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.scoring import score_tokens
@@ -80,7 +81,9 @@ def test_one_beam_is_greedy(window: int | None):
     usual = max(range(VOCAB), key=[token for row in free for token in row[1:]].count)
     for eos in (usual, free[0][0], -1):
         greedy = generate(model, batch, max_new_tokens=8, eos_id=eos)
-        rows = beam_search(model, batch, beams=1, max_new_tokens=8, ending="ranked", eos_id=eos)
+        rows = beam_search(
+            model, batch, beams=1, max_new_tokens=8, ending=EndWhenRanked(), eos_id=eos
+        )
         assert [[row.tokens] for row in greedy] == tokens_of(rows)
         assert_close([sum(row.logprobs) for row in greedy], [row[0].logprob for row in rows])
         assert any(eos in row.tokens for row in greedy) == (eos != -1)
@@ -88,7 +91,9 @@ def test_one_beam_is_greedy(window: int | None):
 
 def test_more_beams_find_likelier_answers(tiny_model: PaliGemma, batch: Batch):
     wide, narrow = (
-        beam_search(tiny_model, batch, beams=beams, max_new_tokens=8, ending="ranked", eos_id=-1)
+        beam_search(
+            tiny_model, batch, beams=beams, max_new_tokens=8, ending=EndWhenRanked(), eos_id=-1
+        )
         for beams in (16, 1)
     )
     gained = [w[0].logprob - n[0].logprob for w, n in zip(wide, narrow, strict=True)]
@@ -96,9 +101,11 @@ def test_more_beams_find_likelier_answers(tiny_model: PaliGemma, batch: Batch):
 
 
 def test_an_end_that_is_not_likely_counts_only_anytime(tiny_model: PaliGemma, batch: Batch):
-    """And what has not ended counts only for "ranked"."""
+    """And what has not ended counts only for EndWhenRanked."""
     anytime = search(tiny_model, batch, beams=2, max_new_tokens=3, eos_id=EOS)
-    ranked = search(tiny_model, batch, beams=2, max_new_tokens=3, eos_id=EOS, ending="ranked")
+    ranked = search(
+        tiny_model, batch, beams=2, max_new_tokens=3, eos_id=EOS, ending=EndWhenRanked()
+    )
     assert all(a.tokens[-1] == EOS for row in anytime for a in row)
     assert any(a.tokens[-1] != EOS and len(a.tokens) == 3 for row in ranked for a in row)
     scored = score_tokens(tiny_model, batch, tokens_of(ranked))

@@ -1,4 +1,4 @@
-"""The rule "ranked" is that of transformers: the same answers, with the same scores.
+"""EndWhenRanked is the rule of transformers: the same answers, with the same scores.
 
 Needs torch and transformers: pytest -m parity
 """
@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers")
 import jax.numpy as jnp  # noqa: E402
 
 from paligemma_jax.generation.beam import beam_search  # noqa: E402
+from paligemma_jax.generation.ending import EndWhenRanked  # noqa: E402
 from paligemma_jax.processing.batch import Batch  # noqa: E402
 from tests.goldens import assert_close, hugging_face  # noqa: E402
 
@@ -74,7 +75,7 @@ def test_answers_and_scores(name: str, eos: int, beams: int, alpha: float, tmp_p
         max_new_tokens=LIMIT,
         alpha=alpha,
         answers=beams,
-        ending="ranked",
+        ending=EndWhenRanked(),
         eos_id=eos,
     )
     expected = out.sequences[:, ids.shape[1] :].numpy().reshape(ROWS, beams, -1)
