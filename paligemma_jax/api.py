@@ -1,5 +1,8 @@
 """Every public name, in one list; `paligemma_jax` loads it when the first of them is used."""
 
+from paligemma_jax.answering.generation import BeamGeneration as BeamGeneration
+from paligemma_jax.answering.generation import Generation as Generation
+from paligemma_jax.answering.generation import LookedUpGeneration as LookedUpGeneration
 from paligemma_jax.config import VARIANTS as VARIANTS
 from paligemma_jax.config import GemmaConfig as GemmaConfig
 from paligemma_jax.config import PaliGemmaConfig as PaliGemmaConfig
@@ -13,16 +16,35 @@ from paligemma_jax.errors import InvalidPromptError as InvalidPromptError
 from paligemma_jax.errors import MissingExtraError as MissingExtraError
 from paligemma_jax.errors import PaliGemmaError as PaliGemmaError
 from paligemma_jax.errors import UnexpectedAnswerError as UnexpectedAnswerError
+from paligemma_jax.generation import AllOf as AllOf
 from paligemma_jax.generation import AllowedAnswers as AllowedAnswers
+from paligemma_jax.generation import BeamAnswer as BeamAnswer
+from paligemma_jax.generation import Chain as Chain
+from paligemma_jax.generation import EndAnytime as EndAnytime
+from paligemma_jax.generation import EndWhenRanked as EndWhenRanked
+from paligemma_jax.generation import GeneratedTokens as GeneratedTokens
 from paligemma_jax.generation import Greedy as Greedy
+from paligemma_jax.generation import LookedUpTokens as LookedUpTokens
+from paligemma_jax.generation import MinNewTokens as MinNewTokens
+from paligemma_jax.generation import MinP as MinP
+from paligemma_jax.generation import Nucleus as Nucleus
+from paligemma_jax.generation import StopStrings as StopStrings
 from paligemma_jax.generation import Temperature as Temperature
 from paligemma_jax.generation import TokenMask as TokenMask
+from paligemma_jax.generation import TopK as TopK
 from paligemma_jax.generation import allow_tokens as allow_tokens
 from paligemma_jax.generation import allowed_answers as allowed_answers
+from paligemma_jax.generation import beam_search as beam_search
+from paligemma_jax.generation import best_of as best_of
 from paligemma_jax.generation import detection_grammar as detection_grammar
 from paligemma_jax.generation import forbid_tokens as forbid_tokens
 from paligemma_jax.generation import generate as generate
+from paligemma_jax.generation import generate_by_lookup as generate_by_lookup
+from paligemma_jax.generation import object_kinds as object_kinds
+from paligemma_jax.generation import object_reference as object_reference
 from paligemma_jax.generation import segmentation_grammar as segmentation_grammar
+from paligemma_jax.generation import stream as stream
+from paligemma_jax.generation import stream_rows as stream_rows
 from paligemma_jax.generation.attention_to_image import attention_to_image as attention_to_image
 from paligemma_jax.generation.classifying import Classification as Classification
 from paligemma_jax.generation.classifying import PerToken as PerToken
@@ -35,7 +57,6 @@ from paligemma_jax.models.attention_summary import AttentionRollout as Attention
 from paligemma_jax.models.attention_summary import EveryHead as EveryHead
 from paligemma_jax.models.attention_summary import MeanAttention as MeanAttention
 from paligemma_jax.models.paligemma import PaliGemma as PaliGemma
-from paligemma_jax.pipeline import Generation as Generation
 from paligemma_jax.pipeline import Pipeline as Pipeline
 from paligemma_jax.pretrained import from_pretrained as from_pretrained
 from paligemma_jax.pretrained import load_model as load_model

@@ -3,101 +3,49 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.errors import (
-    CheckpointError,
-    InvalidImageError,
-    InvalidPromptError,
-    UnexpectedAnswerError,
-)
+from paligemma_jax.answering.generation import Generation as Generation
+from paligemma_jax.answering.objects import OnePicture, find_objects
+from paligemma_jax.answering.prompted_model import MAX_NEW_TOKENS as MAX_NEW_TOKENS
+from paligemma_jax.answering.prompted_model import PromptedModel
+from paligemma_jax.answering.questions import Pictures
+from paligemma_jax.errors import CheckpointError, UnexpectedAnswerError
 from paligemma_jax.generation.classifying import Classification, classify
-from paligemma_jax.generation.constraint import Constraint
-from paligemma_jax.generation.encoded import (
-    EncodedImages,
-    encode,
-    group_by_picture_count,
-    prepare,
-)
-from paligemma_jax.generation.generate import generate
-from paligemma_jax.generation.grammar import (
-    MAX_OBJECTS,
-    ObjectGrammar,
-    detection_grammar,
-    segmentation_grammar,
-)
-from paligemma_jax.generation.observer import BoxEvidence, Observer
-from paligemma_jax.generation.sampling import Greedy, Sampler, Temperature
+from paligemma_jax.generation.grammar import MAX_OBJECTS, detection_grammar, segmentation_grammar
+from paligemma_jax.generation.sampling import Greedy, Temperature
 from paligemma_jax.generation.scoring import ScoredAnswer, score
 from paligemma_jax.models.abstract import to_params
-from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing import prompts
 from paligemma_jax.processing.candidates import check_labels
-from paligemma_jax.processing.confidence import WeighedAnswer, box_score, weigh_tokens
+from paligemma_jax.processing.confidence import WeighedAnswer, box_score
 from paligemma_jax.processing.detections import Detections
-from paligemma_jax.processing.image_source import ImageSource, load_image
 from paligemma_jax.processing.mask_codec import MaskCodec
 from paligemma_jax.processing.numbers import parse_number
-from paligemma_jax.processing.processor import Entry, Processor
 from paligemma_jax.processing.prompts import Labels
 from paligemma_jax.processing.roboflow import picture_list
 from paligemma_jax.processing.segmentations import Segmentations
-from paligemma_jax.processing.tokenizer import Tokenizer
 from paligemma_jax.weights.mask_vae import mask_vae_bytes
 from paligemma_jax.weights.store import StoreContents, write_store
 from paligemma_jax.weights.tree import flatten
 
-_Found = TypeVar("_Found")
-Pictures = Entry | EncodedImages  # of one prompt
-MAX_NEW_TOKENS = 128
 MAX_OBJECT_TOKENS = 512  # room for 20 masks or 60 boxes; an answer ends when it is complete
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
-    """One answer: text, tokens up to and including EOS, and each token's log-probability (nats).
-
-    `evidence` holds an observer's numbers for each token, where there was one.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    evidence: tuple[tuple[float, ...], ...] = ()
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclasses.dataclass(frozen=True)
-class Pipeline:
+class Pipeline(PromptedModel):
     """A model ready to be asked; made by `from_pretrained`.
 
     A picture is a path, PIL picture, HWC array (RGB), or the bytes of a file; see `load_image`.
     Where it is asked about more than once, `encode` it first and give what comes back instead.
+    Prompts of your own: `generate`, `best_of`, `beam_search`, `stream`, `generate_by_lookup`.
     """
 
-    model: PaliGemma
-    processor: Processor
     mask_codec: MaskCodec | None = None
-
-    @property
-    def config(self) -> PaliGemmaConfig:
-        """The model's architecture."""
-        return self.model.config
-
-    def encode(self, images: Entry) -> EncodedImages:
-        """A picture, or the several of one prompt, through the image encoder once, for all methods.
-
-        Raises InvalidImageError. See `paligemma_jax.generation.encoded` for what can be shared.
-        """
-        return encode(self.model, self.processor.image, images)
 
     def caption(self, image: Pictures, language: str = "en") -> str:
         """A short description; raises InvalidImageError, InvalidPromptError."""
@@ -125,7 +73,7 @@ class Pipeline:
             )
         return number
 
-    def detect(self, image: ImageSource | EncodedImages, labels: Labels) -> Detections:
+    def detect(self, image: OnePicture, labels: Labels) -> Detections:
         """Boxes with scores of one kind of thing, or of each of several; raises as `caption`.
 
         `labels` is a list, or "cat ; dog". The answer is well-formed and has no other labels (see
@@ -135,7 +83,7 @@ class Pipeline:
 
     def detect_batch(
         self,
-        images: Sequence[ImageSource | EncodedImages],
+        images: Sequence[OnePicture],
         labels: Labels | Sequence[Sequence[str]],
         *,
         max_objects: int = MAX_OBJECTS,
@@ -149,9 +97,9 @@ class Pipeline:
 
         limits = dict(max_new_tokens=max_new_tokens, batch_size=batch_size)
         grammar = functools.partial(detection_grammar, max_objects=max_objects)
-        return self._find(images, labels, prompts.detect, grammar, read, **limits)
+        return find_objects(self, images, labels, prompts.detect, grammar, read, **limits)
 
-    def segment(self, image: ImageSource | EncodedImages, labels: Labels) -> Segmentations:
+    def segment(self, image: OnePicture, labels: Labels) -> Segmentations:
         """Boxes, scores and masks; `labels` as for `detect`.
 
         Raises CheckpointError without a mask codec, else as `caption`.
@@ -160,7 +108,7 @@ class Pipeline:
 
     def segment_batch(
         self,
-        images: Sequence[ImageSource | EncodedImages],
+        images: Sequence[OnePicture],
         labels: Labels | Sequence[Sequence[str]],
         *,
         max_objects: int = MAX_OBJECTS,
@@ -182,7 +130,7 @@ class Pipeline:
 
         limits = dict(max_new_tokens=max_new_tokens, batch_size=batch_size)
         grammar = functools.partial(segmentation_grammar, max_objects=max_objects)
-        return self._find(images, labels, prompts.segment, grammar, read, **limits)
+        return find_objects(self, images, labels, prompts.segment, grammar, read, **limits)
 
     def score(self, image: Pictures, prompt: str, candidates: Sequence[str]) -> list[ScoredAnswer]:
         """How likely (log-probability, nats) each of the given answers is, in the order given.
@@ -215,79 +163,6 @@ class Pipeline:
         """
         check_labels(labels)
         return classify(self.score(image, prompts.answer(question, language), labels))
-
-    def generate(
-        self,
-        images: Sequence[Pictures] | None,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        sampler: Sampler = Greedy(),  # noqa: B008 (frozen)
-        seed: int = 0,
-        constraint: Constraint | Sequence[Constraint] | None = None,
-        observer: Observer | None = None,
-        batch_size: int = 32,
-        allow_urls: bool = False,
-    ) -> list[Generation]:
-        """Answers many prompts, each about its own pictures.
-
-        Args:
-          images: for each prompt a picture, a list of pictures (or video frames), what `encode`
-            made of them, or None; None instead of the list for prompts without pictures.
-          prompts: the words, as the checkpoint was trained on them.
-          max_new_tokens: where an answer without end is cut.
-          sampler: how tokens are chosen.
-          seed: prompt i draws from seed + i, whatever else is asked for at the same time.
-          constraint: what may be answered, such as `allowed_answers`; one for all, or one a prompt.
-          observer: what to note down about every token.
-          batch_size: prompts that go through the model together.
-          allow_urls: whether a picture may be an http(s) address.
-
-        Raises:
-          InvalidImageError, InvalidPromptError: naming the entry that does not fit.
-        """
-        if isinstance(prompts, str) or not isinstance(images, Sequence | None):
-            raise InvalidPromptError(
-                f"generate() takes lists, not a prompt of type {type(prompts).__name__} with "
-                f"images of type {type(images).__name__}. One entry for each prompt fits. Call "
-                "generate([image], [prompt])[0]"
-            )
-        entries = [None] * len(prompts) if images is None else list(images)
-        if len(entries) != len(prompts):
-            raise InvalidPromptError(
-                f"{len(entries)} entries of images do not go with {len(prompts)} prompts. One for "
-                "each prompt fits; it can be a list of pictures, or None."
-            )
-        tokenizer = self.processor.tokenizer
-        answers: dict[int, Generation] = {}
-        for places in group_by_picture_count(entries).values():
-            for start in range(0, len(places), batch_size):
-                chosen = places[start : start + batch_size]
-                batch, image_tokens = prepare(
-                    self.model,
-                    self.processor,
-                    [entries[i] for i in chosen],
-                    [prompts[i] for i in chosen],
-                    allow_urls=allow_urls,
-                )
-                allowed = constraint
-                if isinstance(constraint, Sequence):
-                    allowed = [constraint[i] for i in chosen]
-                rows = generate(
-                    self.model,
-                    batch,
-                    max_new_tokens=max_new_tokens,
-                    sampler=sampler,
-                    seed=[seed + i for i in chosen],
-                    eos_id=tokenizer.eos_id,
-                    constraint=allowed,
-                    observer=observer,
-                    image_tokens=image_tokens,
-                )
-                for place, row in zip(chosen, rows, strict=True):
-                    text = tokenizer.decode(row.tokens)
-                    answers[place] = Generation(text, row.tokens, row.logprobs, row.evidence)
-        return [answers[i] for i in range(len(prompts))]
 
     def prompt(
         self,
@@ -333,49 +208,3 @@ class Pipeline:
 
     def _ask(self, image: Pictures, prompt: str) -> str:
         return self.generate([image], [prompt])[0].text
-
-    def _find(
-        self,
-        images: Sequence[ImageSource | EncodedImages],
-        labels: Labels | Sequence[Sequence[str]],
-        prompt_of: Callable[[Labels], str],
-        grammar_of: Callable[[Tokenizer, Labels], ObjectGrammar],
-        read: Callable[[WeighedAnswer, int, int], _Found],
-        *,
-        max_new_tokens: int,
-        batch_size: int,
-    ) -> list[_Found]:
-        """What `read` makes of each answer and of the width and height of its picture."""
-        tokenizer = self.processor.tokenizer
-        every_row = prompts.spread_labels(labels, len(images))
-        grammars = {row: grammar_of(tokenizer, row) for row in set(every_row)}
-        found = []
-        for start in range(0, len(images), batch_size):
-            pictures = [_one_picture(image) for image in images[start : start + batch_size]]
-            rows = every_row[start : start + batch_size]
-            same = len(set(rows)) == 1
-            answers = self.generate(
-                pictures,
-                [prompt_of(row) for row in rows],
-                max_new_tokens=max_new_tokens,
-                constraint=grammars[rows[0]] if same else [grammars[row] for row in rows],
-                observer=BoxEvidence(tokenizer.loc_start),
-                batch_size=batch_size,
-            )
-            for picture, answer in zip(pictures, answers, strict=True):
-                weighed = weigh_tokens(answer.tokens, answer.logprobs, tokenizer, answer.evidence)
-                size = picture.sizes[0] if isinstance(picture, EncodedImages) else picture.size
-                found.append(read(weighed, *size))
-        return found
-
-
-def _one_picture(image: ImageSource | EncodedImages) -> Image.Image | EncodedImages:
-    """With its size; InvalidImageError for several pictures, of which boxes would say nothing."""
-    if not isinstance(image, EncodedImages):
-        return load_image(image)
-    if len(image) != 1:
-        raise InvalidImageError(
-            f"Boxes are of one picture, and {len(image)} were encoded together. One fits. "
-            "Encode each by itself: pali.encode(image)"
-        )
-    return image

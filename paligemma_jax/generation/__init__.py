@@ -1,19 +1,27 @@
-"""From a batch of prompts to tokens: prefill, decode loop, samplers, constraints, observers."""
+"""From a batch of prompts to tokens: samplers, searches, constraints, observers, streams."""
 
 from paligemma_jax.generation.allowed import AllowedAnswers as AllowedAnswers
 from paligemma_jax.generation.allowed import TokenMask as TokenMask
 from paligemma_jax.generation.allowed import allow_tokens as allow_tokens
 from paligemma_jax.generation.allowed import allowed_answers as allowed_answers
 from paligemma_jax.generation.allowed import forbid_tokens as forbid_tokens
+from paligemma_jax.generation.beam import BeamAnswer as BeamAnswer
+from paligemma_jax.generation.beam import beam_search as beam_search
 from paligemma_jax.generation.best_samples import best_of as best_of
 from paligemma_jax.generation.combining import AllOf as AllOf
 from paligemma_jax.generation.combining import MinNewTokens as MinNewTokens
 from paligemma_jax.generation.constraint import Constraint as Constraint
+from paligemma_jax.generation.ending import EndAnytime as EndAnytime
+from paligemma_jax.generation.ending import EndWhenRanked as EndWhenRanked
 from paligemma_jax.generation.generate import GeneratedTokens as GeneratedTokens
 from paligemma_jax.generation.generate import generate as generate
 from paligemma_jax.generation.grammar import ObjectGrammar as ObjectGrammar
 from paligemma_jax.generation.grammar import detection_grammar as detection_grammar
 from paligemma_jax.generation.grammar import segmentation_grammar as segmentation_grammar
+from paligemma_jax.generation.lookup import LookedUpTokens as LookedUpTokens
+from paligemma_jax.generation.lookup import generate_by_lookup as generate_by_lookup
+from paligemma_jax.generation.lookup_objects import object_kinds as object_kinds
+from paligemma_jax.generation.lookup_objects import object_reference as object_reference
 from paligemma_jax.generation.loop import DecodePlan as DecodePlan
 from paligemma_jax.generation.loop import DecodeProgress as DecodeProgress
 from paligemma_jax.generation.loop import DecodeState as DecodeState
@@ -31,3 +39,5 @@ from paligemma_jax.generation.sampling import Temperature as Temperature
 from paligemma_jax.generation.sampling import TopK as TopK
 from paligemma_jax.generation.stopping import Stop as Stop
 from paligemma_jax.generation.stopping import StopStrings as StopStrings
+from paligemma_jax.generation.streaming import stream as stream
+from paligemma_jax.generation.streaming import stream_rows as stream_rows

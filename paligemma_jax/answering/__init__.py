@@ -1,0 +1,1 @@
+"""From pictures and prompts to answers, in batches: what a pipeline is made of."""
