@@ -7,6 +7,8 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.processing.sentencepiece_proto import PieceType, bpe_model
 from paligemma_jax.processing.tokenizer import LOC_PIECES, SEG_PIECES
 
+_CHARACTERS = "\u2581" + "".join(map(chr, range(33, 127)))
+
 
 def hub_key(key: str) -> str:
     """Canonical key -> the layout of the published repositories."""
@@ -104,16 +106,20 @@ def hub_generation(config: PaliGemmaConfig) -> dict[str, Any]:
     return values | {"pad_token_id": 0, "transformers_version": "4.47.0"}
 
 
+def smallest_vocabulary() -> int:
+    """Pieces that `make_tokenizer` cannot do without."""
+    return 4 + 256 + 1 + len(_CHARACTERS) + len(LOC_PIECES) + len(SEG_PIECES)
+
+
 def make_tokenizer(vocab_size: int) -> bytes:
     """A SentencePiece model: bytes, ASCII, filler that no text reaches, `<loc>` and `<seg>`."""
-    characters = "\u2581" + "".join(map(chr, range(33, 127)))
     pieces = [("<pad>", 0.0, PieceType.CONTROL), ("<eos>", 0.0, PieceType.CONTROL)]
     pieces += [("<bos>", 0.0, PieceType.CONTROL), ("<unk>", 0.0, PieceType.UNKNOWN)]
     pieces += [(f"<0x{i:02X}>", 0.0, PieceType.BYTE) for i in range(256)]
     pieces += [("\n", 0.0, PieceType.USER_DEFINED)]
-    pieces += [(c, -float(i), PieceType.NORMAL) for i, c in enumerate(characters)]
+    pieces += [(c, -float(i), PieceType.NORMAL) for i, c in enumerate(_CHARACTERS)]
     extra = LOC_PIECES + SEG_PIECES
-    filler = vocab_size - len(pieces) - len(extra)
+    filler = vocab_size - smallest_vocabulary()
     if filler < 0:
         raise ValueError(f"{vocab_size} pieces do not hold bytes, ASCII, <loc> and <seg>")
     # No piece spells a part of these, so no text is ever merged into them.

@@ -57,8 +57,8 @@ class RandomTensors:
 
     def blocks(self, key: str) -> Iterator[np.ndarray]:
         """One tensor as consecutive groups of whole rows of its leading axis."""
-        tensor, _, shape = self.entries[key]
-        table = _quantiles(*_spread(tensor.path, shape, self._config), self._dtype)
+        tensor, layer, shape = self.entries[key]
+        table = _quantiles(*_spread(tensor, layer, shape, self._config.llm), self._dtype)
         random = np.random.SFC64([self._seed, zlib.crc32(key.encode())])
         row = math.prod(shape[1:])
         step = max(1, _BLOCK // row)
@@ -77,35 +77,41 @@ class RandomTensors:
         return np.concatenate(list(self.blocks(key)))
 
 
-def _spread(path: str, shape: Shape, config: PaliGemmaConfig) -> tuple[float, float]:
-    """Mean and standard deviation of a tensor, given our path and their shape: (out, in, ...)."""
+def _spread(tensor: HFTensor, layer: int, shape: Shape, llm: GemmaConfig) -> tuple[float, float]:
+    """Mean and standard deviation of a tensor of `shape` (out, in, ...)."""
+    path = tensor.path
     name = path.rpartition("/")[2]
     if name == "bias":
         return 0.0, 0.05
-    if name == "scale":
-        return _norm_spread(path, config.llm)
     if name == "pos_embed":
         return 0.0, 0.5
-    deviation = math.prod(shape[1:]) ** -0.5
-    if path.endswith("q_einsum/w"):
-        deviation *= 2  # attention that looks somewhere
-    if path.endswith("attn_vec_einsum/w"):
-        deviation *= 3  # what many positions average to is small
-    if path == "llm/layers/mlp/linear/w":
-        deviation *= _mlp_gain(config.llm)
-    return 0.0, deviation
-
-
-def _norm_spread(path: str, llm: GemmaConfig) -> tuple[float, float]:
     if path.startswith("img/"):
-        return 1.0, 0.1
-    gain = _mlp_gain(llm) if "post_ffw_norm" in path else 1.0
-    return gain - 1, 0.1 * gain  # Gemma's RMSNorm is stored less one
+        return (1.0, 0.1) if name == "scale" else (0.0, _by_fan_in(shape))
+    if name == "scale":
+        gain = _block_gain(path, layer, llm)
+        return gain - 1, 0.1 * gain  # Gemma's RMSNorm is stored less one
+    if path.endswith("q_einsum/w"):
+        return 0.0, 2 * _by_fan_in(shape)  # attention that looks somewhere
+    gain = 1.0 if llm.post_norms else _block_gain(path, layer, llm)
+    return 0.0, gain * _by_fan_in(shape)
 
 
-def _mlp_gain(llm: GemmaConfig) -> float:
-    """What brings the residual stream to half of width**0.5 times a token's embedding."""
-    return max(1.0, 0.75 * (llm.width / llm.depth) ** 0.5)
+def _by_fan_in(shape: Shape) -> float:
+    return math.prod(shape[1:]) ** -0.5
+
+
+def _block_gain(path: str, layer: int, llm: GemmaConfig) -> float:
+    """How much larger than its input the output of a decoder's block is; 1 inside blocks.
+
+    Together the blocks make the residual stream width**0.5 times a token's embedding. The first
+    attention adds no more than the token, which would be lost in what all positions have in common.
+    """
+    gain = max(1.0, 1.5 * (llm.width / llm.depth) ** 0.5)
+    if path.endswith(("mlp/linear/w", "post_ffw_norm/scale")):
+        return gain
+    if path.endswith(("attn_vec_einsum/w", "post_attention_norm/scale")):
+        return gain / 2 if layer else 1.0
+    return 1.0
 
 
 @functools.cache
