@@ -1,0 +1,320 @@
+"""What is measured, each as an object that runs itself on an implementation.
+
+A case has a name that is the same for every implementation, so that they can be compared, and says
+how much work one of its samples is.
+"""
+
+import dataclasses
+import statistics
+from typing import Any, ClassVar, Protocol, cast
+
+import numpy as np
+
+from paligemma_jax.benchmark.floors import Work, decode_work, encode_work, prefill_work
+from paligemma_jax.benchmark.implementation import Implementation, Kind, Precision
+from paligemma_jax.benchmark.timing import Effort, Sample, measure
+from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.processing.buckets import MIN_TEXT_LENGTH, bucket
+
+PROMPT = 32  # tokens
+MIXED_PROMPTS, LONGEST_PROMPT = 50, 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What a case runs on: a loaded implementation, and what the process held without it."""
+
+    implementation: Implementation
+    kind: Kind
+    config: PaliGemmaConfig
+    bare_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Samples (seconds for one call, or for one token a row), other numbers, arrays to compare."""
+
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+    numbers: dict[str, float] = dataclasses.field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+class Case(Protocol):
+    """One thing to measure."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rows(self) -> int:
+        """Pictures, or tokens, that one sample yields; 0 where that says nothing."""
+        ...
+
+    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
+        """What one sample must do at least, one part after the other; () where nothing is timed."""
+        ...
+
+    def run(self, subject: Subject) -> Outcome: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeImages:
+    """Pictures through the image encoder and its projection."""
+
+    batch: int
+    effort: Effort = Effort()
+
+    @property
+    def name(self) -> str:
+        return f"image encoding, batch {self.batch}"
+
+    @property
+    def rows(self) -> int:
+        return self.batch
+
+    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
+        return (encode_work(config, self.batch, precision.bytes_per_weight),)
+
+    def run(self, subject: Subject) -> Outcome:
+        call = subject.implementation.encode_images(random_images(subject.config, self.batch))
+        call()
+        return Outcome(measure([call], self.effort)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstToken:
+    """Pictures and prompts to the first token: image encoder, prefill, argmax."""
+
+    batch: int
+    effort: Effort = Effort()
+
+    @property
+    def name(self) -> str:
+        return f"first token, batch {self.batch}"
+
+    @property
+    def rows(self) -> int:
+        return 0
+
+    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
+        size = precision.bytes_per_weight
+        return (
+            encode_work(config, self.batch, size),
+            prefill_work(config, self.batch, PROMPT, size),
+        )
+
+    def run(self, subject: Subject) -> Outcome:
+        call = subject.implementation.first_token(*random_prompts(subject.config, self.batch))
+        call()
+        return Outcome(measure([call], self.effort)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """One more token a row: the difference of a long and a short answer, by its tokens."""
+
+    batch: int
+    short: int = 16
+    long: int = 80
+    effort: Effort = Effort()
+
+    @property
+    def name(self) -> str:
+        return f"decode, batch {self.batch}"
+
+    @property
+    def rows(self) -> int:
+        return self.batch
+
+    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
+        context = config.img.num_patches + PROMPT + (self.short + self.long) // 2
+        return (decode_work(config, self.batch, context, precision.bytes_per_weight),)
+
+    def run(self, subject: Subject) -> Outcome:
+        prompts = random_prompts(subject.config, self.batch)
+        calls = [subject.implementation.answer(*prompts, n) for n in (self.short, self.long)]
+        for call in calls:
+            call()
+        pairs = zip(*measure(calls, self.effort), strict=True)
+        tokens = self.long - self.short
+        return Outcome(
+            [
+                Sample((long.seconds - short.seconds) / tokens, max(long.others, short.others))
+                for short, long in pairs
+            ]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LongAnswer:
+    """A token of a long answer against one of a short one, the prompt being read already."""
+
+    short: int = 16
+    long: int = 256
+    effort: Effort = Effort(2)
+    name: ClassVar[str] = "long answer, batch 1"
+    rows: ClassVar[int] = 1
+
+    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
+        context = config.img.num_patches + PROMPT + self.long // 2
+        return (decode_work(config, 1, context, precision.bytes_per_weight),)
+
+    def run(self, subject: Subject) -> Outcome:
+        prompts = random_prompts(subject.config, 1)
+        per_token: list[list[Sample]] = []
+        for tokens in (self.short, self.long):
+            read, call = _ours(subject).decoding(*prompts, tokens)
+            read()
+            call()
+            samples = measure([call], self.effort, before=read)[0]
+            per_token.append([Sample(s.seconds / (tokens - 1), s.others) for s in samples])
+        short, long = (statistics.median(s.seconds for s in samples) for samples in per_token)
+        return Outcome(per_token[1], {"short_seconds": short, "ratio": long / short})
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedLengths:
+    """Prompts of many lengths, one at a time: how many programs that takes."""
+
+    name: ClassVar[str] = f"{MIXED_PROMPTS} prompts of mixed lengths"
+    rows: ClassVar[int] = 0
+
+    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
+        return ()
+
+    def run(self, subject: Subject) -> Outcome:
+        import jax
+
+        from paligemma_jax.benchmark.compiles import Compilations
+
+        ours = _ours(subject)
+        lengths = np.random.default_rng(0).integers(2, LONGEST_PROMPT, MIXED_PROMPTS)
+        jax.clear_caches()  # what earlier cases have compiled would not be counted
+        counted = Compilations()
+        for length in lengths:
+            ours.answer_padded(*random_prompts(subject.config, 1, int(length)), new_tokens=2)
+        counted.stop()
+        buckets = len({bucket(int(n), MIN_TEXT_LENGTH) for n in lengths})
+        numbers = {"buckets": buckets, "most_often": max(counted.own.values())}
+        return Outcome(numbers=numbers | {f"{name} made": n for name, n in counted.counts.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeMemory:
+    """Most memory while decoding, against that of weights and cache."""
+
+    name: ClassVar[str] = "memory in decoding, batch 1"
+    rows: ClassVar[int] = 0
+    tokens: int = 16
+
+    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
+        return ()
+
+    def run(self, subject: Subject) -> Outcome:
+        import jax
+
+        from paligemma_jax.benchmark.memory import peak_during
+
+        ours = _ours(subject)
+        read, call = ours.decoding(*random_prompts(subject.config, 1), self.tokens)
+        read()
+        call()
+        cache = read()
+        kept = {
+            "weights_bytes": sum(x.nbytes for x in jax.tree.leaves(ours.model)),
+            "cache_bytes": sum(x.nbytes for x in jax.tree.leaves(cache)),
+        }
+        del cache
+        peak = peak_during(call)
+        if peak is None:
+            return Outcome(numbers=kept)
+        peak -= subject.bare_bytes
+        return Outcome(numbers=kept | {"peak_bytes": peak, "ratio": peak / sum(kept.values())})
+
+
+@dataclasses.dataclass(frozen=True)
+class Equality:
+    """Greedy answers and logits after the prompt, to be compared with the others'."""
+
+    batch: int = 2
+    tokens: int = 16
+    name: ClassVar[str] = "equality"
+    rows: ClassVar[int] = 0
+
+    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
+        return ()
+
+    def run(self, subject: Subject) -> Outcome:
+        prompts = random_prompts(subject.config, self.batch)
+        logits = subject.implementation.logits(*prompts)
+        answers = subject.implementation.answer(*prompts, self.tokens)()
+        return Outcome(arrays={"logits": logits, "tokens": answers})
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureCeilings:
+    """What the machine does at best, just now."""
+
+    small: bool = False
+    name: ClassVar[str] = "ceilings"
+    rows: ClassVar[int] = 0
+
+    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
+        return ()
+
+    def run(self, subject: Subject) -> Outcome:
+        from paligemma_jax.benchmark.ceilings import measure_ceilings
+
+        return Outcome(numbers=measure_ceilings(self.small))
+
+
+_CASES: dict[str, Any] = {
+    case.__name__: case
+    for case in (
+        EncodeImages,
+        FirstToken,
+        Decode,
+        LongAnswer,
+        MixedLengths,
+        DecodeMemory,
+        Equality,
+        MeasureCeilings,
+    )
+}
+
+
+def case_to_dict(case: Case) -> dict[str, Any]:
+    """For JSON."""
+    return {"case": type(case).__name__, **dataclasses.asdict(cast(Any, case))}
+
+
+def case_from_dict(values: dict[str, Any]) -> Case:
+    """Inverse of `case_to_dict`."""
+    fields = {k: v for k, v in values.items() if k != "case"}
+    if "effort" in fields:
+        fields["effort"] = Effort(**fields["effort"])
+    return _CASES[values["case"]](**fields)
+
+
+def random_images(config: PaliGemmaConfig, batch: int) -> np.ndarray:
+    """f32[B, H, W, 3] in [-1, 1]."""
+    size = config.img.image_size
+    pixels = np.random.default_rng(batch).uniform(-1, 1, (batch, size, size, 3))
+    return pixels.astype(np.float32)
+
+
+def random_prompts(
+    config: PaliGemmaConfig, batch: int, length: int = PROMPT
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures, and tokens i32[B, length] that begin with the begin-of-sequence token."""
+    last = min(config.llm.vocab_size, 250_000)  # above are <loc> and <seg>
+    tokens = np.random.default_rng(batch + length).integers(3, last, (batch, length))
+    tokens[:, 0] = 2
+    return random_images(config, batch), tokens.astype(np.int32)
+
+
+def _ours(subject: Subject) -> Any:
+    from paligemma_jax.benchmark.ours import Ours
+
+    assert isinstance(subject.implementation, Ours), "only this library is asked for this"
+    return subject.implementation

@@ -1,0 +1,178 @@
+"""Which implementations measure which cases of which models, at the sizes there are."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from paligemma_jax.benchmark.cases import (
+    Case,
+    Decode,
+    DecodeMemory,
+    EncodeImages,
+    Equality,
+    FirstToken,
+    LongAnswer,
+    MeasureCeilings,
+    MixedLengths,
+)
+from paligemma_jax.benchmark.implementation import Kind, Precision
+from paligemma_jax.benchmark.models import find_model
+from paligemma_jax.benchmark.timing import Effort
+from paligemma_jax.errors import ConfigError
+
+F32, BF16 = Precision.FLOAT32, Precision.BFLOAT16
+PEERS = (Kind.HUGGING_FACE, Kind.HUGGING_FACE_COMPILED)
+ONCE = Effort(1, 1, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One process: an implementation of a model in a precision, in one of the repeats."""
+
+    model: str
+    kind: Kind
+    dtype: Precision
+    repeat: int
+    cases: tuple[Case, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A model at a size.
+
+    Attributes:
+      written: weights go through a checkpoint, so that the peers can have the same.
+      once: cases of the first repeat only, ours and the peers'.
+      each: cases of every repeat.
+      ours_once: cases that only this library is asked, in the first repeat, in the first precision.
+    """
+
+    model: str
+    kinds: tuple[Kind, ...]
+    dtypes: tuple[Precision, ...]
+    each: tuple[Case, ...]
+    once: tuple[Case, ...] = ()
+    ours_once: tuple[Case, ...] = ()
+    written: bool = True
+    repeats: int = 3
+    starts: int = 1
+    small: bool = False
+
+    def turns(self, repeat: int) -> list[Turn]:
+        """The processes of one repeat; every other repeat goes the other way around."""
+        turns = [
+            Turn(self.model, kind, dtype, repeat, self._cases(kind, dtype, repeat))
+            for dtype in self.dtypes
+            for kind in self.kinds
+            if kind is not Kind.SCANNED or dtype is F32
+        ]
+        turns = [turn for turn in turns if turn.cases]
+        return turns[::-1] if repeat % 2 else turns
+
+    def _cases(self, kind: Kind, dtype: Precision, repeat: int) -> tuple[Case, ...]:
+        if kind is Kind.SCANNED:
+            return tuple(c for c in self.each if isinstance(c, Decode) and c.batch == 1)
+        first = repeat == 0
+        cases: list[Case] = [Equality()] if first and self.written else []
+        if kind is Kind.OURS:
+            cases.append(MeasureCeilings(self.small))
+        cases += self.each
+        if first:
+            cases += self.once
+        if first and kind is Kind.OURS and dtype is self.dtypes[0]:
+            cases += self.ours_once
+        return tuple(cases)
+
+
+def entries(
+    size: str,
+    *,
+    models: Sequence[str] | None = None,
+    kinds: Sequence[Kind] | None = None,
+    dtypes: Sequence[Precision] | None = None,
+    repeats: int | None = None,
+    quick: bool = False,
+) -> list[Entry]:
+    """What is measured at a size; the other arguments narrow or change that.
+
+    Raises ConfigError for names that do not exist.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"There is no size {size!r}. {', '.join(SIZES)} fit.")
+    chosen = SIZES[size]
+    if models is not None:
+        by_model = {entry.model: entry for entry in chosen}
+        first = chosen[0]
+        chosen = [by_model.get(m, dataclasses.replace(first, model=m)) for m in models]
+    changes = {"kinds": kinds, "dtypes": dtypes, "repeats": repeats}
+    given = {k: tuple(v) if isinstance(v, Sequence) else v for k, v in changes.items() if v}
+    chosen = [dataclasses.replace(entry, **given) for entry in chosen]
+    for entry in chosen:
+        find_model(entry.model)
+    return [_quick(entry) for entry in chosen] if quick else chosen
+
+
+def _quick(entry: Entry) -> Entry:
+    """One repeat of what matters most."""
+    kinds = tuple(kind for kind in entry.kinds if kind is not Kind.SCANNED)
+    return dataclasses.replace(
+        entry, kinds=kinds, repeats=1, starts=0, once=(), ours_once=(DecodeMemory(),)
+    )
+
+
+def _batches(*batches: int, effort: Effort = Effort()) -> tuple[Case, ...]:
+    decode = [Decode(batch, effort=effort) for batch in batches]
+    return (*decode, *(FirstToken(batch, effort) for batch in batches if batch <= 8))
+
+
+_TRIAL = Effort(2, 2, 0)
+_TINY = Entry(
+    "tiny",
+    (Kind.OURS, Kind.SCANNED, Kind.HUGGING_FACE),
+    (F32,),
+    each=(Decode(1, 2, 10, _TRIAL), EncodeImages(1, _TRIAL), FirstToken(1, _TRIAL)),
+    ours_once=(LongAnswer(4, 16, _TRIAL), MixedLengths(), DecodeMemory()),
+    repeats=1,
+    small=True,
+)
+_CPU = Entry(
+    "mid",
+    (Kind.OURS, Kind.SCANNED, Kind.HUGGING_FACE),
+    (F32, BF16),
+    each=(Decode(1, 4, 36, Effort(2, 3, 6)), FirstToken(1), EncodeImages(1)),
+    once=(Decode(8, 2, 10, ONCE), FirstToken(8, ONCE), EncodeImages(8, Effort(2, 2))),
+    ours_once=(LongAnswer(), MixedLengths(), DecodeMemory()),
+)
+_GPU_EACH = (*_batches(1, 8, 64), EncodeImages(1), EncodeImages(8), EncodeImages(32))
+_GPU_3B = Entry(
+    "paligemma-3b-pt-224",
+    (Kind.OURS, *PEERS),
+    (BF16,),
+    each=_GPU_EACH,
+    ours_once=(LongAnswer(), MixedLengths(), DecodeMemory()),
+)
+_GPU_OURS = Entry(
+    "paligemma-3b-pt-448",
+    (Kind.OURS,),
+    (BF16,),
+    each=(FirstToken(1), FirstToken(8)),
+    written=False,
+    repeats=1,
+    starts=0,
+)
+_DECODE = (*_batches(1, 8), Decode(64))
+SIZES: dict[str, list[Entry]] = {
+    "tiny": [_TINY],
+    "cpu": [_CPU],
+    "gpu": [
+        _GPU_3B,
+        dataclasses.replace(_GPU_3B, model="paligemma2-3b-pt-224"),
+        _GPU_OURS,
+        dataclasses.replace(_GPU_OURS, model="paligemma-3b-pt-896", each=_DECODE),
+        dataclasses.replace(
+            _GPU_OURS, model="paligemma2-10b-pt-224", each=_DECODE, ours_once=(DecodeMemory(),)
+        ),
+        dataclasses.replace(
+            _GPU_OURS, model="paligemma2-28b-pt-224", each=_DECODE, ours_once=(DecodeMemory(),)
+        ),
+    ],
+}

@@ -1,0 +1,40 @@
+"""Models of random weights that are made on the device, for those too large to be written."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from paligemma_jax.benchmark.implementation import Precision
+from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.models.abstract import abstract_model
+from paligemma_jax.models.paligemma import PaliGemma
+
+SPREAD = 0.02  # of an initialisation
+
+
+def random_model(config: PaliGemmaConfig, dtype: Precision, seed: int = 0) -> PaliGemma:
+    """A model ready to answer; every number in it is random and differs from zero.
+
+    One array is made at a time, in its own dtype, so that the weights are all that must fit.
+    """
+    name = jnp.dtype(dtype.value)
+    graphdef, state = nnx.split(_inference_layout(config, name))
+    leaves, structure = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    filled = []
+    for key, leaf in zip(keys, leaves, strict=True):
+        filled.append(jax.block_until_ready(_fill(key, leaf.shape, leaf.dtype)))
+    return nnx.merge(graphdef, jax.tree.unflatten(structure, filled))
+
+
+def _inference_layout(config: PaliGemmaConfig, dtype: jnp.dtype) -> PaliGemma:
+    return abstract_model(config, dtype, dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
+def _fill(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    width = SPREAD * 3**0.5
+    values = jax.random.uniform(key, shape, dtype, -width, width)
+    return jnp.where(values == 0, jnp.asarray(SPREAD, dtype), values)

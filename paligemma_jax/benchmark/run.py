@@ -1,0 +1,142 @@
+"""The parent of all measuring processes: one after the other, the implementations in turn."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from paligemma_jax.benchmark.equality import Comparison, compare
+from paligemma_jax.benchmark.implementation import Kind
+from paligemma_jax.benchmark.models import find_model
+from paligemma_jax.benchmark.plan import Entry, Turn
+from paligemma_jax.benchmark.record import Record
+from paligemma_jax.benchmark.starting import start_to_first_token
+from paligemma_jax.benchmark.worker import LOAD, Job
+
+Progress = Callable[[str, int, int], None]  # what is going on, cases done, cases in all
+COLD, WARM = "cold start", "warm start"
+WORKER = "paligemma_jax.benchmark.worker"
+
+
+def run(
+    entries: Sequence[Entry], *, folder: Path | None, on_cpu: bool, progress: Progress
+) -> tuple[list[Record], list[Comparison]]:
+    """Measures everything; checkpoints are kept in `folder`, or removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="paligemma-bench-") as temporary:
+        runner = _Runner(Path(temporary), folder or Path(temporary), on_cpu, progress)
+        return runner.run(entries)
+
+
+class _Runner:
+    def __init__(self, work: Path, weights: Path, on_cpu: bool, progress: Progress):
+        self._work, self._weights, self._progress = work, weights, progress
+        self._environment = _environment(on_cpu) | {
+            "JAX_COMPILATION_CACHE_DIR": str(work / "compiled")
+        }
+        self._records: list[Record] = []
+        self._done = self._total = 0
+        self._missing: set[str] = set()
+
+    def run(self, entries: Sequence[Entry]) -> tuple[list[Record], list[Comparison]]:
+        self._total = sum(_steps(entry) for entry in entries)
+        comparisons = []
+        for entry in entries:
+            weights = self._checkpoint(entry)
+            for repeat in range(entry.repeats):
+                for turn in entry.turns(repeat):
+                    self._turn(turn, weights)
+            if weights is not None:
+                comparisons += compare(self._work, entry.model)
+                for repeat in range(entry.starts):
+                    self._starts(entry, weights, repeat)
+        self._progress("done", self._total, self._total)
+        return self._records, comparisons
+
+    def _checkpoint(self, entry: Entry) -> Path | None:
+        if not entry.written:
+            return None
+        from paligemma_jax.benchmark.synthetic import write_checkpoint
+
+        self._progress(f"{entry.model}: writing random weights", self._done, self._total)
+        path = self._weights / f"random-{entry.model}"
+        return write_checkpoint(path, find_model(entry.model))
+
+    def _turn(self, turn: Turn, weights: Path | None) -> None:
+        expected = len(turn.cases) + 1
+        before = self._done
+        if f"{turn.model} {turn.kind} {turn.dtype}" in self._missing:
+            self._done += expected
+            return
+        job = Job(**vars(turn), weights=weights, arrays=self._work)
+        what = f"{job.title}, repeat {turn.repeat + 1}"
+        names = [LOAD, *(case.name for case in turn.cases)]
+        self._progress(f"{what}: {LOAD}", self._done, self._total)
+        for record in self._process(job):
+            self._records.append(record)
+            self._done += 1
+            following = names[min(self._done - before, len(names) - 1)]
+            self._progress(f"{what}: {following}", self._done, self._total)
+            if record.case == LOAD and record.error:
+                self._missing.add(job.title)
+        self._done = before + expected
+
+    def _process(self, job: Job) -> Iterator[Record]:
+        """Records of a process of its own, as they come."""
+        description, log = self._work / "job.json", self._work / "log.txt"
+        description.write_text(json.dumps(job.to_dict()))
+        command = [sys.executable, "-m", WORKER, str(description)]
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                command, env=self._environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    yield Record.from_dict(json.loads(line))
+                code = process.wait()
+            finally:
+                process.kill()
+                process.wait()
+        if code:
+            last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
+            yield job.record("process", error=f"It ended with exit code {code}: {last[:300]}")
+
+    def _starts(self, entry: Entry, weights: Path, repeat: int) -> None:
+        """A start without any compiled program, then one with those that it has left."""
+        dtype = entry.dtypes[0]
+        cache = self._work / f"start-{entry.model}-{repeat}"
+        about = {"model": entry.model, "kind": Kind.OURS, "dtype": dtype, "repeat": repeat}
+        for case in (COLD, WARM):
+            self._progress(f"{entry.model}: {case}", self._done, self._total)
+            try:
+                found = start_to_first_token(weights, dtype, cache, self._environment)
+            except subprocess.CalledProcessError as e:
+                last = (e.stderr.strip().splitlines() or [""])[-1]
+                self._records.append(Record(**about, case=case, error=last[:300]))
+            else:
+                self._records.append(
+                    Record(**about, case=case, seconds=(found.pop("start"),), numbers=found)
+                )
+            self._done += 1
+
+
+def _steps(entry: Entry) -> int:
+    turns = [turn for repeat in range(entry.repeats) for turn in entry.turns(repeat)]
+    starts = 2 * entry.starts if entry.written else 0
+    return sum(len(turn.cases) + 1 for turn in turns) + starts
+
+
+def _environment(on_cpu: bool) -> dict[str, str]:
+    """The user's, with this package to be found, and no accelerator if so wanted."""
+    here = str(Path(__file__).parents[2])
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [here, *filter(None, [environment.get("PYTHONPATH")])]
+    )
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    if on_cpu:
+        environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return environment

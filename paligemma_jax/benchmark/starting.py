@@ -1,0 +1,62 @@
+"""From nothing to the first token in a fresh process: `python -m ...starting WEIGHTS DTYPE`.
+
+Prints one line of JSON: when the first token was there (seconds since the epoch; the parent knows
+when it started the process), and how long importing, loading and the first token took.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from paligemma_jax.benchmark.implementation import Precision
+
+
+def start_to_first_token(
+    weights: Path, dtype: Precision, cache: Path, environment: dict[str, str]
+) -> dict[str, float]:
+    """Seconds of a whole start (`start`) and of its parts, with compiled programs kept in `cache`.
+
+    Raises subprocess.CalledProcessError with what the process said.
+    """
+    environment = environment | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",  # as the command has it
+    }
+    command = [sys.executable, "-m", __name__, str(weights), dtype.value]
+    began = time.time()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {"start": found.pop("at") - began, **found}
+
+
+def main() -> None:
+    """The fresh process."""
+    weights, dtype = Path(sys.argv[1]), Precision(sys.argv[2])
+    begin = time.perf_counter()
+    import jax
+
+    from paligemma_jax.benchmark.cases import random_prompts
+    from paligemma_jax.benchmark.ours import open_ours
+
+    jax.local_devices()
+    imported = time.perf_counter()
+    ours = open_ours(weights, dtype)
+    jax.block_until_ready(ours.model)
+    loaded = time.perf_counter()
+    ours.first_token(*random_prompts(ours.config, 1))()
+    end = time.perf_counter()
+    found = {
+        "at": time.time(),
+        "import": imported - begin,
+        "load": loaded - imported,
+        "first_token": end - loaded,
+    }
+    print(json.dumps(found), flush=True)
+    os._exit(0)  # nothing is left to tidy up
+
+
+if __name__ == "__main__":
+    main()

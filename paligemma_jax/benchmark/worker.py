@@ -1,0 +1,187 @@
+"""One process that measures one implementation: `python -m paligemma_jax.benchmark.worker JOB`.
+
+JOB is a file that `Job` describes. A line of JSON (see `record`) goes to standard output for each
+case as soon as it is done; whatever else is printed goes to standard error.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paligemma_jax.benchmark.cases import Case, Outcome, Subject, case_from_dict, case_to_dict
+from paligemma_jax.benchmark.implementation import (
+    Implementation,
+    Kind,
+    Precision,
+    open_implementation,
+)
+from paligemma_jax.benchmark.models import find_model
+from paligemma_jax.benchmark.record import Record
+from paligemma_jax.benchmark.resident import most_resident
+from paligemma_jax.errors import ConfigError, PaliGemmaError
+
+LOAD = "load"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What one process is to do.
+
+    Attributes:
+      weights: a Hugging Face directory; None makes random weights on the device.
+      arrays: the directory for what is to be compared.
+    """
+
+    model: str
+    kind: Kind
+    dtype: Precision
+    repeat: int
+    cases: tuple[Case, ...]
+    weights: Path | None
+    arrays: Path
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.model} {self.kind} {self.dtype}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return vars(self) | {
+            "cases": [case_to_dict(case) for case in self.cases],
+            "weights": None if self.weights is None else str(self.weights),
+            "arrays": str(self.arrays),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Job":
+        """Inverse of `to_dict`."""
+        return cls(
+            values["model"],
+            Kind(values["kind"]),
+            Precision(values["dtype"]),
+            values["repeat"],
+            tuple(case_from_dict(case) for case in values["cases"]),
+            None if values["weights"] is None else Path(values["weights"]),
+            Path(values["arrays"]),
+        )
+
+    def record(self, case: str, **found: Any) -> Record:
+        """A record of this job."""
+        return Record(
+            model=self.model,
+            kind=self.kind,
+            dtype=self.dtype,
+            repeat=self.repeat,
+            case=case,
+            **found,
+        )
+
+    @property
+    def arrays_file(self) -> Path:
+        """Where the arrays to compare are."""
+        return self.arrays / f"{self.model}-{self.kind}-{self.dtype}.npz"
+
+
+def run_job(job: Job, report: Callable[[Record], None]) -> None:
+    """Loads, then measures case after case; what goes wrong becomes a record too."""
+    config = find_model(job.model)
+    bare = _bare_bytes(job.kind)
+    start = time.perf_counter()
+    try:
+        implementation = _open(job)
+    except PaliGemmaError as e:
+        report(job.record(LOAD, error=str(e)))
+        return
+    seconds = time.perf_counter() - start
+    report(job.record(LOAD, seconds=(seconds,), others=(0.0,), peak_bytes=most_resident()))
+    subject = Subject(implementation, job.kind, config, bare)
+    for case in job.cases:
+        try:
+            report(_measure(job, case, subject))
+        except Exception as e:  # the other cases may work: such as memory for a smaller batch
+            first = (str(e).splitlines() or [""])[0]
+            report(job.record(case.name, error=f"{type(e).__name__}: {first[:300]}"))
+
+
+def _measure(job: Job, case: Case, subject: Subject) -> Record:
+    compiled: dict[str, Any] = {}
+    if job.kind in (Kind.OURS, Kind.SCANNED):
+        from paligemma_jax.benchmark.compiles import Compilations
+
+        counted = Compilations()
+        outcome = case.run(subject)
+        counted.stop()
+        compiled = {"compilations": counted.total, "compile_seconds": counted.seconds}
+    else:
+        outcome = case.run(subject)
+    return _record(job, case, subject, outcome, compiled)
+
+
+def _record(
+    job: Job, case: Case, subject: Subject, outcome: Outcome, compiled: dict[str, Any]
+) -> Record:
+    if outcome.arrays:
+        np.savez(job.arrays_file, allow_pickle=False, **outcome.arrays)
+    work = case.work(subject.config, job.dtype)
+    return job.record(
+        case.name,
+        seconds=tuple(sample.seconds for sample in outcome.samples),
+        others=tuple(sample.others for sample in outcome.samples),
+        rows=case.rows,
+        flops=tuple(part.flops for part in work),
+        bytes=tuple(part.bytes for part in work),
+        peak_bytes=subject.implementation.peak_bytes(),
+        numbers={name: float(number) for name, number in outcome.numbers.items()},
+        **compiled,
+    )
+
+
+def _open(job: Job) -> Implementation:
+    if job.weights is not None:
+        return open_implementation(job.kind, job.weights, job.dtype)
+    if job.kind is not Kind.OURS:
+        raise ConfigError(
+            f"{job.kind} needs a checkpoint to load, and none of {job.model} is written. "
+            "This library alone can be measured without."
+        )
+    from paligemma_jax.benchmark.ours import Ours
+    from paligemma_jax.benchmark.random_model import random_model
+
+    return Ours(random_model(find_model(job.model), job.dtype))
+
+
+def _bare_bytes(kind: Kind) -> int:
+    """What the process holds with its libraries loaded and no model: 0 for a peer."""
+    if kind is not Kind.OURS:
+        return 0
+    import jax.numpy as jnp
+
+    import paligemma_jax.benchmark.ours  # noqa: F401
+    from paligemma_jax.benchmark.memory import held_bytes
+
+    (jnp.zeros(8) + 1).block_until_ready()
+    return held_bytes()
+
+
+def main() -> None:
+    """The process."""
+    job = Job.from_dict(json.loads(Path(sys.argv[1]).read_text()))
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries may print
+
+    def report(record: Record) -> None:
+        print(json.dumps(record.to_dict()), file=out, flush=True)
+
+    run_job(job, report)
+
+
+if __name__ == "__main__":
+    main()
