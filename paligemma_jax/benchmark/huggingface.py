@@ -99,8 +99,10 @@ class HuggingFace:
         import torch
 
         config = self._model.config
-        images_ids = np.full((len(tokens), config.text_config.num_image_tokens), _image(config))
-        ids = np.concatenate([images_ids, tokens], axis=1).astype(np.int64)
+        pictures = np.full(
+            (len(tokens), config.text_config.num_image_tokens), config.image_token_id
+        )
+        ids = np.concatenate([pictures, tokens], axis=1).astype(np.int64)
         where = self._model.device
         return {
             "input_ids": torch.tensor(ids, device=where),
@@ -112,7 +114,7 @@ class HuggingFace:
     def _pixels(self, images: np.ndarray) -> "torch.Tensor":
         import torch
 
-        pixels = torch.tensor(np.moveaxis(images, -1, 1)).contiguous()
+        pixels = torch.tensor(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
         return pixels.to(self._model.device, self._model.dtype)
 
     def _faster(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -164,7 +166,7 @@ def open_huggingface(weights: Path, dtype: str, *, compiled: bool = False) -> Hu
         raise MissingExtraError("Measuring Hugging Face's implementation", "parity") from e
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(_cores())
     model: Any = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
         weights, dtype=getattr(torch, dtype), local_files_only=True
     ).eval()
@@ -173,6 +175,12 @@ def open_huggingface(weights: Path, dtype: str, *, compiled: bool = False) -> Hu
     if compiled:
         _try_static_cache(HuggingFace(model, compiled=False))
     return HuggingFace(model, compiled=compiled)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _try_static_cache(eager: HuggingFace) -> None:
@@ -206,10 +214,6 @@ def _compiled_generation(on_gpu: bool) -> dict[str, Any]:
     compilation: Any = transformers.CompileConfig(**_compile_options(on_gpu))
     compilation._compile_all_devices = True
     return {"cache_implementation": "static", "compile_config": compilation}
-
-
-def _image(config: Any) -> int:
-    return config.image_token_id
 
 
 def _numbers(tokens: "torch.Tensor") -> np.ndarray:

@@ -1,0 +1,138 @@
+"""Checkpoints of random weights: equal from equal arguments, complete, and nowhere zero."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paligemma_jax.benchmark.hub_files import make_tokenizer, smallest_vocabulary
+from paligemma_jax.benchmark.models import TINY
+from paligemma_jax.benchmark.random_tensors import FILLER_ROWS, RandomTensors
+from paligemma_jax.benchmark.synthetic import write_checkpoint
+from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.errors import CheckpointError
+from paligemma_jax.processing.tokenizer import Tokenizer
+from paligemma_jax.weights import open_checkpoint
+from paligemma_jax.weights.hf_names import EMBEDDING
+
+GEMMA2 = dataclasses.replace(
+    TINY,
+    llm=dataclasses.replace(
+        TINY.llm, num_kv_heads=2, post_norms=True, attn_logit_softcap=50.0, final_logit_softcap=20.0
+    ),
+)
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    with open_checkpoint(folder) as checkpoint:
+        return dict(checkpoint.tensors("float32"))
+
+
+@pytest.mark.parametrize("config", [TINY, GEMMA2])
+def test_loads_as_it_was_asked_for(config: PaliGemmaConfig, tmp_path: Path):
+    folder = write_checkpoint(tmp_path / "weights", config)
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.config == config
+
+
+@pytest.mark.parametrize("config", [TINY, GEMMA2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_no_weight_is_zero_or_huge(config: PaliGemmaConfig, dtype: str, tmp_path: Path):
+    for array in arrays(write_checkpoint(tmp_path / "weights", config, dtype=dtype)).values():
+        assert np.all(np.isfinite(array)) and np.all(array != 0)
+        assert np.abs(array).max() < 100
+
+
+def test_seeds(tmp_path: Path):
+    same = [arrays(write_checkpoint(tmp_path / name, TINY, seed=3)) for name in "ab"]
+    other = arrays(write_checkpoint(tmp_path / "c", TINY, seed=4))
+    for name, array in same[0].items():
+        np.testing.assert_array_equal(array, same[1][name])
+        assert np.mean(array == other[name]) < 0.1
+
+
+def test_dtypes_differ_by_rounding_only(tmp_path: Path):
+    exact = arrays(write_checkpoint(tmp_path / "exact", TINY, dtype="float32"))
+    rounded = arrays(write_checkpoint(tmp_path / "rounded", TINY, dtype="bfloat16"))
+    for name, array in exact.items():
+        np.testing.assert_allclose(rounded[name], array, rtol=2**-8)
+
+
+def test_no_two_tokens_share_a_row():
+    table = RandomTensors(TINY, seed=0, dtype="bfloat16").whole(EMBEDDING)
+    assert len(np.unique(table.view(np.uint16), axis=0)) == TINY.llm.vocab_size + FILLER_ROWS
+
+
+def test_end_and_filler_are_never_the_likeliest():
+    table = RandomTensors(TINY, seed=0, dtype="float32").whole(EMBEDDING)
+    length = np.linalg.norm(table, axis=1)
+    ordinary = np.delete(length[: TINY.llm.vocab_size], 1)
+    assert max(length[1], length[TINY.llm.vocab_size :].max()) < ordinary.min() / 50
+
+
+def test_what_is_there_is_taken_as_it_is(tmp_path: Path):
+    folder = write_checkpoint(tmp_path / "weights", TINY)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert write_checkpoint(folder, TINY) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(CheckpointError, match="holds something else"):
+        write_checkpoint(folder, TINY, seed=1)
+
+
+def test_foreign_directory_is_left_alone(tmp_path: Path):
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(CheckpointError, match="Choose another one"):
+        write_checkpoint(tmp_path, TINY)
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_weights_of_an_earlier_version_are_replaced(tmp_path: Path):
+    folder = write_checkpoint(tmp_path / "weights", TINY)
+    record = folder / "random-weights.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"version": 0}))
+    (folder / "model.safetensors").write_bytes(b"")
+    write_checkpoint(folder, TINY)
+    assert arrays(folder)
+
+
+def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(RandomTensors, "blocks", fail)
+    with pytest.raises(RuntimeError):
+        write_checkpoint(tmp_path / "weights", TINY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_paligemma_2_has_its_published_cap(tmp_path: Path):
+    llm = dataclasses.replace(GEMMA2.llm, final_logit_softcap=0.0)
+    folder = write_checkpoint(tmp_path / "weights", dataclasses.replace(GEMMA2, llm=llm))
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.config.llm.final_logit_softcap == 30.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "written"), [(None, 56, 4096), (None, 896, 8192), (6, 56, 6)]
+)
+def test_window(asked: int | None, size: int, written: int, tmp_path: Path):
+    img = dataclasses.replace(TINY.img, image_size=size)
+    llm = dataclasses.replace(GEMMA2.llm, sliding_window=asked)
+    config = dataclasses.replace(TINY, img=img, llm=llm)
+    folder = write_checkpoint(tmp_path / "weights", config)
+    values = json.loads((folder / "config.json").read_text())
+    assert values["text_config"]["sliding_window"] == written
+
+
+def test_tokenizer_where_there_is_room(tmp_path: Path):
+    assert not (write_checkpoint(tmp_path / "small", TINY) / "tokenizer.model").exists()
+    size = smallest_vocabulary()
+    llm = dataclasses.replace(TINY.llm, vocab_size=size)
+    folder = write_checkpoint(tmp_path / "large", dataclasses.replace(TINY, llm=llm))
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
+    assert tokenizer.vocab_size == size
+    assert tokenizer.decode(tokenizer.encode("a cat")) == "a cat"
+    with pytest.raises(ValueError, match="do not hold"):
+        make_tokenizer(size - 1)
