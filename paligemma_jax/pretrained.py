@@ -7,13 +7,14 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.models.abstract import from_params
 from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.unrolled import UnrolledParams
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.mask_codec import MaskCodec
 from paligemma_jax.processing.processor import Processor
 from paligemma_jax.resolve import find_checkpoint
 from paligemma_jax.weights.arrays import DTypeLike, as_float_dtype
 from paligemma_jax.weights.checkpoint import Checkpoint, open_checkpoint
-from paligemma_jax.weights.load import load_from
+from paligemma_jax.weights.load import load_from, load_leaves, with_resolution
 from paligemma_jax.weights.source import Progress
 
 
@@ -50,9 +51,11 @@ def from_pretrained(
     ) as checkpoint:
         processor = _processor(checkpoint, resolution)
         vae = checkpoint.mask_codec
-        loaded, params = load_from(checkpoint, name, resolution=resolution, progress=progress)
+        layout = UnrolledParams(config := with_resolution(checkpoint.config, resolution))
+        for path, array in load_leaves(checkpoint, config, name, progress=progress):
+            layout.add(path, array)
     codec = None if vae is None else MaskCodec(vae)
-    return Pipeline(from_params(loaded, params, name), processor, codec)
+    return Pipeline(layout.model(name), processor, codec)
 
 
 def load_model(

@@ -24,7 +24,7 @@ from paligemma_jax.generation.loop import (
 from paligemma_jax.generation.observer import Observer
 from paligemma_jax.generation.sampling import Sampler
 from paligemma_jax.generation.stopping import StopStrings
-from paligemma_jax.models.attention import KVCache
+from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.buckets import bucket
 

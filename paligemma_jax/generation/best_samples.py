@@ -1,6 +1,5 @@
 """Several drawn answers to each prompt, the likeliest first; the prompt is read once."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.ranking import answer_score
 from paligemma_jax.generation.sampling import Greedy, Sampler, Temperature
 from paligemma_jax.generation.stopping import StopStrings
-from paligemma_jax.models.attention import KVCache
+from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 
@@ -108,10 +107,4 @@ def sample_seeds(seeds: np.ndarray, samples: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames=("times",))
 def _repeat(logits: jax.Array, cache: KVCache, times: int) -> tuple[jax.Array, KVCache]:
     """Each row `times` times, side by side."""
-    return jnp.repeat(logits, times, axis=0), dataclasses.replace(
-        cache,
-        k=jnp.repeat(cache.k, times, axis=1),
-        v=jnp.repeat(cache.v, times, axis=1),
-        valid=jnp.repeat(cache.valid, times, axis=0),
-        positions=jnp.repeat(cache.positions, times, axis=0),
-    )
+    return jnp.repeat(logits, times, axis=0), cache.repeat_rows(times)

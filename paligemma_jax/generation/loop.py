@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from paligemma_jax.generation.constraint import Constraint
 from paligemma_jax.generation.observer import Observer
 from paligemma_jax.generation.sampling import Sampler
-from paligemma_jax.models.attention import KVCache
+from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 
 _STATIC: dict[str, Any] = {"static": True}

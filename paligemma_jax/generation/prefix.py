@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.loop import prefill
-from paligemma_jax.models.attention import KVCache
+from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 

@@ -20,7 +20,7 @@ from paligemma_jax.errors import ConfigError, InvalidPromptError
 from paligemma_jax.generation.encoded import group_by_picture_count, prepare
 from paligemma_jax.generation.packing import pack
 from paligemma_jax.generation.prefix import read_prefix
-from paligemma_jax.models.attention import KVCache
+from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.processing.candidates import candidate_tokens

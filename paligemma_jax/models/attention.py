@@ -1,54 +1,21 @@
-"""Prefix-LM masks, rotary embedding, grouped-query attention and the key-value cache.
+"""Rotary embedding and grouped-query attention.
 
 Letters: B batch, T query tokens, S key slots, N query heads, K key-value heads, G = N // K query
-heads a key-value head, H head width, L layers.
+heads a key-value head, H head width.
 """
 
-import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from paligemma_jax.models.layers import DType
+from paligemma_jax.models.masks import Layer, Mask
 
 MASKED_LOGIT = -2.3819763e38  # most negative float32 that survives a cast to bfloat16
 ROPE_MAX_WAVELENGTH = 10_000
-
-
-def prefix_lm_mask(
-    mask_ar: Int[Array, "B T"], input_mask: Bool[Array, "B T"]
-) -> Bool[Array, "B T T"]:
-    """Which token (row) may look at which (column): big_vision's `mask_ar` rule.
-
-    `mask_ar[i] == 1` says that tokens before i must not see i; runs of 0 form one block that sees
-    itself fully. With three prefix tokens and two of an answer, mask_ar = 0 0 0 1 1:
-
-        # # # . .
-        # # # . .
-        # # # . .
-        # # # # .
-        # # # # #
-    """
-    block = jnp.cumsum(mask_ar, axis=1)
-    visible = block[:, None, :] <= block[:, :, None]
-    return visible & input_mask[:, None, :] & input_mask[:, :, None]
-
-
-def sliding_window_mask(
-    mask: Bool[Array, "B T S"],
-    query_positions: Int[Array, "B T"],
-    key_positions: Int[Array, "B S"],
-    same_block: Bool[Array, "B T S"],
-    window: int,
-) -> Bool[Array, "B T S"]:
-    """Narrows `mask` to the last `window` positions, except inside one bidirectional block.
-
-    Hugging Face's rule for the even layers of Gemma 2: image and prompt see each other whole,
-    answer tokens look back `window` positions, themselves included.
-    """
-    near = query_positions[:, :, None] - key_positions[:, None, :] < window
-    return mask & (near | same_block)
+LONGEST_AT_ONCE = 2048  # queries; 1024 image tokens (448 pixels) and their text go at once
+QUERY_BLOCK = 512
 
 
 def rotary_embedding(
@@ -71,17 +38,13 @@ def soft_cap(logits: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
 
 def attention_weights(
     q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], mask: Bool[Array, "B T S"], cap: float
-) -> Float[Array, "B K G T S"]:
+) -> Float[Array, "B N T S"]:
     """How much each query looks at each key: float32, sums to 1 over S, 0 where masked.
 
     Queries come scaled. A query that may see nothing (padding) gets 1 / S everywhere.
     """
-    batch, length, heads, width = q.shape
-    kv_heads = k.shape[1]
-    q = q.reshape(batch, length, kv_heads, heads // kv_heads, width)
-    logits = jnp.einsum("BTKGH,BKSH->BKGTS", q, k, preferred_element_type=jnp.float32)
-    logits = jnp.where(mask[:, None, None], soft_cap(logits, cap), MASKED_LOGIT)
-    return jax.nn.softmax(logits, axis=-1)
+    batch, length, heads, _ = q.shape
+    return _weights(_grouped(q, k.shape[1]), k, mask, cap).reshape(batch, heads, length, -1)
 
 
 def grouped_query_attention(
@@ -92,86 +55,66 @@ def grouped_query_attention(
     cap: float,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention, N // K query heads a key head; queries come scaled, softmax is float32."""
-    weights = attention_weights(q, k, mask, cap).astype(v.dtype)
-    out = jnp.einsum("BKGTS,BKSH->BTKGH", weights, v, preferred_element_type=jnp.float32)
-    return out.reshape(q.shape).astype(q.dtype)
+    batch, length, heads, width = q.shape
+    weights = _weights(_grouped(q, k.shape[1]), k, mask, cap).astype(v.dtype)
+    out = jnp.einsum("BKRS,BKSH->BKRH", weights, v, preferred_element_type=jnp.float32)
+    out = out.astype(q.dtype).reshape(batch, heads, length, width)
+    return out.swapaxes(1, 2)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KVCache:
-    """Rotated keys and values of every layer, slot by slot.
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    mask: Mask,
+    layer: Layer,
+    cap: float,
+) -> Float[Array, "B T N H"]:
+    """`grouped_query_attention` as `mask` has it for this layer.
 
-    A prompt fills slots 0..T-1 (a shorter row leaves its padding slots unused), each generated
-    token the next slot, the same one for every row; `valid` and `positions` say what a slot holds.
-    Rows that go on at different paces have a `length` each.
+    Long sequences go through in blocks of queries, so that neither weights nor mask of all T x S
+    pairs are ever held; the results are the same.
     """
 
-    k: jax.Array  # [L, B, K, S, H]
-    v: jax.Array  # [L, B, K, S, H]
-    valid: jax.Array  # bool[B, S]
-    positions: jax.Array  # i32[B, S], place in the row's own sequence
-    length: jax.Array  # i32[], slots in use; or i32[B], of each row
+    def of_rows(q: jax.Array, start: jax.Array) -> jax.Array:
+        seen = mask.rows(start, q.shape[1]).visible(layer)
+        return grouped_query_attention(q, k, v, seen, cap)
 
-    def write(self, layer: jax.Array, k: jax.Array, v: jax.Array) -> "KVCache":
-        """Stores k, v [B, K, T, H] of one layer at slots length..length+T-1."""
-        if self.length.ndim:
-            rows, slots = self._own_slots(k.shape[2])
-            k, v = (x.swapaxes(1, 2).astype(self.k.dtype) for x in (k, v))
-            return dataclasses.replace(
-                self,
-                k=self.k.at[layer, rows, :, slots].set(k),
-                v=self.v.at[layer, rows, :, slots].set(v),
-            )
-        start = (layer, 0, 0, self.length, 0)
-        return dataclasses.replace(
-            self,
-            k=jax.lax.dynamic_update_slice(self.k, k[None].astype(self.k.dtype), start),
-            v=jax.lax.dynamic_update_slice(self.v, v[None].astype(self.v.dtype), start),
-        )
-
-    def read(self, layer: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values [B, K, S, H] of one layer."""
-        return (
-            jax.lax.dynamic_index_in_dim(self.k, layer, keepdims=False),
-            jax.lax.dynamic_index_in_dim(self.v, layer, keepdims=False),
-        )
-
-    def claim(self, valid: jax.Array, positions: jax.Array) -> "KVCache":
-        """Marks the next T slots with valid bool[B, T], positions i32[B, T]; length unchanged."""
-        if self.length.ndim:
-            rows, slots = self._own_slots(valid.shape[1])
-            return dataclasses.replace(
-                self,
-                valid=self.valid.at[rows, slots].set(valid),
-                positions=self.positions.at[rows, slots].set(positions),
-            )
-        start = (0, self.length)
-        return dataclasses.replace(
-            self,
-            valid=jax.lax.dynamic_update_slice(self.valid, valid, start),
-            positions=jax.lax.dynamic_update_slice(self.positions, positions, start),
-        )
-
-    def advance(self, tokens: int) -> "KVCache":
-        """Counts `tokens` more slots as used."""
-        return dataclasses.replace(self, length=self.length + tokens)
-
-    def _own_slots(self, tokens: int) -> tuple[jax.Array, jax.Array]:
-        """Rows [B, 1] and their next slots [B, T], where every row has its own length."""
-        slots = self.length[:, None] + jnp.arange(tokens)
-        return jnp.arange(slots.shape[0])[:, None], slots
+    return in_query_blocks(of_rows, q)
 
 
-def empty_cache(
-    depth: int, batch: int, kv_heads: int, slots: int, head_dim: int, dtype: DType
-) -> KVCache:
-    """A cache with nothing in it."""
-    shape = (depth, batch, kv_heads, slots, head_dim)
-    return KVCache(
-        k=jnp.zeros(shape, dtype),
-        v=jnp.zeros(shape, dtype),
-        valid=jnp.zeros((batch, slots), bool),
-        positions=jnp.zeros((batch, slots), jnp.int32),
-        length=jnp.zeros((), jnp.int32),
-    )
+def in_query_blocks(
+    attend: Callable[[jax.Array, jax.Array], jax.Array], q: Float[Array, "B T N H"]
+) -> Float[Array, "B T N H"]:
+    """`attend(q, 0)`; for a long sequence of some queries at a time, with the first one's place."""
+    length = q.shape[1]
+    if length <= LONGEST_AT_ONCE:
+        return attend(q, jnp.zeros((), jnp.int32))
+    blocks = -(-length // QUERY_BLOCK)
+    last = length - QUERY_BLOCK  # the last block overlaps the one before it
+
+    def block(number: jax.Array) -> jax.Array:
+        start = jnp.minimum(number * QUERY_BLOCK, last)
+        return attend(jax.lax.dynamic_slice_in_dim(q, start, QUERY_BLOCK, axis=1), start)
+
+    out = jnp.moveaxis(jax.lax.map(block, jnp.arange(blocks)), 0, 1)
+    whole = out[:, :-1].reshape(q.shape[0], -1, *q.shape[2:])
+    rest = length - whole.shape[1]
+    return jnp.concatenate([whole, out[:, -1, QUERY_BLOCK - rest :]], axis=1)
+
+
+def _grouped(q: Float[Array, "B T N H"], kv_heads: int) -> Float[Array, "B K GT H"]:
+    """Queries of one key head side by side: one product for each key head, not for each query's."""
+    batch, length, heads, width = q.shape
+    return q.swapaxes(1, 2).reshape(batch, kv_heads, heads // kv_heads * length, width)
+
+
+def _weights(
+    q: Float[Array, "B K GT H"], k: Float[Array, "B K S H"], mask: Bool[Array, "B T S"], cap: float
+) -> Float[Array, "B K GT S"]:
+    batch, kv_heads, rows, _ = q.shape
+    _, length, slots = mask.shape
+    logits = jnp.einsum("BKRH,BKSH->BKRS", q, k, preferred_element_type=jnp.float32)
+    logits = logits.reshape(batch, kv_heads, rows // length, length, slots)
+    logits = jnp.where(mask[:, None, None], soft_cap(logits, cap), MASKED_LOGIT)
+    return jax.nn.softmax(logits, axis=-1).reshape(batch, kv_heads, rows, slots)

@@ -12,10 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from paligemma_jax.config import GemmaConfig
 from paligemma_jax.errors import ConfigError
+from paligemma_jax.models.masks import Layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class AttentionSummary(Protocol):
     def start(self, config: GemmaConfig, region: Region) -> Any: ...
 
     def see(
-        self, region: Region, seen: Any, weights: Float[Array, "B N S S"], layer: Int[Array, ""]
+        self, region: Region, seen: Any, weights: Float[Array, "B N S S"], layer: Layer
     ) -> Any: ...
 
     def finish(self, region: Region, seen: Any) -> Float[Array, "B ... A K"]: ...
@@ -66,7 +67,7 @@ class MeanAttention:
         region: Region,
         seen: tuple[jax.Array, jax.Array],
         weights: Float[Array, "B N S S"],
-        layer: Int[Array, ""],
+        layer: Layer,
     ) -> tuple[jax.Array, jax.Array]:
         share, mean = seen
         heads = _chosen("head", self.heads, weights.shape[1])
@@ -93,7 +94,7 @@ class AttentionRollout:
         region: Region,
         seen: Float[Array, "B S S"],
         weights: Float[Array, "B N S S"],
-        layer: Int[Array, ""],
+        layer: Layer,
     ) -> Float[Array, "B S S"]:
         return (jnp.einsum("BTS,BSU->BTU", jnp.mean(weights, axis=1), seen) + seen) / 2
 
@@ -114,7 +115,7 @@ class EveryHead:
         region: Region,
         seen: Float[Array, "L B N A K"],
         weights: Float[Array, "B N S S"],
-        layer: Int[Array, ""],
+        layer: Layer,
     ) -> Float[Array, "L B N A K"]:
         return seen.at[layer].set(region.cut(weights))
 

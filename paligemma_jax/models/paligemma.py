@@ -12,14 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.models.attention import (
-    KVCache,
-    empty_cache,
-    prefix_lm_mask,
-    sliding_window_mask,
-)
+from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.gemma import Gemma, Seen
 from paligemma_jax.models.layers import DType
+from paligemma_jax.models.masks import Layer, PrefixMask, SlotMask
 from paligemma_jax.models.siglip import SigLIP
 
 
@@ -86,8 +82,8 @@ class PaliGemma(nnx.Module):
     ) -> Float[Array, "B T W"]:
         """Final hidden states of the text positions, before the output head."""
         mask_input = jnp.ones(tokens.shape, bool)
-        x, positions, masks, _ = self._sequence(image_tokens, tokens, mask_ar, mask_input)
-        return self.llm(x, positions, masks)[:, image_tokens.shape[1] :]
+        x, mask = self._sequence(image_tokens, tokens, mask_ar, mask_input)
+        return self.llm(x, mask.query_positions, mask)[:, image_tokens.shape[1] :]
 
     def watch(
         self,
@@ -95,31 +91,24 @@ class PaliGemma(nnx.Module):
         tokens: Int[Array, "B T"],
         mask_ar: Int[Array, "B T"],
         mask_input: Bool[Array, "B T"],
-        see: Callable[[Seen, jax.Array, jax.Array], Seen],
+        see: Callable[[Seen, jax.Array, Layer], Seen],
         seen: Seen,
     ) -> tuple[Float[Array, "B T W"], Seen]:
         """As `hidden`, and what `see` made of every layer's attention; see `Gemma.watch`.
 
         Queries and keys are image tokens, then text; padding (`mask_input` False) is seen by none.
         """
-        x, positions, masks, _ = self._sequence(image_tokens, tokens, mask_ar, mask_input)
-        hidden, seen = self.llm.watch(x, positions, masks, see, seen)
+        x, mask = self._sequence(image_tokens, tokens, mask_ar, mask_input)
+        hidden, seen = self.llm.watch(x, mask.query_positions, mask, see, seen)
         return hidden[:, image_tokens.shape[1] :], seen
 
     def attention_masks(
         self, mask_ar: Int[Array, "B S"], input_mask: Bool[Array, "B S"]
     ) -> Bool[Array, "M B S S"]:
         """Masks over a whole sequence of image and text tokens, one for each kind of layer."""
-        full = prefix_lm_mask(mask_ar, input_mask)
-        window = self.config.llm.sliding_window
-        if window is None:
-            return full[None]
-        block = jnp.cumsum(mask_ar, axis=1)
-        same_block = block[:, :, None] == block[:, None, :]
-        positions = _positions(input_mask)
-        return jnp.stack(
-            [sliding_window_mask(full, positions, positions, same_block, window), full]
-        )
+        mask = PrefixMask.of(mask_ar, input_mask, self.config.llm.sliding_window)
+        kinds = 1 if mask.window is None else 2
+        return jnp.stack([mask.visible(layer) for layer in range(kinds)])
 
     def prefill(
         self,
@@ -133,11 +122,10 @@ class PaliGemma(nnx.Module):
 
         Rows may differ in length: padding on the right, `mask_input` False there.
         """
-        x, positions, masks, valid = self._sequence(image_tokens, tokens, mask_ar, mask_input)
-        c = self.config.llm
-        cache = empty_cache(c.depth, x.shape[0], c.num_kv_heads, slots, c.head_dim, self.dtype)
-        cache = cache.claim(valid, positions)
-        hidden, cache = self.llm.prefill(x, positions, masks, cache)
+        x, mask = self._sequence(image_tokens, tokens, mask_ar, mask_input)
+        cache = self.llm.empty_cache(x.shape[0], slots)
+        cache = cache.claim(mask.query_valid, mask.query_positions)
+        hidden, cache = self.llm.prefill(x, mask.query_positions, mask, cache)
         last = image_tokens.shape[1] + jnp.sum(mask_input, axis=1) - 1
         hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
         return self.llm.logits(hidden)[:, 0], cache.advance(x.shape[1])
@@ -181,42 +169,32 @@ class PaliGemma(nnx.Module):
         last = jnp.max(jnp.where(cache.valid, cache.positions, -1), axis=1)
         positions = last[:, None] + jnp.sum(own, axis=2)
         prompt = jnp.broadcast_to(cache.valid[:, None, :], (*tokens.shape, cache.valid.shape[1]))
-        masks = jnp.concatenate([prompt, own], axis=2)[None]
-        window = self.config.llm.sliding_window
-        if window is not None:
-            keys = jnp.concatenate([cache.positions, positions], axis=1)
-            near = sliding_window_mask(masks[0], positions, keys, jnp.zeros_like(masks[0]), window)
-            masks = jnp.stack([near, masks[0]])
-        return self.llm.branch(self.llm.embedder.encode(tokens), positions, masks, cache)
+        keys = jnp.concatenate([cache.positions, positions], axis=1)
+        mask = self._slot_mask(jnp.concatenate([prompt, own], axis=2), positions, keys)
+        return self.llm.branch(self.llm.embedder.encode(tokens), positions, mask, cache)
 
     def _extend(
         self, tokens: jax.Array, positions: jax.Array, visible: jax.Array, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
         """Logits of tokens whose slots are claimed already."""
-        masks = visible[None]
-        window = self.config.llm.sliding_window
-        if window is not None:
-            near = sliding_window_mask(
-                visible, positions, cache.positions, jnp.zeros_like(visible), window
-            )
-            masks = jnp.stack([near, visible])
+        mask = self._slot_mask(visible, positions, cache.positions)
         x = self.llm.embedder.encode(tokens)
-        hidden, cache = self.llm.extend(x, positions, masks, cache)
+        hidden, cache = self.llm.extend(x, positions, mask, cache)
         return self.llm.logits(hidden), cache.advance(tokens.shape[1])
+
+    def _slot_mask(
+        self, seen: jax.Array, query_positions: jax.Array, key_positions: jax.Array
+    ) -> SlotMask:
+        return SlotMask(seen, query_positions, key_positions, self.config.llm.sliding_window)
 
     def _sequence(
         self, image_tokens: jax.Array, tokens: jax.Array, mask_ar: jax.Array, mask_input: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Embeddings, positions, masks and validity of images followed by text."""
+    ) -> tuple[jax.Array, PrefixMask]:
+        """Embeddings of images followed by text, and what they may look at."""
         x = jnp.concatenate(
             [image_tokens.astype(self.dtype), self.llm.embedder.encode(tokens)], axis=1
         )
         before = ((0, 0), (image_tokens.shape[1], 0))
-        valid = jnp.pad(mask_input, before, constant_values=True)
-        masks = self.attention_masks(jnp.pad(mask_ar, before), valid)
-        return x, _positions(valid), masks, valid
-
-
-def _positions(valid: Bool[Array, "B S"]) -> Int[Array, "B S"]:
-    """Place of each token in its row's sequence, padding not counted."""
-    return jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+        valid = jnp.pad(mask_input.astype(bool), before, constant_values=True)
+        window = self.config.llm.sliding_window
+        return x, PrefixMask.of(jnp.pad(mask_ar, before), valid, window)

@@ -1,7 +1,7 @@
 """SigLIP image encoder (arXiv 2303.15343) and the projection to the language model's width.
 
 Letters: B batch, P patches, D encoder width, F MLP width, N heads, H head width, W decoder width,
-L layers. Layers are stacked on a leading L axis and run by one scan.
+L layers. Layers are stacked on a leading L axis, or a list after `unroll`.
 """
 
 import jax
@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from paligemma_jax.config import SigLIPConfig
+from paligemma_jax.models.attention import in_query_blocks
 from paligemma_jax.models.layers import Dense, DType, LayerNorm
 from paligemma_jax.models.stacked import scan_layers, stack_layers
 
@@ -27,10 +28,16 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B P D"]:
         q, k, v = self.q(x), self.k(x), self.v(x)
         q = q * q.shape[-1] ** -0.5
-        logits = jnp.einsum("BPNH,BQNH->BNPQ", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        mixed = jnp.einsum("BNPQ,BQNH->BPNH", weights, v, preferred_element_type=jnp.float32)
-        return self.out(mixed.astype(x.dtype))
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+        def attend(q: jax.Array, start: jax.Array) -> jax.Array:
+            q = q.swapaxes(1, 2)
+            logits = jnp.einsum("BNPH,BNQH->BNPQ", q, k, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+            mixed = jnp.einsum("BNPQ,BNQH->BNPH", weights, v, preferred_element_type=jnp.float32)
+            return mixed.astype(x.dtype).swapaxes(1, 2)
+
+        return self.out(in_query_blocks(attend, q))
 
 
 class MLP(nnx.Module):
@@ -102,7 +109,7 @@ class SigLIP(nnx.Module):
             (jax.random.normal(rngs.params(), (1, config.num_patches, config.width))
              / config.width**0.5).astype(param_dtype)
         )  # fmt: skip
-        self.blocks = stack_layers(
+        self.blocks: Block | nnx.List[Block] = stack_layers(
             lambda layer_rngs: Block(config, rngs=layer_rngs, **kw), config.depth, rngs
         )
         self.norm = LayerNorm(config.width, **kw)

@@ -1,4 +1,9 @@
-"""Layers of one kind stacked on a leading axis: initialised by vmap, run by scan."""
+"""Layers of one kind, one after the other: stacked on a leading axis, or each by itself.
+
+Stacked ones are initialised by vmap and run by scan: small programs, for training. Those in an
+`nnx.List` are run one by one, each with its weights where they lie. That is for inference, since a
+scan copies every weight out of the stack before it is used, which takes as long as reading it.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -7,20 +12,26 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-Layer = TypeVar("Layer", bound=nnx.Module)
+from paligemma_jax.models.masks import Layer
+
+Module = TypeVar("Module", bound=nnx.Module)
 Carry = TypeVar("Carry")
 
 
-def stack_layers(make: Callable[[nnx.Rngs], Layer], depth: int, rngs: nnx.Rngs) -> Layer:
+def stack_layers(make: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> Module:
     """One module whose every parameter has a leading axis of `depth`."""
     keys = jax.random.split(rngs.params(), depth)
     return jax.vmap(lambda key: make(nnx.Rngs(key)))(keys)
 
 
 def scan_layers(
-    layers: nnx.Module, apply: Callable[[Any, Carry, jax.Array], Carry], carry: Carry
+    layers: nnx.Module, apply: Callable[[Any, Carry, Layer], Carry], carry: Carry
 ) -> Carry:
-    """Folds `apply(layer, carry, index)` over the stacked layers, first to last."""
+    """Folds `apply(layer, carry, index)` over the layers, first to last."""
+    if isinstance(layers, nnx.List):
+        for index, layer in enumerate(layers):
+            carry = apply(layer, carry, index)
+        return carry
     graphdef, params = nnx.split(layers)
     depth = jax.tree.leaves(params)[0].shape[0]
 
@@ -32,7 +43,7 @@ def scan_layers(
 
 
 def fold_layers(
-    layers: nnx.Module, apply: Callable[[Any, Carry, jax.Array], Carry], carry: Carry
+    layers: nnx.Module, apply: Callable[[Any, Carry, Layer], Carry], carry: Carry
 ) -> Carry:
     """`scan_layers` where no gradient is wanted: one layer's weights are widened at a time.
 
@@ -40,6 +51,8 @@ def fold_layers(
     more for a model of 3B parameters. The barrier keeps it inside. Elsewhere, and in float32, this
     is `scan_layers`.
     """
+    if isinstance(layers, nnx.List):
+        return scan_layers(layers, apply, carry)
     graphdef, params = nnx.split(layers)
     leaves = jax.tree.leaves(params)
     if jax.default_backend() != "cpu" or all(leaf.dtype.itemsize >= 4 for leaf in leaves):

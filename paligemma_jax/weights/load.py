@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -48,13 +48,28 @@ def load_from(
     progress: Progress | None = None,
 ) -> tuple[PaliGemmaConfig, dict[str, Any]]:
     """`load_params` of an opened checkpoint."""
-    config = checkpoint.config
-    if resolution is not None and resolution != config.img.image_size:
-        img = dataclasses.replace(config.img, image_size=resolution)
-        config = dataclasses.replace(config, img=img)
-    params: dict[str, jax.Array] = {}
+    config = with_resolution(checkpoint.config, resolution)
+    leaves = load_leaves(checkpoint, config, dtype, place=place, progress=progress)
+    return config, nest(dict(leaves))
+
+
+def with_resolution(config: PaliGemmaConfig, resolution: int | None) -> PaliGemmaConfig:
+    """The configuration for pictures of `resolution` pixels a side; None leaves it alone."""
+    if resolution is None or resolution == config.img.image_size:
+        return config
+    return dataclasses.replace(config, img=dataclasses.replace(config.img, image_size=resolution))
+
+
+def load_leaves(
+    checkpoint: Checkpoint,
+    config: PaliGemmaConfig,
+    dtype: DTypeLike = None,
+    *,
+    place: Callable[[str, np.ndarray], jax.Array] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[str, jax.Array]]:
+    """Every parameter by its path, read when asked for, the largest first."""
     for name, array in checkpoint.tensors(dtype, progress):
         if name == _POSITIONS:
             array = resample_position_embeddings(array, config.img.num_patches)
-        params[name] = place(name, array) if place else jax.device_put(array)
-    return config, nest(params)
+        yield name, place(name, array) if place else jax.device_put(array)

@@ -1,12 +1,11 @@
-"""The parameter tree as flat paths: the shapes a configuration asks for, and nesting.
+"""The shape of every parameter that a configuration asks for, by its path.
 
 Paths join the keys of the nested dict with "/", e.g. "llm/layers/attn/q_einsum/w".
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
+from paligemma_jax.models.paths import flatten as flatten
+from paligemma_jax.models.paths import nest as nest
 
 Shape = tuple[int, ...]
 
@@ -58,26 +57,3 @@ def _llm_shapes(c: GemmaConfig) -> dict[str, Shape]:
     if not c.tie_embeddings:
         shapes["lm_head/w"] = (c.vocab_size, c.width)
     return {f"llm/{name}": shape for name, shape in shapes.items()}
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": leaf} -> {"a": {"b": leaf}}."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return tree
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Inverse of `nest`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -8,7 +8,7 @@ import numpy as np
 from paligemma_jax.generation.constraint import Constraint
 from paligemma_jax.generation.loop import decode, prefill
 from paligemma_jax.generation.sampling import Greedy, Sampler
-from paligemma_jax.models.attention import KVCache
+from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 

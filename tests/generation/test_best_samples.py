@@ -133,8 +133,9 @@ def test_the_cache_of_every_sample_is_the_prompts(tiny_model: PaliGemma, batch: 
     for row in range(len(LENGTHS)):
         for copy in (2 * row, 2 * row + 1):
             np.testing.assert_array_equal(more[copy], logits[row])
-            np.testing.assert_array_equal(many.k[:, copy], cache.k[:, row])
-            np.testing.assert_array_equal(many.v[:, copy], cache.v[:, row])
+            for layer in range(tiny_model.config.llm.depth):
+                for wide, old in zip(many.read(layer), cache.read(layer), strict=True):
+                    np.testing.assert_array_equal(wide[copy], old[row])
             np.testing.assert_array_equal(many.valid[copy], cache.valid[row])
             np.testing.assert_array_equal(many.positions[copy], cache.positions[row])
     assert int(many.length) == int(cache.length) and jnp.ndim(many.length) == 0

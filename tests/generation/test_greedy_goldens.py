@@ -7,7 +7,7 @@ import pytest
 
 from paligemma_jax.generation.loop import decode, prefill
 from paligemma_jax.generation.sampling import Greedy
-from paligemma_jax.models.attention import KVCache
+from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.goldens import (
     BIG_VISION,

@@ -1,18 +1,18 @@
-"""Masks, rotary embedding, grouped attention, the cache."""
+"""Rotary embedding, grouped attention, the masks of prefix-LM and of windows."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import paligemma_jax.models.attention as attention_module
 from paligemma_jax.models.attention import (
-    empty_cache,
+    attention,
     grouped_query_attention,
-    prefix_lm_mask,
     rotary_embedding,
-    sliding_window_mask,
     soft_cap,
 )
+from paligemma_jax.models.masks import PrefixMask, prefix_lm_mask, sliding_window_mask
 
 
 def picture(mask: jax.Array) -> list[str]:
@@ -128,18 +128,41 @@ def test_soft_cap():
     np.testing.assert_allclose(soft_cap(x, 30.0), 30 * np.tanh(np.asarray(x) / 30), rtol=1e-6)
 
 
-def test_cache_keeps_what_is_written_where_it_is_written():
-    cache = empty_cache(depth=2, batch=1, kv_heads=1, slots=6, head_dim=2, dtype=jnp.bfloat16)
-    assert cache.k.shape == (2, 1, 1, 6, 2) and cache.k.dtype == jnp.bfloat16
-    layer = jnp.asarray(1)
-    prompt, token = jnp.ones((1, 1, 3, 2)), jnp.full((1, 1, 1, 2), 5.0)
-    cache = cache.claim(jnp.array([[True, True, False]]), jnp.array([[0, 1, 1]]))
-    cache = cache.write(layer, prompt, 2 * prompt).advance(3)
-    cache = cache.claim(ones(1, 1), jnp.array([[2]])).write(layer, token, 2 * token).advance(1)
-    k, v = cache.read(layer)
-    np.testing.assert_array_equal(k[0, 0, :, 0], [1, 1, 1, 5, 0, 0])
-    np.testing.assert_array_equal(v, 2 * k)
-    assert not np.asarray(cache.read(jnp.asarray(0))).any()
-    np.testing.assert_array_equal(cache.valid, [[True, True, False, True, False, False]])
-    np.testing.assert_array_equal(cache.positions, [[0, 1, 1, 2, 0, 0]])
-    assert int(cache.length) == 4
+def test_long_sequences_go_through_in_blocks(monkeypatch: pytest.MonkeyPatch):
+    """13 queries, at once and four at a time (the last block overlaps); padding and a window."""
+    q, k, v = normal(2, 13, 4, 8), normal(2, 2, 13, 8, seed=1), normal(2, 2, 13, 8, seed=2)
+    mask_ar = jnp.array([[0] * 6 + [1] * 7, [0] * 3 + [1] * 10])
+    valid = jnp.arange(13) < jnp.array([[13], [9]])
+    for window in (None, 3):
+        mask = PrefixMask.of(mask_ar, valid, window)
+        for layer in (0, 1, jnp.asarray(0), jnp.asarray(1)):
+            whole = attention(q, k, v, mask, layer, 5.0)
+            monkeypatch.setattr(attention_module, "LONGEST_AT_ONCE", 8)
+            monkeypatch.setattr(attention_module, "QUERY_BLOCK", 4)
+            blocks = attention(q, k, v, mask, layer, 5.0)
+            monkeypatch.undo()
+            np.testing.assert_allclose(blocks, whole, atol=1e-6)
+
+
+def test_blocks_hold_no_matrix_of_all_pairs():
+    length = 4096
+
+    def run(q: jax.Array, valid: jax.Array) -> jax.Array:
+        mask = PrefixMask.of(jnp.zeros((1, length), jnp.int32), valid)
+        return attention(q, q.swapaxes(1, 2), q.swapaxes(1, 2), mask, 0, 0.0)
+
+    q = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
+    valid = jax.ShapeDtypeStruct((1, length), jnp.bool)
+    compiled = jax.jit(run).lower(q, valid).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 2 * length * length * 4 / 2
+
+
+def test_windows_narrow_even_layers_only():
+    mask_ar = jnp.array([[0, 0, 1, 1, 1]])
+    mask = PrefixMask.of(mask_ar, ones(1, 5), window=2)
+    assert picture(mask.visible(0)[0]) == ["##...", "##...", ".##..", "..##.", "...##"]
+    assert picture(mask.visible(1)[0]) == ["##...", "##...", "###..", "####.", "#####"]
+    for layer in (0, 1, 2):
+        np.testing.assert_array_equal(mask.visible(jnp.asarray(layer)), mask.visible(layer))

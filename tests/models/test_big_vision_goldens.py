@@ -10,7 +10,7 @@ import pytest
 
 from paligemma_jax.generation.loop import prefill
 from paligemma_jax.models.abstract import to_params
-from paligemma_jax.models.attention import KVCache
+from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.training.losses import per_example_loss
 from paligemma_jax.weights.big_vision import big_vision_name

@@ -45,7 +45,8 @@ def hidden(model: PaliGemma, images: jax.Array, *text: jax.Array) -> jax.Array:
 def check(model: PaliGemma, *inputs: jax.Array) -> np.ndarray:
     """Asserts what holds of every pass without padding; returns the weights."""
     seen, weights, masks = map(np.asarray, watch(model, *inputs))
-    np.testing.assert_array_equal(seen, hidden(model, *inputs[:3]))
+    ordinary = np.asarray(hidden(model, *inputs[:3]))
+    np.testing.assert_allclose(seen, ordinary, atol=1e-5 * np.abs(ordinary).max())
     assert weights.dtype == np.float32
     np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
     assert (weights[~np.broadcast_to(masks[:, :, None], weights.shape)] == 0).all()

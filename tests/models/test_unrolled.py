@@ -1,0 +1,153 @@
+"""A model with its layers one by one is the same model, and is put together again without loss."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.models.abstract import to_params
+from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.paths import flatten
+from paligemma_jax.models.unrolled import (
+    UnrolledParams,
+    abstract_unrolled,
+    is_unrolled,
+    restack,
+    stack_params,
+    unroll,
+)
+from tests.tiny import GEMMA, GEMMA2, prompts, random_images, random_model, tiny_config
+
+CONFIGS = {
+    "PaliGemma": tiny_config(GEMMA),
+    "PaliGemma 2": tiny_config(GEMMA2),
+    "window": tiny_config(GEMMA2, sliding_window=4),
+    "own head": tiny_config(GEMMA, tie_embeddings=False),
+}
+SLOTS = 20
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def pair(request: pytest.FixtureRequest) -> tuple[PaliGemma, PaliGemma]:
+    """A stacked model and the same one unrolled."""
+    model = random_model(CONFIGS[request.param])
+    return model, unroll(model)
+
+
+def close(one: object, other: object) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), one, other)
+
+
+def test_forward(pair: tuple[PaliGemma, PaliGemma]):
+    batch = prompts([5, 3], 6)
+    inputs = [jnp.asarray(x) for x in (batch.images, batch.tokens, batch.mask_ar)]
+    close(*(model(*inputs) for model in pair))
+
+
+def test_prefill_and_extend(pair: tuple[PaliGemma, PaliGemma]):
+    batch = prompts([5, 3], 6)
+    text = [jnp.asarray(x) for x in (batch.tokens, batch.mask_ar, batch.mask_input)]
+
+    @jax.jit
+    def run(model: PaliGemma) -> tuple[jax.Array, ...]:
+        logits, cache = model.prefill(model.encode_images(jnp.asarray(batch.images)), *text, SLOTS)
+        found = [logits]
+        for _ in range(3):
+            logits, cache = model.extend(jnp.argmax(logits, axis=1).astype(jnp.int32), cache)
+            found.append(logits)
+        group = jnp.array([[0, 0, 1], [0, 1, 1]])
+        found.append(model.branch(text[0][:, :3], group, cache))
+        return (*found, *cache.read(0), *cache.read(2))
+
+    close(*map(run, pair))
+
+
+def test_watch(pair: tuple[PaliGemma, PaliGemma]):
+    batch = prompts([5, 3], 6)
+    text = [jnp.asarray(x) for x in (batch.tokens, batch.mask_ar, batch.mask_input)]
+
+    def run(model: PaliGemma) -> tuple[jax.Array, jax.Array]:
+        images = model.encode_images(jnp.asarray(random_images(2)))
+        seen = jnp.zeros((model.config.llm.depth,))
+        return model.watch(
+            images, *text, lambda seen, weights, i: seen.at[i].set(weights[0, 1, 2, 3]), seen
+        )
+
+    close(*map(run, pair))
+
+
+def test_comes_together_again_bit_by_bit(pair: tuple[PaliGemma, PaliGemma]):
+    model, layers = pair
+    assert is_unrolled(layers) and not is_unrolled(model)
+    wanted = flatten(to_params(model))
+    for form in pair:
+        found = {path: make() for path, make in stack_params(form)}
+        assert set(found) == set(wanted)
+        for path, array in wanted.items():
+            np.testing.assert_array_equal(found[path], array, err_msg=path)
+    again = restack(layers)
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    jax.tree.map(np.testing.assert_array_equal, again, model)
+    assert restack(model) is model
+
+
+def test_unrolling_twice_is_unrolling_once(pair: tuple[PaliGemma, PaliGemma]):
+    assert unroll(pair[1]) is pair[1]
+
+
+def test_parameters_in_any_order_and_dtype(pair: tuple[PaliGemma, PaliGemma]):
+    model, layers = pair
+    params = flatten(to_params(model))
+    collected = UnrolledParams(model.config)
+    for path in reversed(params):
+        collected.add(path, params[path].astype(jnp.bfloat16))
+    found = collected.model("bfloat16")
+    shapes = abstract_unrolled(model.config, "bfloat16", jnp.bfloat16)
+    assert jax.tree.structure(found) == jax.tree.structure(shapes)
+    for ours, theirs, whole in zip(*map(jax.tree.leaves, (found, shapes, layers)), strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, whole.astype(jnp.bfloat16))
+
+
+def test_gradients_go_through(pair: tuple[PaliGemma, PaliGemma]):
+    """An unrolled model can be trained too; its program is larger."""
+    batch = prompts([5, 3], 6)
+    inputs = [jnp.asarray(x) for x in (batch.images, batch.tokens, batch.mask_ar)]
+
+    def loss(model: PaliGemma) -> jax.Array:
+        return jnp.mean(jnp.square(model(*inputs)))
+
+    stacked, unrolled = (jax.grad(loss)(model) for model in pair)
+    for path, make in stack_params(unrolled):
+        wanted = flatten(to_params(stacked))[path]
+        np.testing.assert_allclose(make(), wanted, atol=1e-3, rtol=1e-3, err_msg=path)
+
+
+def test_bfloat16_on_one_row_is_bfloat16_on_two(tiny_config: PaliGemmaConfig):
+    """Where one row is padded to two, the numbers stay those of the row."""
+    model = unroll(random_model(tiny_config, jnp.bfloat16, jnp.bfloat16))
+    batch = prompts([5, 5], 6)
+
+    def run(rows: slice) -> np.ndarray:
+        text = [jnp.asarray(x)[rows] for x in (batch.tokens, batch.mask_ar, batch.mask_input)]
+        images = model.encode_images(jnp.asarray(batch.images)[rows])
+        logits, cache = model.prefill(images, *text, SLOTS)
+        token = jnp.full(logits.shape[:1], 7, jnp.int32)
+        return np.asarray(model.extend(token, cache)[0])
+
+    np.testing.assert_allclose(run(slice(0, 1))[0], run(slice(0, 2))[0], atol=0.1)
+
+
+def test_layers_are_a_list(pair: tuple[PaliGemma, PaliGemma]):
+    layers = pair[1].llm.layers
+    assert isinstance(layers, nnx.List) and len(layers) == pair[1].config.llm.depth
+    config = dataclasses.replace(pair[1].config.llm)
+    assert layers[0].attn.qkv.w.shape == (
+        config.num_heads + 2 * config.num_kv_heads,
+        config.head_dim,
+        config.width,
+    )
