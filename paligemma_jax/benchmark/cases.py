@@ -4,9 +4,11 @@ A case has a name that is the same for every implementation, so that they can be
 how much work one of its samples is.
 """
 
+import abc
 import dataclasses
 import statistics
-from typing import Any, ClassVar, Protocol, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 
@@ -35,30 +37,34 @@ class Outcome:
     """Samples (seconds for one call, or for one token a row), other numbers, arrays to compare."""
 
     samples: list[Sample] = dataclasses.field(default_factory=list)
-    numbers: dict[str, float] = dataclasses.field(default_factory=dict)
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-class Case(Protocol):
+class Case(abc.ABC):
     """One thing to measure."""
 
     @property
-    def name(self) -> str: ...
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The same for all implementations."""
 
     @property
     def rows(self) -> int:
         """Pictures, or tokens, that one sample yields; 0 where that says nothing."""
-        ...
+        return 0
 
     def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
         """What one sample must do at least, one part after the other; () where nothing is timed."""
-        ...
+        return ()
 
-    def run(self, subject: Subject) -> Outcome: ...
+    @abc.abstractmethod
+    def run(self, subject: Subject) -> Outcome:
+        """Measures."""
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodeImages:
+class EncodeImages(Case):
     """Pictures through the image encoder and its projection."""
 
     batch: int
@@ -82,7 +88,7 @@ class EncodeImages:
 
 
 @dataclasses.dataclass(frozen=True)
-class FirstToken:
+class FirstToken(Case):
     """Pictures and prompts to the first token: image encoder, prefill, argmax."""
 
     batch: int
@@ -91,10 +97,6 @@ class FirstToken:
     @property
     def name(self) -> str:
         return f"first token, batch {self.batch}"
-
-    @property
-    def rows(self) -> int:
-        return 0
 
     def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
         size = precision.bytes_per_weight
@@ -110,7 +112,7 @@ class FirstToken:
 
 
 @dataclasses.dataclass(frozen=True)
-class Decode:
+class Decode(Case):
     """One more token a row: the difference of a long and a short answer, by its tokens."""
 
     batch: int
@@ -146,14 +148,20 @@ class Decode:
 
 
 @dataclasses.dataclass(frozen=True)
-class LongAnswer:
+class LongAnswer(Case):
     """A token of a long answer against one of a short one, the prompt being read already."""
 
     short: int = 16
     long: int = 256
     effort: Effort = Effort(2)
-    name: ClassVar[str] = "long answer, batch 1"
-    rows: ClassVar[int] = 1
+
+    @property
+    def name(self) -> str:
+        return "long answer, batch 1"
+
+    @property
+    def rows(self) -> int:
+        return 1
 
     def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
         context = config.img.num_patches + PROMPT + self.long // 2
@@ -173,14 +181,12 @@ class LongAnswer:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixedLengths:
+class MixedLengths(Case):
     """Prompts of many lengths, one at a time: how many programs that takes."""
 
-    name: ClassVar[str] = f"{MIXED_PROMPTS} prompts of mixed lengths"
-    rows: ClassVar[int] = 0
-
-    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
-        return ()
+    @property
+    def name(self) -> str:
+        return f"{MIXED_PROMPTS} prompts of mixed lengths"
 
     def run(self, subject: Subject) -> Outcome:
         import jax
@@ -200,15 +206,14 @@ class MixedLengths:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeMemory:
+class DecodeMemory(Case):
     """Most memory while decoding, against that of weights and cache."""
 
-    name: ClassVar[str] = "memory in decoding, batch 1"
-    rows: ClassVar[int] = 0
     tokens: int = 16
 
-    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
-        return ()
+    @property
+    def name(self) -> str:
+        return "memory in decoding, batch 1"
 
     def run(self, subject: Subject) -> Outcome:
         import jax
@@ -233,16 +238,15 @@ class DecodeMemory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Equality:
+class Equality(Case):
     """Greedy answers and logits after the prompt, to be compared with the others'."""
 
     batch: int = 2
     tokens: int = 16
-    name: ClassVar[str] = "equality"
-    rows: ClassVar[int] = 0
 
-    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
-        return ()
+    @property
+    def name(self) -> str:
+        return "equality"
 
     def run(self, subject: Subject) -> Outcome:
         prompts = random_prompts(subject.config, self.batch)
@@ -252,15 +256,14 @@ class Equality:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeasureCeilings:
+class MeasureCeilings(Case):
     """What the machine does at best, just now."""
 
     small: bool = False
-    name: ClassVar[str] = "ceilings"
-    rows: ClassVar[int] = 0
 
-    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
-        return ()
+    @property
+    def name(self) -> str:
+        return "ceilings"
 
     def run(self, subject: Subject) -> Outcome:
         from paligemma_jax.benchmark.ceilings import measure_ceilings

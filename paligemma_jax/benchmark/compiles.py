@@ -1,7 +1,6 @@
 """How many programs JAX makes, which ones, and how long that takes."""
 
 import collections
-from typing import Any
 
 import jax
 import jax.monitoring
@@ -33,18 +32,13 @@ class Compilations:
         return self
 
     @property
-    def total(self) -> int:
-        """Programs in all."""
-        return self.counts.total()
-
-    @property
     def own(self) -> dict[str, int]:
         """The counts without JAX's single operators, and its `stage`, which moves inputs."""
         operators = {*dir(jax.lax), *dir(jnp), "stage"}
         return {name: n for name, n in self.counts.items() if name not in operators}
 
-    def _listen(self, event: str, duration: float, **about: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if self._on and event == _MADE:
-            name = str(about.get("fun_name", "?"))
+            name = str(kwargs.get("fun_name", "?"))
             self.counts[name.removeprefix("jit(").removesuffix(")")] += 1
-            self.seconds += duration
+            self.seconds += duration_secs

@@ -20,6 +20,9 @@ class Kind(enum.StrEnum):
     HUGGING_FACE_COMPILED = "huggingface-compiled"  # static cache and torch.compile
 
 
+PEERS = (Kind.HUGGING_FACE, Kind.HUGGING_FACE_COMPILED)
+
+
 class Precision(enum.StrEnum):
     """What weights are stored in."""
 

@@ -16,9 +16,11 @@ from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.sampling import Greedy
 from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.pretrained import load_model
+from paligemma_jax.models.unrolled import UnrolledParams
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.processing.buckets import MIN_TEXT_LENGTH, bucket
+from paligemma_jax.weights.checkpoint import open_checkpoint
+from paligemma_jax.weights.load import load_leaves
 
 NEVER = -1  # no token ends an answer
 ROOM = 16  # new tokens that a cache has room for at least
@@ -118,8 +120,12 @@ class Ours:
 
 
 def open_ours(weights: Path, dtype: Precision) -> Ours:
-    """Loads a checkpoint as `from_pretrained` does."""
-    return Ours(load_model(weights, dtype=dtype.value))
+    """Loads a checkpoint as `from_pretrained` does, but without a tokenizer."""
+    with open_checkpoint(weights) as checkpoint:
+        layout = UnrolledParams(checkpoint.config)
+        for path, array in load_leaves(checkpoint, checkpoint.config, dtype.value):
+            layout.add(path, array)
+    return Ours(jax.block_until_ready(layout.model(dtype.value)))
 
 
 def prompt_batch(images: np.ndarray, tokens: np.ndarray) -> Batch:

@@ -14,13 +14,12 @@ from paligemma_jax.benchmark.cases import (
     MeasureCeilings,
     MixedLengths,
 )
-from paligemma_jax.benchmark.implementation import Kind, Precision
+from paligemma_jax.benchmark.implementation import PEERS, Kind, Precision
 from paligemma_jax.benchmark.models import find_model
 from paligemma_jax.benchmark.timing import Effort
 from paligemma_jax.errors import ConfigError
 
 F32, BF16 = Precision.FLOAT32, Precision.BFLOAT16
-PEERS = (Kind.HUGGING_FACE, Kind.HUGGING_FACE_COMPILED)
 ONCE = Effort(1, 1, 0)
 
 
@@ -56,6 +55,11 @@ class Entry:
     repeats: int = 3
     starts: int = 1
     small: bool = False
+
+    def without(self, kinds: Sequence[Kind]) -> "Entry":
+        """For where some implementations are not installed."""
+        left = tuple(kind for kind in self.kinds if kind not in kinds)
+        return dataclasses.replace(self, kinds=left)
 
     def turns(self, repeat: int) -> list[Turn]:
         """The processes of one repeat; every other repeat goes the other way around."""
@@ -119,9 +123,9 @@ def _quick(entry: Entry) -> Entry:
     )
 
 
-def _batches(*batches: int, effort: Effort = Effort()) -> tuple[Case, ...]:
-    decode = [Decode(batch, effort=effort) for batch in batches]
-    return (*decode, *(FirstToken(batch, effort) for batch in batches if batch <= 8))
+def _batches(*batches: int) -> tuple[Case, ...]:
+    decode = [Decode(batch) for batch in batches]
+    return (*decode, *(FirstToken(batch) for batch in batches if batch <= 8))
 
 
 _TRIAL = Effort(2, 2, 0)
@@ -129,7 +133,7 @@ _TINY = Entry(
     "tiny",
     (Kind.OURS, Kind.SCANNED, Kind.HUGGING_FACE),
     (F32,),
-    each=(Decode(1, 2, 10, _TRIAL), EncodeImages(1, _TRIAL), FirstToken(1, _TRIAL)),
+    each=(Decode(1, 4, 64, _TRIAL), EncodeImages(1, _TRIAL), FirstToken(1, _TRIAL)),
     ours_once=(LongAnswer(4, 16, _TRIAL), MixedLengths(), DecodeMemory()),
     repeats=1,
     small=True,

@@ -8,29 +8,25 @@ from flax import nnx
 
 from paligemma_jax.benchmark.implementation import Precision
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.models.abstract import abstract_model
 from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.unrolled import abstract_unrolled
 
 SPREAD = 0.02  # of an initialisation
 
 
 def random_model(config: PaliGemmaConfig, dtype: Precision, seed: int = 0) -> PaliGemma:
-    """A model ready to answer; every number in it is random and differs from zero.
+    """A model in the layout for inference; every number in it is random and differs from zero.
 
     One array is made at a time, in its own dtype, so that the weights are all that must fit.
     """
     name = jnp.dtype(dtype.value)
-    graphdef, state = nnx.split(_inference_layout(config, name))
+    graphdef, state = nnx.split(abstract_unrolled(config, name, name))
     leaves, structure = jax.tree.flatten(state)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     filled = []
     for key, leaf in zip(keys, leaves, strict=True):
         filled.append(jax.block_until_ready(_fill(key, leaf.shape, leaf.dtype)))
     return nnx.merge(graphdef, jax.tree.unflatten(structure, filled))
-
-
-def _inference_layout(config: PaliGemmaConfig, dtype: jnp.dtype) -> PaliGemma:
-    return abstract_model(config, dtype, dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))

@@ -137,6 +137,8 @@ def _environment(on_cpu: bool) -> dict[str, str]:
         [here, *filter(None, [environment.get("PYTHONPATH")])]
     )
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    # Idle threads of PyTorch must not take the cores from another library's.
+    environment.setdefault("OMP_WAIT_POLICY", "passive")
     if on_cpu:
         environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return environment

@@ -4,6 +4,7 @@ JOB is a file that `Job` describes. A line of JSON (see `record`) goes to standa
 case as soon as it is done; whatever else is printed goes to standard error.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 
 from paligemma_jax.benchmark.cases import Case, Outcome, Subject, case_from_dict, case_to_dict
 from paligemma_jax.benchmark.implementation import (
+    PEERS,
     Implementation,
     Kind,
     Precision,
@@ -119,7 +121,7 @@ def _measure(job: Job, case: Case, subject: Subject) -> Record:
         counted = Compilations()
         outcome = case.run(subject)
         counted.stop()
-        compiled = {"compilations": counted.total, "compile_seconds": counted.seconds}
+        compiled = {"compilations": sum(counted.own.values()), "compile_seconds": counted.seconds}
     else:
         outcome = case.run(subject)
     return _record(job, case, subject, outcome, compiled)
@@ -159,12 +161,18 @@ def _open(job: Job) -> Implementation:
 
 
 def _bare_bytes(kind: Kind) -> int:
-    """What the process holds with its libraries loaded and no model: 0 for a peer."""
-    if kind is not Kind.OURS:
+    """What the process holds with its libraries imported and no model, of ours; 0 for a peer.
+
+    Importing is then not a part of loading.
+    """
+    if kind in PEERS:
+        with contextlib.suppress(ImportError):  # said later
+            from transformers import PaliGemmaForConditionalGeneration  # noqa: F401
         return 0
     import jax.numpy as jnp
 
-    import paligemma_jax.benchmark.ours  # noqa: F401
+    import paligemma_jax.benchmark.ours
+    import paligemma_jax.benchmark.scanned  # noqa: F401
     from paligemma_jax.benchmark.memory import held_bytes
 
     (jnp.zeros(8) + 1).block_until_ready()

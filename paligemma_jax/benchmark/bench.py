@@ -1,0 +1,94 @@
+"""`pg.bench`: a whole run, in one call."""
+
+import enum
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from paligemma_jax.benchmark.environment import (
+    describe_environment,
+    find_accelerator,
+    missing_peer,
+)
+from paligemma_jax.benchmark.implementation import PEERS, Kind, Precision
+from paligemma_jax.benchmark.plan import entries
+from paligemma_jax.benchmark.result import BenchmarkResult
+from paligemma_jax.benchmark.run import Progress, run
+from paligemma_jax.errors import ConfigError
+
+Choice = TypeVar("Choice", bound=enum.StrEnum)
+
+
+def bench(
+    size: str = "cpu",
+    *,
+    models: Sequence[str] | None = None,
+    implementations: Sequence[str] | None = None,
+    dtypes: Sequence[str] | None = None,
+    repeats: int | None = None,
+    quick: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> BenchmarkResult:
+    """Measures this library beside Hugging Face's implementation and the machine's limits.
+
+    Weights are random. Outputs are compared first; where they differ, no speed counts. Nothing else
+    should run meanwhile: samples during which other processes take CPU time are left out.
+
+    Args:
+      size: "cpu" (about ten minutes), "gpu" (needs one), or "tiny" to try it.
+      models: instead of the size's own: published names, "mid" or "tiny".
+      implementations: of "ours", "scanned", "huggingface", "huggingface-compiled".
+      dtypes: of "float32" and "bfloat16".
+      repeats: processes of each implementation; they alternate.
+      quick: one repeat of the most important cases.
+      weights: a directory to keep the random checkpoints in, for the next run.
+      progress: called with what is being measured, cases done and cases in all.
+
+    Raises:
+      ConfigError: for names that do not exist, and "gpu" without one.
+    """
+    accelerator = find_accelerator() if size == "gpu" else None
+    if size == "gpu" and accelerator is None:
+        raise ConfigError(
+            'The size "gpu" needs a GPU that JAX can use, and there is none. Another size fits. '
+            "Run: paligemma bench --size cpu"
+        )
+    chosen = entries(
+        size,
+        models=models,
+        kinds=_members(Kind, implementations),
+        dtypes=_members(Precision, dtypes),
+        repeats=repeats,
+        quick=quick,
+    )
+    missing = missing_peer()
+    if missing:
+        chosen = [entry.without(PEERS) for entry in chosen]
+    environment = describe_environment(accelerator)
+    records, comparisons = run(
+        chosen,
+        folder=None if weights is None else Path(weights),
+        on_cpu=accelerator is None,
+        progress=progress or (lambda what, done, total: None),
+    )
+    return BenchmarkResult(
+        size=size,
+        on_cpu=accelerator is None,
+        environment=environment,
+        records=tuple(records),
+        comparisons=tuple(comparisons),
+        notes=(missing,) if missing else (),
+    )
+
+
+def _members(choices: type[Choice], names: Sequence[str] | None) -> list[Choice] | None:
+    """Enum members of their names; raises ConfigError for others."""
+    if names is None:
+        return None
+    known = [choice.value for choice in choices]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{name!r} cannot be measured. {', '.join(known)} fit.")
+    return [choices(name) for name in names]
