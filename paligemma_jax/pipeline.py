@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from paligemma_jax.answering.generation import Generation as Generation
@@ -19,7 +20,7 @@ from paligemma_jax.generation.classifying import Classification, classify
 from paligemma_jax.generation.grammar import MAX_OBJECTS, detection_grammar, segmentation_grammar
 from paligemma_jax.generation.sampling import Greedy, Temperature
 from paligemma_jax.generation.scoring import ScoredAnswer, score
-from paligemma_jax.models.abstract import to_params
+from paligemma_jax.models.unrolled import stack_params
 from paligemma_jax.processing import prompts
 from paligemma_jax.processing.candidates import check_labels
 from paligemma_jax.processing.confidence import WeighedAnswer, box_score
@@ -31,7 +32,6 @@ from paligemma_jax.processing.roboflow import picture_list
 from paligemma_jax.processing.segmentations import Segmentations
 from paligemma_jax.weights.mask_vae import mask_vae_bytes
 from paligemma_jax.weights.store import StoreContents, write_store
-from paligemma_jax.weights.tree import flatten
 
 MAX_OBJECT_TOKENS = 512  # room for 20 masks or 60 boxes; an answer ends when it is complete
 
@@ -193,7 +193,7 @@ class Pipeline(PromptedModel):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a self-contained directory that `from_pretrained` reads; never replaces one."""
-        arrays = flatten(to_params(self.model))
+        arrays = stack_params(self.model)
         write_store(
             Path(path).expanduser(),
             StoreContents(
@@ -202,8 +202,8 @@ class Pipeline(PromptedModel):
                 self.processor.tokenizer.to_bytes(),
                 None if self.mask_codec is None else mask_vae_bytes(self.mask_codec.model),
             ),
-            ((name, np.asarray(array)) for name, array in arrays.items()),
-            sum(array.nbytes for array in arrays.values()),
+            ((name, np.asarray(make())) for name, make in arrays),
+            sum(array.nbytes for array in jax.tree.leaves(self.model)),
         )
 
     def _ask(self, image: Pictures, prompt: str) -> str:

@@ -195,8 +195,7 @@ class PromptedModel:
     ) -> list[list[BeamGeneration]]:
         """The likeliest answers that a search of limited width finds for each prompt, best first.
 
-        An empty list for a prompt to which no answer of `max_new_tokens` ends (and keeps the
-        constraint); with EndWhenRanked() one that is cut counts too.
+        An empty list for a prompt if no answer of `max_new_tokens` keeps the constraint and ends.
 
         Args:
           beams: beginnings that are followed; more find likelier answers and cost more.

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from paligemma_jax.cli.pictures import Picture, read_picture
+from paligemma_jax.cli.pictures import Picture, read_picture, read_together
 from paligemma_jax.cli.progress import byte_bar, picture_bar, status
 from paligemma_jax.errors import InvalidImageError
 
@@ -82,9 +82,7 @@ def ask_each(args: argparse.Namespace, ask: Ask[A]) -> Iterator[Answered[A] | Un
 
 def ask_together(args: argparse.Namespace, ask: Ask[A]) -> Answered[A]:
     """Asks once about all pictures at the same time; raises PaliGemmaError."""
-    pictures = [read_picture(name, args) for name in args.pictures]
-    images = tuple(image for picture in pictures for image in picture.images)
-    together = Picture(", ".join(args.pictures), images)
+    together = read_together(args)
     return Answered(together, _answer(args, ask, load_pipeline(args), [together])[0])
 
 

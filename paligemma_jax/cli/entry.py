@@ -7,7 +7,19 @@ import textwrap
 from collections.abc import Sequence
 
 from paligemma_jax import __version__
-from paligemma_jax.cli import compare, compiled, convert, demo, detect, info, mask, segment, words
+from paligemma_jax.cli import (
+    bench,
+    compare,
+    compiled,
+    convert,
+    demo,
+    detect,
+    info,
+    mask,
+    segment,
+    text,
+    words,
+)
 from paligemma_jax.cli.options import HelpFormatter
 from paligemma_jax.errors import PaliGemmaError
 
@@ -52,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"paligemma {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for group in (words, detect, segment, compare, mask, convert, info, demo):
+    for group in (words, text, detect, segment, compare, mask, convert, info, bench, demo):
         group.add(commands)
     return parser
 

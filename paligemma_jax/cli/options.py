@@ -63,28 +63,39 @@ def add_answering(
     max_new_tokens: int | None = MAX_NEW_TOKENS,
 ) -> None:
     """How pictures are answered and the answers printed; None where nothing is generated."""
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help=f"one JSON document a line and picture: file, prompt, {fields}",
-    )
+    add_json(parser, f"one JSON document a line and picture: file, prompt, {fields}")
     if max_new_tokens is not None:
-        parser.add_argument(
-            "--max-new-tokens",
-            type=positive(CONTEXT),
-            default=max_new_tokens,
-            metavar="N",
-            help="where an answer without end is cut (default: %(default)s)",
-        )
+        add_max_new_tokens(parser, max_new_tokens)
+    add_batch_size(parser, "pictures")
+    parser.add_argument(
+        "--allow-urls", action="store_true", help="a PICTURE may be an http(s) address"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser, words: str) -> None:
+    """That answers are printed for programs."""
+    parser.add_argument("--json", action="store_true", help=words)
+
+
+def add_max_new_tokens(parser: argparse.ArgumentParser, default: int = MAX_NEW_TOKENS) -> None:
+    """The length of answers."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive(CONTEXT),
+        default=default,
+        metavar="N",
+        help="where an answer without end is cut (default: %(default)s)",
+    )
+
+
+def add_batch_size(parser: argparse.ArgumentParser, of: str) -> None:
+    """How many `of` what are answered at once."""
     parser.add_argument(
         "--batch-size",
         type=positive(1024),
         default=8,
         metavar="N",
-        help="pictures that go through the model together (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--allow-urls", action="store_true", help="a PICTURE may be an http(s) address"
+        help=f"{of} that go through the model together (default: %(default)s)",
     )
 
 
@@ -174,6 +185,21 @@ def temperature(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no temperature; 0, 0.7 or 1 would fit")
     return value
+
+
+def exponent(text: str) -> float:
+    """Type of an option that is a finite number."""
+    value = _number(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no exponent; 0, 0.6 or 1 would fit")
+    return value
+
+
+def some_text(text: str) -> str:
+    """Type of an option that is text, not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text is in every answer; some letters fit")
+    return text
 
 
 def share(text: str) -> float:

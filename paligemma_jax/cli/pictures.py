@@ -82,6 +82,13 @@ def read_picture(source: str, args: argparse.Namespace, number: int = 0) -> Pict
     return Picture(source, (load_image(source),), number)
 
 
+def read_together(args: argparse.Namespace) -> Picture:
+    """All pictures that the command was given, as those of one prompt; raises as `read_picture`."""
+    pictures = [read_picture(name, args) for name in args.pictures]
+    images = tuple(image for picture in pictures for image in picture.images)
+    return Picture(", ".join(args.pictures), images)
+
+
 def _frames(source: str, args: argparse.Namespace) -> "tuple[Image.Image, ...]":
     from paligemma_jax.processing.video import read_frames
 

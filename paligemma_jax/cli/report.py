@@ -1,6 +1,7 @@
 """Answers on standard output, as lines for people or JSON documents for programs."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -12,44 +13,49 @@ from paligemma_jax.errors import PaliGemmaError
 Shown = tuple[str, dict[str, Any]]  # lines for people, and the JSON document's fields
 
 
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What an answer is about: what its lines begin with, and its part of a document."""
+
+    label: str | None  # where it is one of several
+    fields: dict[str, Any]
+
+
 class Report:
     """Prints answers as they come, and remembers whether everything went well."""
 
-    def __init__(self, args: argparse.Namespace, prompt: str):
+    def __init__(self, args: argparse.Namespace):
         self._json: bool = args.json
-        self._prompt = prompt
-        self._named = len(args.pictures) > 1
         self.failures = 0
 
-    def answer(self, name: str | list[str], shown: Shown) -> None:
-        """Prints what is shown to people, or the document for programs.
-
-        `name` is a picture, or the list of those that were asked about together.
-        """
+    def answer(self, subject: Subject, shown: Shown) -> None:
+        """Prints what is shown to people, or the document for programs."""
         text, fields = shown
         if self._json:
-            self._document(name, fields)
+            print_json(subject.fields | fields)
             return
-        prefix = f"{name}: " if self._named and isinstance(name, str) else ""
+        prefix = f"{subject.label}: " if subject.label else ""
         for line in text.splitlines() or [""]:
             print(f"{prefix}{line}", flush=True)
 
-    def failure(self, name: str, error: PaliGemmaError, answer: str | None = None) -> None:
+    def failure(self, subject: Subject, error: PaliGemmaError, answer: str | None = None) -> None:
         """Says on standard error what is wrong with one picture or its answer."""
         self.failures += 1
         sys.stdout.flush()
         print(f"paligemma: error: {error}", file=sys.stderr, flush=True)
         if self._json:
-            self._document(name, {"answer": answer, "error": str(error)})
+            print_json(subject.fields | {"answer": answer, "error": str(error)})
 
     @property
     def exit_code(self) -> int:
         """1 if anything failed."""
         return 1 if self.failures else 0
 
-    def _document(self, name: str | list[str], fields: dict[str, Any]) -> None:
-        key = "file" if isinstance(name, str) else "files"
-        print_json({key: name, "prompt": self._prompt, **fields})
+
+def picture_subject(args: argparse.Namespace, name: str, prompt: str) -> Subject:
+    """A prompt about one of the pictures that a command was given."""
+    label = name if len(args.pictures) > 1 else None
+    return Subject(label, {"file": name, "prompt": prompt})
 
 
 def report_each(
@@ -63,17 +69,18 @@ def report_each(
     Errors of single pictures and of `present` are reported; the others go on. Returns the exit
     code.
     """
-    report = Report(args, prompt)
+    report = Report(args)
     for reply in ask_each(args, ask):
+        subject = picture_subject(args, reply.name, prompt)
         if isinstance(reply, Unread):
-            report.failure(reply.name, reply.error)
+            report.failure(subject, reply.error)
             continue
         try:
             shown = present(reply)
         except PaliGemmaError as e:
-            report.failure(reply.name, e, getattr(reply.answer, "text", None))
+            report.failure(subject, e, getattr(reply.answer, "text", None))
         else:
-            report.answer(reply.name, shown)
+            report.answer(subject, shown)
     return report.exit_code
 
 
@@ -85,7 +92,7 @@ def report_together(
 ) -> int:
     """The same, asking once about all pictures at the same time; raises PaliGemmaError."""
     shown = present(ask_together(args, ask))
-    Report(args, prompt).answer(args.pictures, shown)
+    Report(args).answer(Subject(None, {"files": args.pictures, "prompt": prompt}), shown)
     return 0
 
 

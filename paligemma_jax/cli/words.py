@@ -1,18 +1,20 @@
 """Commands whose answer is words: caption, answer, ocr, count and generate."""
 
 import argparse
-import math
 from typing import TYPE_CHECKING, Any
 
 from paligemma_jax.cli import options
-from paligemma_jax.cli.asking import Answered, Ask, pictures_of
+from paligemma_jax.cli.answers import Answers, ask_in_words, plain_fields, show_in_words
+from paligemma_jax.cli.asking import Answered, pictures_of
+from paligemma_jax.cli.choosing import add_choosing, check_choosing
+from paligemma_jax.cli.live import stream_each, stream_together
 from paligemma_jax.cli.pictures import Picture, check_arguments
 from paligemma_jax.cli.report import Shown, report_each, report_together
 from paligemma_jax.errors import UnexpectedAnswerError
 
 if TYPE_CHECKING:
-    from paligemma_jax.generation.sampling import Sampler
-    from paligemma_jax.pipeline import Generation, Pipeline
+    from paligemma_jax.answering.generation import Generation
+    from paligemma_jax.pipeline import Pipeline
 
 _LANGUAGES = """\
 Published models know 34 languages, among them en, es, de, fr, zh; the demo model en, es, de, fr.
@@ -22,6 +24,7 @@ Examples:
   paligemma caption photo.jpg
   paligemma caption photo.jpg --language de
   paligemma caption *.jpg --json > captions.jsonl
+  paligemma caption photo.jpg --best-of 8 --top-p 0.9
 
 {_LANGUAGES}"""
 _ANSWER = f"""\
@@ -52,7 +55,10 @@ error (exit code 1); paligemma answer shows the model's own words.
 _GENERATE = """\
 Examples:
   paligemma generate photo.jpg "caption en"
-  paligemma generate photo.jpg "describe en" --max-new-tokens 64 --temperature 0.7 --seed 1
+  paligemma generate photo.jpg "describe en" --stream --max-new-tokens 256
+  paligemma generate photo.jpg "describe en" --temperature 0.7 --top-p 0.9 --seed 1
+  paligemma generate photo.jpg "caption en" --begin "a photo of" --stop .
+  paligemma generate photo.jpg "caption en" --beams 4 --alpha 0.6 --json
   paligemma generate one.jpg two.jpg "answer en are these the same?" --together
 
 The prompt goes to the model as it is. PaliGemma's prompt language:
@@ -65,6 +71,9 @@ The prompt goes to the model as it is. PaliGemma's prompt language:
   describe LANG                a longer caption
   question LANG ANSWER         a question that has this answer
   caption <loc...> (four)      a caption of a region
+
+Of --temperature, --top-k, --top-p and --min-p each sees what those before it left. Prompts without
+a picture: paligemma text
 """
 
 
@@ -103,20 +112,15 @@ def add(commands: Any) -> None:
 
     generate = options.add_command(
         commands, "generate", run_generate, "send a prompt of your own",
-        "Answers a prompt in PaliGemma's prompt language, greedily or by sampling.", _GENERATE,
+        "Answers a prompt in PaliGemma's prompt language about pictures.", _GENERATE,
     )  # fmt: skip
     options.add_pictures(generate)
     generate.add_argument("prompt", metavar="PROMPT", help="in quotes, after all pictures")
-    generate.add_argument(
-        "--temperature", type=options.temperature, default=0.0, metavar="T",
-        help="0 takes the likeliest tokens (default); above, tokens are drawn",
-    )  # fmt: skip
-    generate.add_argument(
-        "--seed", type=options.seed, default=0, metavar="N", help="of the draws (default: 0)"
-    )
     options.add_together(generate)
     options.add_frames(generate)
 
+    for parser in (caption, answer, ocr, generate):
+        add_choosing(parser)
     for parser in (caption, answer, ocr, count, generate):
         options.add_answering(parser)
         options.add_model(parser)
@@ -150,9 +154,17 @@ def run_count(args: argparse.Namespace) -> int:
     """`paligemma count`; returns the exit code."""
     from paligemma_jax.processing import prompts
 
+    def ask(pipeline: "Pipeline", pictures: list[Picture]) -> "list[Generation]":
+        return pipeline.generate(
+            [pictures_of(pipeline, picture) for picture in pictures],
+            [prompt] * len(pictures),
+            max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+        )
+
     check_arguments(args, "things")
     prompt = prompts.count(args.things)
-    return report_each(args, prompt, _generate(args, prompt), _its_number)
+    return report_each(args, prompt, ask, _its_number)
 
 
 def run_generate(args: argparse.Namespace) -> int:
@@ -162,32 +174,21 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace, prompt: str) -> int:
-    report = report_together if getattr(args, "together", False) else report_each
-    return report(args, prompt, _generate(args, prompt), _its_text)
+    check_choosing(args)
+    together = getattr(args, "together", False)
+    if args.stream:
+        return stream_together(args, prompt) if together else stream_each(args, prompt)
 
+    def ask(pipeline: "Pipeline", pictures: list[Picture]) -> list[Answers]:
+        entries = [pictures_of(pipeline, picture) for picture in pictures]
+        numbers = [picture.number for picture in pictures]
+        return ask_in_words(args, pipeline, entries, [prompt] * len(pictures), numbers)
 
-def _generate(args: argparse.Namespace, prompt: str) -> "Ask[Generation]":
-    def ask(pipeline: "Pipeline", pictures: list[Picture]) -> "list[Generation]":
-        return pipeline.generate(
-            [pictures_of(pipeline, picture) for picture in pictures],
-            [prompt] * len(pictures),
-            max_new_tokens=args.max_new_tokens,
-            sampler=_sampler(getattr(args, "temperature", 0.0)),
-            seed=getattr(args, "seed", 0) + pictures[0].number,
-            batch_size=args.batch_size,
-        )
+    def present(reply: Answered[Answers]) -> Shown:
+        return show_in_words(args, reply.answer)
 
-    return ask
-
-
-def _sampler(temperature: float) -> "Sampler":
-    from paligemma_jax.generation.sampling import Greedy, Temperature
-
-    return Temperature(temperature=temperature) if temperature else Greedy()
-
-
-def _its_text(reply: "Answered[Generation]") -> Shown:
-    return reply.answer.text, _fields(reply.answer)
+    report = report_together if together else report_each
+    return report(args, prompt, ask, present)
 
 
 def _its_number(reply: "Answered[Generation]") -> Shown:
@@ -199,9 +200,4 @@ def _its_number(reply: "Answered[Generation]") -> Shown:
             f"{reply.name}: the model answered {reply.answer.text!r}. A number would fit. Ask for "
             "its own words with: paligemma answer PICTURE QUESTION"
         )
-    return str(number), _fields(reply.answer, count=number)
-
-
-def _fields(answer: "Generation", **more: Any) -> dict[str, Any]:
-    tokens = {"tokens": list(answer.tokens), "logprob": math.fsum(answer.logprobs)}
-    return {"answer": answer.text, **more, **tokens}
+    return str(number), plain_fields(reply.answer) | {"count": number}

@@ -14,8 +14,8 @@ from paligemma_jax.cli import compiled
 from tests.cli.conftest import Run
 
 COMMANDS = (
-    "caption", "answer", "ocr", "count", "generate", "detect", "segment", "classify", "score",
-    "mask", "convert", "info", "demo",
+    "caption", "answer", "ocr", "count", "generate", "text", "detect", "segment", "classify",
+    "score", "mask", "convert", "info", "demo",
 )  # fmt: skip
 COMMAND = [sys.executable, "-m", "paligemma_jax"]
 
