@@ -1,0 +1,61 @@
+"""The questions to a GPU, at tiny sizes on whatever is here: no path may be broken."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paligemma_jax.benchmark import gpu_questions
+from paligemma_jax.benchmark.device_answers import TINY, Answer, attempt
+from paligemma_jax.benchmark.gpu_questions import QUESTIONS, ask, main, markdown
+
+# On CPUs: cuDNN is not there, and jax 0.10 knows no command buffers' option.
+MAY_FAIL = ("cudnn", "no CUDA graphs", "no Triton", "fused by option")
+
+
+@pytest.mark.parametrize("letter", sorted(QUESTIONS))
+def test_every_question_is_answered(letter: str):
+    answers = ask(letter, TINY, seconds=600)
+    assert {answer.question for answer in answers} == {letter}
+    failed = [a for a in answers if a.value is None and not any(m in a.case for m in MAY_FAIL)]
+    assert failed == []
+    assert answers[-1].case == "time to find out"
+    assert len(markdown(answers).splitlines()) == len(answers) + 2
+
+
+def test_what_fails_says_why_and_ends_nothing():
+    def fails() -> tuple[float, str, str]:
+        raise ValueError("no such\nthing")
+
+    answer = attempt("b", "a case", fails)
+    assert answer.value is None and answer.note == "ValueError: no such thing"
+    assert "| b | a case | - | ValueError: no such thing |" in markdown([answer])
+
+
+def test_a_question_that_fails(monkeypatch: pytest.MonkeyPatch):
+    def fails(sizes: object):
+        raise RuntimeError("lost")
+
+    monkeypatch.setitem(gpu_questions.QUESTIONS, "a", fails)
+    answers = ask("ag", TINY, seconds=600)
+    assert answers[0] == Answer("a", "all", None, "", "RuntimeError: lost")
+    assert any(a.question == "g" and a.value for a in answers)
+
+
+def test_no_time_left():
+    answers = ask("gf", TINY, seconds=0.0)
+    assert [a.note for a in answers if a.case == "the rest"] == 2 * ["no time was left"]
+
+
+def test_answers_as_json_and_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "answers.json"
+    main(["--tiny", "--questions", "g", "--json", str(path)])
+    found = json.loads(path.read_text())
+    assert found["platform"] == "cpu" and found["answers"][0]["question"] == "g"
+    assert "| g |" in capsys.readouterr().out
+
+
+def test_unknown_questions(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--questions", "z"])
+    assert "no question 'z'; there are abcdefg" in capsys.readouterr().err

@@ -1,0 +1,90 @@
+"""This project's programs at real sizes: shapes in place of weights, bfloat16 throughout."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from paligemma_jax.config import VARIANTS, PaliGemmaConfig
+from paligemma_jax.generation import loop
+from paligemma_jax.generation.sampling import Greedy
+from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.unrolled import abstract_unrolled
+from tests.program.target import Compiled, Target
+
+SLOTS = 512  # 256 image tokens, a prompt, an answer
+PROMPT = 32
+CAPACITY = 128
+
+
+def variant(name: str, *, layers: int | None = None) -> PaliGemmaConfig:
+    """A published model; with `layers` that many in encoder and decoder, each of its real size."""
+    config = VARIANTS[name]
+    if layers is None:
+        return config
+    return dataclasses.replace(
+        config,
+        img=dataclasses.replace(config.img, depth=layers),
+        llm=dataclasses.replace(config.llm, depth=layers),
+    )
+
+
+def model_of(config: PaliGemmaConfig) -> PaliGemma:
+    """As `from_pretrained` lays it out, of shapes."""
+    return abstract_unrolled(config, jnp.bfloat16, jnp.bfloat16)
+
+
+def cache_of(config: PaliGemmaConfig, batch: int, slots: int) -> Any:
+    """Shapes of an empty cache."""
+    model = model_of(config)
+    return jax.eval_shape(lambda: model.llm.empty_cache(batch, slots))
+
+
+def slots_for(config: PaliGemmaConfig) -> int:
+    """Room for one image, prompt and answer: a multiple of 256."""
+    return -(-(config.img.num_patches + PROMPT + CAPACITY) // 256) * 256
+
+
+def decode(target: Target, config: PaliGemmaConfig, batch: int, slots: int = SLOTS) -> Compiled:
+    """The greedy decoding loop."""
+    return target.compile(
+        loop.decode,
+        model_of(config),
+        cache_of(config, batch, slots),
+        _shape((batch, config.llm.vocab_size), jnp.float32),
+        _shape((batch,), jnp.bool_),
+        _shape((batch,), jnp.uint32),
+        _shape((), jnp.int32),
+        sampler=Greedy(),
+        capacity=CAPACITY,
+        eos_id=1,
+    )
+
+
+def prefill(target: Target, config: PaliGemmaConfig, batch: int) -> Compiled:
+    """Image encoder, prompt and image through the decoder, logits of the last position."""
+    size = config.img.image_size
+    text = _shape((batch, PROMPT), jnp.int32)
+    return target.compile(
+        loop.prefill,
+        model_of(config),
+        _shape((batch, 1, size, size, 3), jnp.float32),
+        text,
+        text,
+        _shape((batch, PROMPT), jnp.bool_),
+        slots=slots_for(config),
+    )
+
+
+def encode(target: Target, config: PaliGemmaConfig, batch: int) -> Compiled:
+    """The image encoder by itself."""
+    size = config.img.image_size
+    images = _shape((batch, 1, size, size, 3), jnp.float32)
+    return target.compile(
+        jax.jit(lambda model, images: model.encode_images(images)), model_of(config), images
+    )
+
+
+def _shape(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, dtype)
