@@ -1,7 +1,9 @@
 """`pg.bench`: a whole run, in one call."""
 
 import enum
+import math
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,8 +13,10 @@ from paligemma_jax.benchmark.environment import (
     find_accelerator,
     missing_peer,
 )
+from paligemma_jax.benchmark.equality import Comparison
 from paligemma_jax.benchmark.implementation import PEERS, Kind, Precision
 from paligemma_jax.benchmark.plan import entries
+from paligemma_jax.benchmark.record import Record
 from paligemma_jax.benchmark.result import BenchmarkResult
 from paligemma_jax.benchmark.run import Progress, run
 from paligemma_jax.errors import ConfigError
@@ -28,6 +32,8 @@ def bench(
     dtypes: Sequence[str] | None = None,
     repeats: int | None = None,
     quick: bool = False,
+    minutes: float = math.inf,
+    json: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> BenchmarkResult:
@@ -43,6 +49,8 @@ def bench(
       dtypes: of "float32" and "bfloat16".
       repeats: processes of each implementation; they alternate.
       quick: one repeat of the most important cases.
+      minutes: when to stop; what is measured by then is what there is.
+      json: a file for everything that was measured, written anew after every process.
       weights: a directory to keep the random checkpoints in, for the next run.
       progress: called with what is being measured, cases done and cases in all.
 
@@ -67,20 +75,29 @@ def bench(
     if missing:
         chosen = [entry.without(PEERS) for entry in chosen]
     environment = describe_environment(accelerator)
+
+    def result(records: list[Record], comparisons: list[Comparison]) -> BenchmarkResult:
+        whole = BenchmarkResult(
+            size=size,
+            on_cpu=accelerator is None,
+            environment=environment,
+            records=tuple(records),
+            comparisons=tuple(comparisons),
+            notes=(missing,) if missing else (),
+        )
+        if json is not None:
+            whole.save(json)
+        return whole
+
     records, comparisons = run(
         chosen,
         folder=None if weights is None else Path(weights),
         on_cpu=accelerator is None,
+        deadline=time.monotonic() + 60 * minutes,
         progress=progress or (lambda what, done, total: None),
+        found=result,
     )
-    return BenchmarkResult(
-        size=size,
-        on_cpu=accelerator is None,
-        environment=environment,
-        records=tuple(records),
-        comparisons=tuple(comparisons),
-        notes=(missing,) if missing else (),
-    )
+    return result(records, comparisons)
 
 
 def _members(choices: type[Choice], names: Sequence[str] | None) -> list[Choice] | None:

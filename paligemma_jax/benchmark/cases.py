@@ -1,66 +1,20 @@
-"""What is measured, each as an object that runs itself on an implementation.
+"""All cases there are."""
 
-A case has a name that is the same for every implementation, so that they can be compared, and says
-how much work one of its samples is.
-"""
-
-import abc
 import dataclasses
 import statistics
-from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 
+from paligemma_jax.benchmark.case import Case, Outcome, Subject
 from paligemma_jax.benchmark.floors import Work, decode_work, encode_work, prefill_work
-from paligemma_jax.benchmark.implementation import Implementation, Kind, Precision
+from paligemma_jax.benchmark.implementation import Precision
+from paligemma_jax.benchmark.inputs import PROMPT, random_images, random_prompts
 from paligemma_jax.benchmark.timing import Effort, Sample, measure
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.processing.buckets import MIN_TEXT_LENGTH, bucket
 
-PROMPT = 32  # tokens
 MIXED_PROMPTS, LONGEST_PROMPT = 50, 120
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What a case runs on: a loaded implementation, and what the process held without it."""
-
-    implementation: Implementation
-    kind: Kind
-    config: PaliGemmaConfig
-    bare_bytes: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """Samples (seconds for one call, or for one token a row), other numbers, arrays to compare."""
-
-    samples: list[Sample] = dataclasses.field(default_factory=list)
-    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-
-class Case(abc.ABC):
-    """One thing to measure."""
-
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """The same for all implementations."""
-
-    @property
-    def rows(self) -> int:
-        """Pictures, or tokens, that one sample yields; 0 where that says nothing."""
-        return 0
-
-    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
-        """What one sample must do at least, one part after the other; () where nothing is timed."""
-        return ()
-
-    @abc.abstractmethod
-    def run(self, subject: Subject) -> Outcome:
-        """Measures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,23 +251,6 @@ def case_from_dict(values: dict[str, Any]) -> Case:
     if "effort" in fields:
         fields["effort"] = Effort(**fields["effort"])
     return _CASES[values["case"]](**fields)
-
-
-def random_images(config: PaliGemmaConfig, batch: int) -> np.ndarray:
-    """f32[B, H, W, 3] in [-1, 1]."""
-    size = config.img.image_size
-    pixels = np.random.default_rng(batch).uniform(-1, 1, (batch, size, size, 3))
-    return pixels.astype(np.float32)
-
-
-def random_prompts(
-    config: PaliGemmaConfig, batch: int, length: int = PROMPT
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures, and tokens i32[B, length] that begin with the begin-of-sequence token."""
-    last = min(config.llm.vocab_size, 250_000)  # above are <loc> and <seg>
-    tokens = np.random.default_rng(batch + length).integers(3, last, (batch, length))
-    tokens[:, 0] = 2
-    return random_images(config, batch), tokens.astype(np.int32)
 
 
 def _ours(subject: Subject) -> Any:

@@ -21,8 +21,8 @@ class Comparison:
       equal: of `tokens` that were answered, those before the first difference in each row.
       difference: the largest of logits after the prompt, which reach `largest`.
       same: whether both compute the same. In float32 all tokens are equal and logits nearly. In
-        another precision logits differ no more from the first one's in float32 than twice what the
-        second one's do; tokens may, since near ties are decided by rounding.
+        another precision the logits of the first one are at most twice as far from the peer's in
+        float32 as the peer's own; tokens may differ, since near ties are decided by rounding.
     """
 
     model: str
@@ -66,7 +66,7 @@ def compare(folder: Path, model: str) -> list[Comparison]:
         if path.exists():
             with np.load(path) as arrays:
                 found[kind, dtype] = dict(arrays)
-    exact = found.get((Kind.OURS, Precision.FLOAT32))
+    exact = found.get((Kind.HUGGING_FACE, Precision.FLOAT32))
     return [
         _compare(model, dtype, kind, found[Kind.OURS, dtype], theirs, exact)
         for (kind, dtype), theirs in found.items()

@@ -10,7 +10,7 @@ import numpy as np
 from paligemma_jax.benchmark.implementation import Precision
 from paligemma_jax.benchmark.memory import peak_bytes
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.generation.generate import generate
+from paligemma_jax.generation.generate import MIN_CAPACITY, generate
 from paligemma_jax.generation.loop import decode
 from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.sampling import Greedy
@@ -23,7 +23,7 @@ from paligemma_jax.weights.checkpoint import open_checkpoint
 from paligemma_jax.weights.load import load_leaves
 
 NEVER = -1  # no token ends an answer
-ROOM = 16  # new tokens that a cache has room for at least
+ROOM = 64  # tokens of an answer that a cache is made for where none is asked for
 
 
 class Ours:
@@ -94,7 +94,7 @@ class Ours:
     ) -> tuple[Callable[[], KVCache], Callable[[], np.ndarray]]:
         """What reads the prompt, and the call after it that decodes; each time the two in turn."""
         batch, rows = prompt_batch(images, tokens), len(tokens)
-        capacity = bucket(new_tokens, ROOM)
+        capacity = bucket(new_tokens, MIN_CAPACITY)
         inputs: list[tuple[jax.Array, KVCache]] = []
 
         def read() -> KVCache:

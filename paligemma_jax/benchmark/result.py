@@ -77,5 +77,8 @@ class BenchmarkResult:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        """Writes JSON; a file of that name is replaced when the new one is complete."""
+        target = Path(path)
+        unfinished = target.with_name(target.name + ".part")
+        unfinished.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        unfinished.replace(target)

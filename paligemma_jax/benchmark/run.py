@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,43 +19,74 @@ from paligemma_jax.benchmark.starting import start_to_first_token
 from paligemma_jax.benchmark.worker import LOAD, Job
 
 Progress = Callable[[str, int, int], None]  # what is going on, cases done, cases in all
+Found = Callable[[list[Record], list[Comparison]], None]
 COLD, WARM = "cold start", "warm start"
 WORKER = "paligemma_jax.benchmark.worker"
+LONGEST = 24 * 3600.0  # seconds of one process
 
 
 def run(
-    entries: Sequence[Entry], *, folder: Path | None, on_cpu: bool, progress: Progress
+    entries: Sequence[Entry],
+    *,
+    folder: Path | None,
+    on_cpu: bool,
+    deadline: float,
+    progress: Progress,
+    found: Found,
 ) -> tuple[list[Record], list[Comparison]]:
-    """Measures everything; checkpoints are kept in `folder`, or removed at the end."""
+    """Measures everything; checkpoints are kept in `folder`, or removed at the end.
+
+    At the `deadline` (of `time.monotonic`) whatever runs is ended, and nothing more begun. `found`
+    is called after each process with all that is known by then.
+    """
     with tempfile.TemporaryDirectory(prefix="paligemma-bench-") as temporary:
-        runner = _Runner(Path(temporary), folder or Path(temporary), on_cpu, progress)
+        work = Path(temporary)
+        runner = _Runner(work, folder or work, on_cpu, deadline, progress, found)
         return runner.run(entries)
 
 
 class _Runner:
-    def __init__(self, work: Path, weights: Path, on_cpu: bool, progress: Progress):
-        self._work, self._weights, self._progress = work, weights, progress
+    def __init__(
+        self,
+        work: Path,
+        weights: Path,
+        on_cpu: bool,
+        deadline: float,
+        progress: Progress,
+        found: Found,
+    ):
+        self._work, self._weights, self._deadline = work, weights, deadline
+        self._progress, self._found = progress, found
         self._environment = _environment(on_cpu) | {
             "JAX_COMPILATION_CACHE_DIR": str(work / "compiled")
         }
         self._records: list[Record] = []
+        self._comparisons: list[Comparison] = []
         self._done = self._total = 0
-        self._missing: set[str] = set()
+        self._unavailable: set[str] = set()
 
     def run(self, entries: Sequence[Entry]) -> tuple[list[Record], list[Comparison]]:
         self._total = sum(_steps(entry) for entry in entries)
-        comparisons = []
         for entry in entries:
-            weights = self._checkpoint(entry)
-            for repeat in range(entry.repeats):
-                for turn in entry.turns(repeat):
-                    self._turn(turn, weights)
-            if weights is not None:
-                comparisons += compare(self._work, entry.model)
-                for repeat in range(entry.starts):
-                    self._starts(entry, weights, repeat)
+            if self._seconds_left() > 0:
+                self._entry(entry)
         self._progress("done", self._total, self._total)
-        return self._records, comparisons
+        return self._records, self._comparisons
+
+    def _entry(self, entry: Entry) -> None:
+        weights, before = self._checkpoint(entry), list(self._comparisons)
+        for repeat in range(entry.repeats):
+            for turn in entry.turns(repeat):
+                self._turn(turn, weights)
+                self._comparisons = before + compare(self._work, entry.model)
+                self._found(self._records, self._comparisons)
+        for repeat in range(entry.starts if weights else 0):
+            assert weights is not None
+            self._starts(entry, weights, repeat)
+            self._found(self._records, self._comparisons)
+
+    def _seconds_left(self) -> float:
+        return self._deadline - time.monotonic()
 
     def _checkpoint(self, entry: Entry) -> Path | None:
         if not entry.written:
@@ -67,10 +100,10 @@ class _Runner:
     def _turn(self, turn: Turn, weights: Path | None) -> None:
         expected = len(turn.cases) + 1
         before = self._done
-        if f"{turn.model} {turn.kind} {turn.dtype}" in self._missing:
+        job = Job(**vars(turn), weights=weights, arrays=self._work)
+        if job.title in self._unavailable or self._seconds_left() <= 0:
             self._done += expected
             return
-        job = Job(**vars(turn), weights=weights, arrays=self._work)
         what = f"{job.title}, repeat {turn.repeat + 1}"
         names = [LOAD, *(case.name for case in turn.cases)]
         self._progress(f"{what}: {LOAD}", self._done, self._total)
@@ -80,7 +113,7 @@ class _Runner:
             following = names[min(self._done - before, len(names) - 1)]
             self._progress(f"{what}: {following}", self._done, self._total)
             if record.case == LOAD and record.error:
-                self._missing.add(job.title)
+                self._unavailable.add(job.title)
         self._done = before + expected
 
     def _process(self, job: Job) -> Iterator[Record]:
@@ -93,14 +126,19 @@ class _Runner:
                 command, env=self._environment, stdout=subprocess.PIPE, stderr=errors, text=True
             )
             assert process.stdout is not None
+            alarm = threading.Timer(min(self._seconds_left(), LONGEST), process.kill)
+            alarm.start()
             try:
                 for line in process.stdout:
                     yield Record.from_dict(json.loads(line))
                 code = process.wait()
             finally:
+                alarm.cancel()
                 process.kill()
                 process.wait()
-        if code:
+        if self._seconds_left() <= 0:
+            yield job.record("process", error="The time was up before it was done.")
+        elif code:
             last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
             yield job.record("process", error=f"It ended with exit code {code}: {last[:300]}")
 
@@ -112,9 +150,12 @@ class _Runner:
         for case in (COLD, WARM):
             self._progress(f"{entry.model}: {case}", self._done, self._total)
             try:
-                found = start_to_first_token(weights, dtype, cache, self._environment)
-            except subprocess.CalledProcessError as e:
-                last = (e.stderr.strip().splitlines() or [""])[-1]
+                found = start_to_first_token(
+                    weights, dtype, cache, self._environment, self._seconds_left()
+                )
+            except subprocess.SubprocessError as e:
+                said = getattr(e, "stderr", None) or str(e)
+                last = (str(said).strip().splitlines() or [""])[-1]
                 self._records.append(Record(**about, case=case, error=last[:300]))
             else:
                 self._records.append(

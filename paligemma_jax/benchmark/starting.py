@@ -15,11 +15,11 @@ from paligemma_jax.benchmark.implementation import Precision
 
 
 def start_to_first_token(
-    weights: Path, dtype: Precision, cache: Path, environment: dict[str, str]
+    weights: Path, dtype: Precision, cache: Path, environment: dict[str, str], limit: float
 ) -> dict[str, float]:
     """Seconds of a whole start (`start`) and of its parts, with compiled programs kept in `cache`.
 
-    Raises subprocess.CalledProcessError with what the process said.
+    Raises subprocess.SubprocessError if the process fails or takes more than `limit` seconds.
     """
     environment = environment | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -27,7 +27,14 @@ def start_to_first_token(
     }
     command = [sys.executable, "-m", __name__, str(weights), dtype.value]
     began = time.time()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=min(max(limit, 0.0), 24 * 3600.0),
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     return {"start": found.pop("at") - began, **found}
 
@@ -38,7 +45,7 @@ def main() -> None:
     begin = time.perf_counter()
     import jax
 
-    from paligemma_jax.benchmark.cases import random_prompts
+    from paligemma_jax.benchmark.inputs import random_prompts
     from paligemma_jax.benchmark.ours import open_ours
 
     jax.local_devices()

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from paligemma_jax.benchmark.cases import Case, Outcome, Subject, case_from_dict, case_to_dict
+from paligemma_jax.benchmark.case import Case, Outcome, Subject
+from paligemma_jax.benchmark.cases import case_from_dict, case_to_dict
 from paligemma_jax.benchmark.implementation import (
     PEERS,
     Implementation,
@@ -104,7 +105,7 @@ def run_job(job: Job, report: Callable[[Record], None]) -> None:
         return
     seconds = time.perf_counter() - start
     report(job.record(LOAD, seconds=(seconds,), others=(0.0,), peak_bytes=most_resident()))
-    subject = Subject(implementation, job.kind, config, bare)
+    subject = Subject(implementation, config, bare)
     for case in job.cases:
         try:
             report(_measure(job, case, subject))

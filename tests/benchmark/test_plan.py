@@ -1,0 +1,86 @@
+"""Which processes a run consists of."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paligemma_jax.benchmark.cases import Decode, Equality, MeasureCeilings, MixedLengths
+from paligemma_jax.benchmark.implementation import Kind, Precision
+from paligemma_jax.benchmark.plan import SIZES, entries
+from paligemma_jax.benchmark.worker import Job
+from paligemma_jax.cli import bench as command
+from paligemma_jax.errors import ConfigError
+
+
+def test_implementations_alternate_and_come_in_both_orders():
+    (entry,) = entries("cpu")
+    first, second = entry.turns(0), entry.turns(1)
+    assert entry.repeats == 3
+    assert [(t.kind, t.dtype) for t in second] == [(t.kind, t.dtype) for t in first][::-1]
+    assert {t.kind for t in first} == {Kind.OURS, Kind.SCANNED, Kind.HUGGING_FACE}
+
+
+def test_every_implementation_is_compared_first_and_has_ceilings():
+    for size in SIZES:
+        for entry in entries(size):
+            for turn in entry.turns(0):
+                if entry.written and turn.kind is not Kind.SCANNED:
+                    assert isinstance(turn.cases[0], Equality)
+                measures = any(isinstance(case, MeasureCeilings) for case in turn.cases)
+                assert measures == (turn.kind is Kind.OURS)
+
+
+def test_big_vision_is_asked_to_decode_in_float32_only():
+    turns = [turn for turn in entries("cpu")[0].turns(0) if turn.kind is Kind.SCANNED]
+    assert len(turns) == 1 and turns[0].dtype is Precision.FLOAT32
+    assert [type(case) for case in turns[0].cases] == [Decode]
+
+
+def test_cases_of_the_first_repeat_only():
+    (entry,) = entries("cpu")
+    found = [any(isinstance(c, MixedLengths) for c in t.cases) for t in entry.turns(0)]
+    assert sum(found) == 1
+    assert not any(isinstance(c, MixedLengths) for t in entry.turns(1) for c in t.cases)
+
+
+def test_a_gpu_decodes_all_sizes():
+    models = {entry.model for entry in entries("gpu")}
+    assert {"paligemma-3b-pt-224", "paligemma2-3b-pt-224"} <= models
+    assert {"paligemma2-10b-pt-224", "paligemma2-28b-pt-224"} <= models
+
+
+def test_narrowed():
+    (entry,) = entries(
+        "cpu",
+        models=["paligemma2-3b-pt-224"],
+        kinds=[Kind.OURS],
+        dtypes=[Precision.BFLOAT16],
+        repeats=5,
+    )
+    assert entry.model == "paligemma2-3b-pt-224" and entry.repeats == 5
+    assert [(t.kind, t.dtype) for t in entry.turns(0)] == [(Kind.OURS, Precision.BFLOAT16)]
+    (entry,) = entries("cpu", dtypes=[Precision.BFLOAT16])
+    reference = entry.turns(0)[-1]
+    assert (reference.kind, reference.dtype) == (Kind.HUGGING_FACE, Precision.FLOAT32)
+    assert reference.cases == (Equality(),)
+    (quick,) = entries("cpu", quick=True)
+    assert quick.repeats == 1 and Kind.SCANNED not in quick.kinds
+
+
+@pytest.mark.parametrize(("size", "models"), [("huge", None), ("cpu", ["paligemma-4b"])])
+def test_unknown_names(size: str, models: list[str] | None):
+    with pytest.raises(ConfigError):
+        entries(size, models=models)
+
+
+def test_jobs_survive_json(tmp_path: Path):
+    for turn in entries("cpu")[0].turns(0):
+        job = Job(**vars(turn), weights=tmp_path, arrays=tmp_path)
+        assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
+
+
+def test_the_command_knows_the_same_names():
+    assert set(command.SIZES) == set(SIZES)
+    assert set(command.IMPLEMENTATIONS) == set(Kind)
+    assert set(command.DTYPES) == set(Precision)
