@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +16,13 @@ from paligemma_jax.errors import ConfigError
 SIZES = ("cpu", "gpu", "tiny")
 IMPLEMENTATIONS = ("ours", "scanned", "huggingface", "huggingface-compiled")
 DTYPES = ("float32", "bfloat16")
-REPEATS = 99
+REPEATS, LONGEST = 99, 100_000
 
 _EPILOG = """\
 Examples:
   paligemma bench                             on CPUs, about ten minutes
   paligemma bench --quick                     the most important cases, once
-  paligemma bench --size gpu --json gpu.json  all tables of a GPU
+  paligemma bench --size gpu --minutes 9 --json gpu.json --markdown   all of a GPU's tables
   paligemma bench --model paligemma2-3b-pt-224 --dtype bfloat16 --repeats 1
   paligemma bench --markdown >> benchmarks.md
 
@@ -69,9 +70,17 @@ def add(commands: Any) -> None:
         help="processes of each implementation (default: 3)",
     )  # fmt: skip
     parser.add_argument(
+        "--minutes", type=options.positive(LONGEST), metavar="N",
+        help="stop then; what was measured is shown (default: until all is done)",
+    )  # fmt: skip
+    parser.add_argument(
         "--weights", metavar="DIR", help="keep the random checkpoints here for the next time"
     )
-    parser.add_argument("--json", metavar="FILE", help="write everything that was measured here")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write everything that was measured here, again after every process",
+    )
     parser.add_argument("--force", action="store_true", help="write over a FILE that exists")
     parser.add_argument("--markdown", action="store_true", help="print tables of Markdown")
 
@@ -89,11 +98,11 @@ def run(args: argparse.Namespace) -> int:
             dtypes=args.dtype,
             repeats=args.repeats,
             quick=args.quick,
+            minutes=args.minutes or math.inf,
+            json=target,
             weights=args.weights,
             progress=progress,
         )
-    if target is not None:
-        result.save(target)
     print(result.to_markdown() if args.markdown else result)
     return 0
 
