@@ -3,6 +3,7 @@
 from paligemma_jax.answering.generation import BeamGeneration as BeamGeneration
 from paligemma_jax.answering.generation import Generation as Generation
 from paligemma_jax.answering.generation import LookedUpGeneration as LookedUpGeneration
+from paligemma_jax.benchmark.bench import bench as bench
 from paligemma_jax.config import VARIANTS as VARIANTS
 from paligemma_jax.config import GemmaConfig as GemmaConfig
 from paligemma_jax.config import PaliGemmaConfig as PaliGemmaConfig

@@ -15,7 +15,7 @@ from tests.cli.conftest import Run
 
 COMMANDS = (
     "caption", "answer", "ocr", "count", "generate", "text", "detect", "segment", "classify",
-    "score", "mask", "convert", "info", "demo",
+    "score", "mask", "convert", "info", "bench", "demo",
 )  # fmt: skip
 COMMAND = [sys.executable, "-m", "paligemma_jax"]
 
