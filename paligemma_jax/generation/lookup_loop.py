@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from paligemma_jax.generation.constraint import Constraint
 from paligemma_jax.generation.ngram import guess
 from paligemma_jax.generation.observer import Observer
+from paligemma_jax.generation.sampling import likeliest, log_probability
 from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 
@@ -153,8 +154,8 @@ def _write(
         logits, guessed = inputs
         state, constraint = answers.constraint_state, plan.constraint
         allowed = logits if constraint is None else constraint.allow(state, logits)
-        token = jnp.argmax(allowed, axis=1).astype(jnp.int32)
-        logp = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
+        token = likeliest(allowed)
+        logp = log_probability(logits, token)
         place = jnp.where(right, answers.count, answers.logprobs.shape[1])  # nowhere, if wrong
         in_text = jnp.where(right, lengths + answers.count, answers.text.shape[1])
         count = answers.count + right

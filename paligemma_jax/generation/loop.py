@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from paligemma_jax.generation.constraint import Constraint
 from paligemma_jax.generation.observer import Observer
-from paligemma_jax.generation.sampling import Sampler
+from paligemma_jax.generation.sampling import Sampler, log_probability
 from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 
@@ -233,7 +233,7 @@ def _write(plan: DecodePlan, progress: DecodeProgress, logits: jax.Array) -> Dec
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(plan.seeds)
     state = progress.constraint_state
     token = plan.sampler(logits if constraint is None else constraint.allow(state, logits), keys)
-    logp = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
+    logp = log_probability(logits, token)
     token, logp = jnp.where(done, 0, token), jnp.where(done, 0.0, logp)
     return DecodeProgress(
         step=step + 1,

@@ -40,7 +40,7 @@ class Greedy:
     """The likeliest token; the first of equals."""
 
     def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return likeliest(logits)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,6 +167,19 @@ class Chain:
 
     def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
         return draw(self.reshape(logits), keys)
+
+
+def likeliest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """The first of the largest logits; `argmax` takes XLA on CPUs five times as long."""
+    place = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    largest = logits == jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(largest, place, logits.shape[-1] - 1), axis=-1)
+
+
+def log_probability(logits: Float[Array, "B V"], token: Int[Array, " B"]) -> Float[Array, " B"]:
+    """Of one token a row, in nats; without making those of all others."""
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+    return chosen - jax.nn.logsumexp(logits, axis=1)
 
 
 def draw(logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:

@@ -14,8 +14,8 @@ from paligemma_jax.models.masks import Layer, Mask
 
 MASKED_LOGIT = -2.3819763e38  # most negative float32 that survives a cast to bfloat16
 ROPE_MAX_WAVELENGTH = 10_000
-LONGEST_AT_ONCE = 2048  # queries; 1024 image tokens (448 pixels) and their text go at once
-QUERY_BLOCK = 512
+SCORES = 64 << 20  # bytes of attention weights at a time: 224 and 448 pixels go at once
+FEWEST_QUERIES = 64  # at a time, however much they take
 
 
 def rotary_embedding(
@@ -73,34 +73,41 @@ def attention(
     """`grouped_query_attention` as `mask` has it for this layer.
 
     Long sequences go through in blocks of queries, so that neither weights nor mask of all T x S
-    pairs are ever held; the results are the same.
+    pairs are ever held; the numbers are the same.
     """
 
     def of_rows(q: jax.Array, start: jax.Array) -> jax.Array:
         seen = mask.rows(start, q.shape[1]).visible(layer)
         return grouped_query_attention(q, k, v, seen, cap)
 
-    return in_query_blocks(of_rows, q)
+    return in_query_blocks(of_rows, q, k.shape[2])
 
 
 def in_query_blocks(
-    attend: Callable[[jax.Array, jax.Array], jax.Array], q: Float[Array, "B T N H"]
+    attend: Callable[[jax.Array, jax.Array], jax.Array],
+    q: Float[Array, "B T N H"],
+    keys: int,
 ) -> Float[Array, "B T N H"]:
-    """`attend(q, 0)`; for a long sequence of some queries at a time, with the first one's place."""
-    length = q.shape[1]
-    if length <= LONGEST_AT_ONCE:
-        return attend(q, jnp.zeros((), jnp.int32))
-    blocks = -(-length // QUERY_BLOCK)
-    last = length - QUERY_BLOCK  # the last block overlaps the one before it
+    """`attend(q, 0)`, or of some queries at a time with the first one's place, if they are many.
 
+    A block is as large as its float32 weights over `keys` keys stay within SCORES bytes.
+    """
+    batch, length, heads, _ = q.shape
+    size = SCORES // (4 * batch * heads * keys)
+    if length <= max(size, FEWEST_QUERIES):
+        return attend(q, jnp.zeros((), jnp.int32))
+    size = max(1 << size.bit_length() - 1 if size else 0, FEWEST_QUERIES)
+    blocks, last = -(-length // size), length - size  # the last one overlaps the one before it
+
+    @jax.checkpoint  # a gradient computes the weights of a block again instead of keeping all
     def block(number: jax.Array) -> jax.Array:
-        start = jnp.minimum(number * QUERY_BLOCK, last)
-        return attend(jax.lax.dynamic_slice_in_dim(q, start, QUERY_BLOCK, axis=1), start)
+        start = jnp.minimum(number * size, last)
+        return attend(jax.lax.dynamic_slice_in_dim(q, start, size, axis=1), start)
 
     out = jnp.moveaxis(jax.lax.map(block, jnp.arange(blocks)), 0, 1)
-    whole = out[:, :-1].reshape(q.shape[0], -1, *q.shape[2:])
+    whole = out[:, :-1].reshape(batch, -1, *q.shape[2:])
     rest = length - whole.shape[1]
-    return jnp.concatenate([whole, out[:, -1, QUERY_BLOCK - rest :]], axis=1)
+    return jnp.concatenate([whole, out[:, -1, size - rest :]], axis=1)
 
 
 def _grouped(q: Float[Array, "B T N H"], kv_heads: int) -> Float[Array, "B K GT H"]:

@@ -5,9 +5,13 @@ does. Rows of the matrix are then read one after the other, and the matrix comes
 multiplies it by eight rows in little more time than by one (the other way round twice as long).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+FEW_ROWS = 64  # of a product on a CPU, up to which the matrix should come first
 
 
 def contract(w: Float[Array, "..."], x: Float[Array, "..."], axes: int = 1) -> Float[Array, "..."]:
@@ -15,12 +19,23 @@ def contract(w: Float[Array, "..."], x: Float[Array, "..."], axes: int = 1) -> F
 
     Both are multiplied in the dtype of `x` and added up in float32.
     """
-    rows, w = x.shape[: x.ndim - axes], w.astype(x.dtype)
-    x = x.reshape(-1, *x.shape[x.ndim - axes :])
+    rows, outs = x.shape[: x.ndim - axes], w.shape[: w.ndim - axes]
+    width = math.prod(x.shape[x.ndim - axes :])
+    # As plain matrices: XLA has fast products on CPUs for nothing else.
+    x, w = x.reshape(-1, width), w.astype(x.dtype).reshape(-1, width)
     count = x.shape[0]
-    if count == 1 and x.dtype != jnp.float32 and jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and count <= FEW_ROWS:
+        return _few_rows(w, x).reshape(*rows, *outs)
+    return jnp.einsum("oi,ri->ro", w, x, preferred_element_type=jnp.float32).reshape(*rows, *outs)
+
+
+def _few_rows(w: Float[Array, "O I"], x: Float[Array, "R I"]) -> Float[Array, "R O"]:
+    """The product on a CPU with the matrix first, however few the rows are."""
+    count = x.shape[0]
+    if count == 1 and x.dtype != jnp.float32:
         # XLA widens the whole matrix for a product with one row, not for one with two.
         x = jnp.concatenate([x, jnp.zeros_like(x)])
-    contracted = tuple(range(w.ndim - axes, w.ndim)), tuple(range(1, 1 + axes))
-    y = jax.lax.dot_general(w, x, (contracted, ((), ())), preferred_element_type=jnp.float32)
-    return jnp.moveaxis(y[..., :count], -1, 0).reshape(*rows, *w.shape[: w.ndim - axes])
+    y = jnp.einsum("oi,ri->or", w, x, preferred_element_type=jnp.float32)
+    if count > 1:  # or XLA would make it the product with the matrix last
+        y = jax.lax.optimization_barrier(y)
+    return y.T[:count]

@@ -37,7 +37,7 @@ class SelfAttention(nnx.Module):
             mixed = jnp.einsum("BNPQ,BNQH->BNPH", weights, v, preferred_element_type=jnp.float32)
             return mixed.astype(x.dtype).swapaxes(1, 2)
 
-        return self.out(in_query_blocks(attend, q))
+        return self.out(in_query_blocks(attend, q, k.shape[2]))
 
 
 class MLP(nnx.Module):
