@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+from paligemma_jax.compiled import keep_compiled_programs
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.models.abstract import from_params
@@ -30,6 +31,11 @@ def from_pretrained(
 ) -> Pipeline:
     """Loads a checkpoint of any format, with the preprocessing it was trained with.
 
+    The model comes with its layers one by one, which answers fastest (see `unroll`); to train one,
+    call `load_model`. Programs that JAX compiles from now on are kept in the user's cache
+    directory, unless JAX has a directory for them already; JAX_ENABLE_COMPILATION_CACHE=false
+    keeps none.
+
     Args:
       name_or_path: "demo", a Hugging Face directory, a big_vision .npz, or a directory written by
         `paligemma convert` or `Pipeline.save`.
@@ -44,6 +50,7 @@ def from_pretrained(
     Raises:
       CheckpointError: naming everything that does not fit.
     """
+    keep_compiled_programs()
     path = find_checkpoint(name_or_path)
     name = as_float_dtype(dtype).name
     with open_checkpoint(
@@ -63,7 +70,11 @@ def load_model(
     config: PaliGemmaConfig | None = None,
     dtype: DTypeLike = "bfloat16",
 ) -> PaliGemma:
-    """The model alone, without a tokenizer; `config` is inferred where the file can tell it."""
+    """The model alone, without a tokenizer; `config` is inferred where the file can tell it.
+
+    Its layers are stacked, as training wants them; `unroll` makes it answer faster.
+    """
+    keep_compiled_programs()
     with open_checkpoint(find_checkpoint(path), config=config) as checkpoint:
         loaded, params = load_from(checkpoint, as_float_dtype(dtype).name)
     return from_params(loaded, params, as_float_dtype(dtype).name)

@@ -21,6 +21,7 @@ from tests.tiny import GEMMA2, random_model, tiny_config  # noqa: E402
 jax.config.update("jax_default_matmul_precision", "highest")  # as the references were made
 # Programs here run once or twice: compiling them well costs more than it saves.
 jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_enable_compilation_cache", False)  # of this process; commands keep theirs
 
 
 @pytest.fixture(scope="session", name="tiny_config")

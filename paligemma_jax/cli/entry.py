@@ -10,7 +10,6 @@ from paligemma_jax import __version__
 from paligemma_jax.cli import (
     bench,
     compare,
-    compiled,
     convert,
     demo,
     detect,
@@ -111,7 +110,6 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _prepare_process() -> None:
-    compiled.keep_compiled_programs()
     for stream in (sys.stdout, sys.stderr):
         # Answers may hold letters that the terminal's encoding lacks.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import paligemma_jax
-from paligemma_jax.cli import compiled
 from tests.cli.conftest import Run
 
 COMMANDS = (
@@ -160,19 +159,3 @@ def test_as_a_user_runs_it(store: Path, picture: Path, tmp_path: Path):
     assert answers[0]["file"] == "-" and len(answers[0]["tokens"]) <= 3
     kept = list((tmp_path / "cache" / "paligemma-jax").rglob("*-cache"))
     assert kept and max(path.stat().st_mtime for path in kept) <= time.time()
-
-
-def test_a_cache_directory_of_the_users_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "5")
-    compiled.keep_compiled_programs()
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine" and not list(tmp_path.iterdir())
-
-
-def test_a_home_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    (tmp_path / "file").touch()
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    compiled.keep_compiled_programs()
-    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ

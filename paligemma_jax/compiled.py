@@ -1,4 +1,4 @@
-"""Compiled programs kept from one command to the next: most of a short command is compilation."""
+"""Compiled programs kept from one process to the next: most of a short one is compilation."""
 
 import hashlib
 import os
@@ -7,20 +7,29 @@ import sys
 import warnings
 from pathlib import Path
 
+import jax
+
+_DIRECTORY = "jax_compilation_cache_dir"
+_LEAST = "jax_persistent_cache_min_compile_time_secs"
+_LEAST_BY_DEFAULT, _LEAST_HERE = 1.0, 0.2  # seconds that a kept program took to compile
+
 
 def keep_compiled_programs() -> None:
-    """Has JAX keep them in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where.
+    """Has JAX keep them in the user's cache directory, for all that this process compiles.
 
-    Must come before JAX is imported. JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    Nothing changes where JAX knows a directory already (jax.config, JAX_COMPILATION_CACHE_DIR) or
+    keeps nothing (JAX_ENABLE_COMPILATION_CACHE=false). Loading a model calls this.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        directory = _cache_root() / "paligemma-jax" / _machine()
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:
-            return  # a home that cannot be written to: every command compiles
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(directory)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    if getattr(jax.config, _DIRECTORY) or not jax.config.jax_enable_compilation_cache:
+        return
+    directory = _cache_root() / "paligemma-jax" / _machine()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written to: every process compiles
+    jax.config.update(_DIRECTORY, str(directory))
+    if getattr(jax.config, _LEAST) == _LEAST_BY_DEFAULT:
+        jax.config.update(_LEAST, _LEAST_HERE)
     # An entry that cannot be read or written costs time, not the answer.
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
 
