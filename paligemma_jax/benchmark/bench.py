@@ -43,7 +43,7 @@ def bench(
     should run meanwhile: samples during which other processes take CPU time are left out.
 
     Args:
-      size: "cpu" (about ten minutes), "gpu" (needs one), or "tiny" to try it.
+      size: "cpu" (about twelve minutes), "gpu" (needs one), or "tiny" to try it.
       models: instead of the size's own: published names, "mid" or "tiny".
       implementations: of "ours", "scanned", "huggingface", "huggingface-compiled".
       dtypes: of "float32" and "bfloat16".
@@ -75,12 +75,13 @@ def bench(
     if missing:
         chosen = [entry.without(PEERS) for entry in chosen]
     environment = describe_environment(accelerator)
+    began = time.monotonic()
 
     def result(records: list[Record], comparisons: list[Comparison]) -> BenchmarkResult:
         whole = BenchmarkResult(
             size=size,
             on_cpu=accelerator is None,
-            environment=environment,
+            environment=environment | {"minutes": f"{(time.monotonic() - began) / 60:.1f}"},
             records=tuple(records),
             comparisons=tuple(comparisons),
             notes=(missing,) if missing else (),
@@ -93,7 +94,7 @@ def bench(
         chosen,
         folder=None if weights is None else Path(weights),
         on_cpu=accelerator is None,
-        deadline=time.monotonic() + 60 * minutes,
+        deadline=began + 60 * minutes,
         progress=progress or (lambda what, done, total: None),
         found=result,
     )

@@ -14,10 +14,14 @@ from paligemma_jax.config import PaliGemmaConfig
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a case runs on: a loaded implementation, and what the process held without it."""
+    """What a case runs on: a loaded implementation, and what the process held without it.
+
+    `compiles` is whether the first call of something takes far longer than the next.
+    """
 
     implementation: Implementation
     config: PaliGemmaConfig
+    compiles: bool = True
     bare_bytes: int = 0
 
 

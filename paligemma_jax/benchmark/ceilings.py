@@ -22,7 +22,7 @@ def measure_ceilings(small: bool = False) -> dict[str, float]:
     on_cpu = jax.default_backend() == "cpu"
     size = (1 << 22) if small else (1 << 30) if on_cpu else (1 << 32)
     widths = (128,) if small else (2048, 4096) if on_cpu else (8192,)
-    seconds = 0.01 if small else 2.0
+    seconds = 0.01 if small else 1.2
     numbers = _bandwidths(size, seconds)
     for name in ("float32", "bfloat16"):
         numbers[name] = max(_rate(jnp.dtype(name), width, seconds / 2) for width in widths)

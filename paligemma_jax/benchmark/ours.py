@@ -72,16 +72,16 @@ class Ours:
         """See `Implementation`."""
         return np.asarray(read_prefix(self.model, prompt_batch(images, tokens), room=ROOM)[0])
 
-    def answer_padded(self, images: np.ndarray, tokens: np.ndarray, *, new_tokens: int) -> None:
-        """Answers with the prompt filled up to its bucket, as a `Processor` makes it."""
+    def answer_text(self, tokens: np.ndarray, *, new_tokens: int) -> None:
+        """Answers without a picture, with the prompt filled up as a `Processor` does it."""
         length = tokens.shape[1]
         fill = bucket(length, MIN_TEXT_LENGTH) - length
-        real = np.arange(length + fill) < length
+        real = np.broadcast_to(np.arange(length + fill) < length, (len(tokens), length + fill))
         batch = Batch(
-            images=images[:, None],
+            images=None,
             tokens=np.pad(tokens, ((0, 0), (0, fill))),
-            mask_ar=np.broadcast_to(~real, (len(tokens), real.size)).astype(np.int32),
-            mask_input=np.broadcast_to(real, (len(tokens), real.size)),
+            mask_ar=(~real).astype(np.int32),
+            mask_input=real,
         )
         generate(self.model, batch, max_new_tokens=new_tokens, eos_id=NEVER)
 
@@ -91,8 +91,8 @@ class Ours:
 
     def decoding(
         self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
-    ) -> tuple[Callable[[], KVCache], Callable[[], np.ndarray]]:
-        """What reads the prompt, and the call after it that decodes; each time the two in turn."""
+    ) -> tuple[Callable[[], KVCache], Callable[[int], np.ndarray]]:
+        """What reads the prompt, and what decodes up to so many tokens after it; in turn."""
         batch, rows = prompt_batch(images, tokens), len(tokens)
         capacity = bucket(new_tokens, MIN_CAPACITY)
         inputs: list[tuple[jax.Array, KVCache]] = []
@@ -101,7 +101,7 @@ class Ours:
             inputs[:] = [jax.block_until_ready(read_prefix(self.model, batch, room=capacity))]
             return inputs[0][1]
 
-        def call() -> np.ndarray:
+        def call(limit: int) -> np.ndarray:
             logits, cache = inputs.pop()
             answers = decode(
                 self.model,
@@ -109,7 +109,7 @@ class Ours:
                 logits,
                 jnp.ones(rows, bool),
                 jnp.zeros(rows, jnp.uint32),
-                jnp.asarray(new_tokens, jnp.int32),
+                jnp.asarray(limit, jnp.int32),
                 sampler=Greedy(),
                 capacity=capacity,
                 eos_id=NEVER,

@@ -80,8 +80,9 @@ class _Runner:
                 self._turn(turn, weights)
                 self._comparisons = before + compare(self._work, entry.model)
                 self._found(self._records, self._comparisons)
-        for repeat in range(entry.starts if weights else 0):
-            assert weights is not None
+        for repeat in range(entry.starts):
+            if weights is None or self._seconds_left() <= 0:
+                break
             self._starts(entry, weights, repeat)
             self._found(self._records, self._comparisons)
 

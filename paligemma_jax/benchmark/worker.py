@@ -105,7 +105,7 @@ def run_job(job: Job, report: Callable[[Record], None]) -> None:
         return
     seconds = time.perf_counter() - start
     report(job.record(LOAD, seconds=(seconds,), others=(0.0,), peak_bytes=most_resident()))
-    subject = Subject(implementation, config, bare)
+    subject = Subject(implementation, config, job.kind is not Kind.HUGGING_FACE, bare)
     for case in job.cases:
         try:
             report(_measure(job, case, subject))

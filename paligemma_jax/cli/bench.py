@@ -20,7 +20,7 @@ REPEATS, LONGEST = 99, 100_000
 
 _EPILOG = """\
 Examples:
-  paligemma bench                             on CPUs, about ten minutes
+  paligemma bench                             on CPUs, about twelve minutes
   paligemma bench --quick                     the most important cases, once
   paligemma bench --size gpu --minutes 9 --json gpu.json --markdown   all of a GPU's tables
   paligemma bench --model paligemma2-3b-pt-224 --dtype bfloat16 --repeats 1
