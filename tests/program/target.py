@@ -81,15 +81,15 @@ class Compiled:
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
     """Undoes what the tests set for CPUs; code that asks for the backend is told "gpu"."""
-    unset = {"jax_disable_most_optimizations": False, "jax_default_matmul_precision": None}
-    before = {name: getattr(jax.config, name) for name in unset}
+    unoptimised = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()  # traces remember what they were told
     try:
-        for name, value in unset.items():
-            jax.config.update(name, value)
-        with mock.patch.object(jax, "default_backend", lambda: "gpu"):
+        with (
+            jax.default_matmul_precision("default"),
+            mock.patch.object(jax, "default_backend", lambda: "gpu"),
+        ):
             yield
     finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
+        jax.config.update("jax_disable_most_optimizations", unoptimised)
         jax.clear_caches()

@@ -29,8 +29,9 @@ def _step(compiled: Compiled) -> list[Kernel]:
 
 @pytest.mark.parametrize(("name", "batch"), CASES)
 def test_at_most_18_kernels_a_layer(h200: Target, name: str, batch: int):
-    whole, few = _compiled(h200, name, batch), _compiled(h200, name, batch, layers=2)
-    more_layers = variant(name).llm.depth - 2
+    # The first two layers share a kernel in some programs: what later ones add is a layer's number.
+    whole, few = _compiled(h200, name, batch), _compiled(h200, name, batch, layers=4)
+    more_layers = variant(name).llm.depth - 4
     more_kernels = len(_step(whole)) - len(_step(few))
     assert more_kernels / more_layers <= 18
 
@@ -41,7 +42,7 @@ def test_nothing_big_is_written_but_logits_and_what_the_cache_gains(
 ):
     config = variant(name)
     of_layer = batch * config.llm.num_kv_heads * SLOTS * config.llm.head_dim
-    weights = [leaf.size for leaf in jax.tree.leaves(model_of(config)) if leaf.ndim > 1]
+    weights = [leaf.size for leaf in jax.tree.leaves(model_of(config).llm) if leaf.ndim > 1]
     smallest = min(of_layer, *weights)
     big = [
         kernel
