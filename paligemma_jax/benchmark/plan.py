@@ -21,6 +21,7 @@ from paligemma_jax.errors import ConfigError
 
 F32, BF16 = Precision.FLOAT32, Precision.BFLOAT16
 ONCE = Effort(1, 1, 0)
+_OF_INTEGERS = (Equality, MeasureCeilings, Decode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Entry:
     """A model at a size.
 
     Attributes:
+      quantized: precisions of integers that only this library decodes in, batch by batch.
       written: weights go through a checkpoint, so that the peers can have the same.
       once: cases of the first repeat only, ours and the peers'.
       each: cases of every repeat.
@@ -51,6 +53,7 @@ class Entry:
     each: tuple[Case, ...]
     once: tuple[Case, ...] = ()
     ours_once: tuple[Case, ...] = ()
+    quantized: tuple[Precision, ...] = ()
     written: bool = True
     repeats: int = 3
     starts: int = 1
@@ -65,8 +68,9 @@ class Entry:
         """The processes of one repeat; every other repeat goes the other way around."""
         turns = [
             Turn(self.model, kind, dtype, repeat, self._cases(kind, dtype, repeat))
-            for dtype in self.dtypes
+            for dtype in (*self.dtypes, *self.quantized)
             for kind in self.kinds
+            if kind is Kind.OURS or not dtype.quantized
             if kind is not Kind.SCANNED or dtype is F32
         ]
         turns = [turn for turn in turns if turn.cases]
@@ -90,6 +94,8 @@ class Entry:
             cases += self.once
         if first and kind is Kind.OURS and dtype is self.dtypes[0]:
             cases += self.ours_once
+        if dtype in self.quantized:
+            cases = [case for case in cases if isinstance(case, _OF_INTEGERS)]
         return tuple(cases)
 
     def _compiled(self) -> tuple[Case, ...]:
@@ -119,6 +125,8 @@ def entries(
         first = chosen[0]
         chosen = [by_model.get(m, dataclasses.replace(first, model=m)) for m in models]
     changes = {"kinds": kinds, "dtypes": dtypes, "repeats": repeats}
+    if dtypes:
+        chosen = [dataclasses.replace(entry, quantized=()) for entry in chosen]
     given = {k: tuple(v) if isinstance(v, Sequence) else v for k, v in changes.items() if v}
     chosen = [dataclasses.replace(entry, **given) for entry in chosen]
     for entry in chosen:
@@ -148,8 +156,9 @@ _CPU = Entry(
     "mid",
     (Kind.OURS, Kind.SCANNED, Kind.HUGGING_FACE),
     (F32, BF16),
+    quantized=(Precision.INT8,),
     each=(Decode(1, 2, 16, Effort(3, 3)), FirstToken(1), EncodeImages(1, Effort(seconds=2))),
-    once=(FirstToken(8, ONCE), Decode(8, 2, 10, ONCE), EncodeImages(8, Effort(2, 2))),
+    once=(FirstToken(8, ONCE), Decode(8, 2, 32, ONCE), EncodeImages(8, Effort(2, 2))),
     ours_once=(LongAnswer(), MixedLengths(), DecodeMemory()),
 )
 # Few shapes: on GPUs compiling takes longest.
@@ -160,6 +169,7 @@ _GPU_3B = Entry(
     "paligemma-3b-pt-224",
     (Kind.OURS, *PEERS),
     (BF16,),
+    quantized=(Precision.INT8, Precision.INT4),
     each=(*_GPU_1, EncodeImages(1)),
     once=(*_GPU_8, EncodeImages(8)),
     ours_once=(_GPU_64, EncodeImages(32), DecodeMemory(), LongAnswer(), MixedLengths()),
