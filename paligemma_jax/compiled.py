@@ -11,6 +11,7 @@ import jax
 
 _DIRECTORY = "jax_compilation_cache_dir"
 _LEAST = "jax_persistent_cache_min_compile_time_secs"
+_ENABLED = "jax_enable_compilation_cache"
 _LEAST_BY_DEFAULT, _LEAST_HERE = 1.0, 0.2  # seconds that a kept program took to compile
 
 
@@ -20,7 +21,7 @@ def keep_compiled_programs() -> None:
     Nothing changes where JAX knows a directory already (jax.config, JAX_COMPILATION_CACHE_DIR) or
     keeps nothing (JAX_ENABLE_COMPILATION_CACHE=false). Loading a model calls this.
     """
-    if getattr(jax.config, _DIRECTORY) or not jax.config.jax_enable_compilation_cache:
+    if getattr(jax.config, _DIRECTORY) or not getattr(jax.config, _ENABLED):
         return
     directory = _cache_root() / "paligemma-jax" / _machine()
     try:

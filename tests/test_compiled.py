@@ -9,19 +9,17 @@ import pytest
 import paligemma_jax as pg
 from paligemma_jax.compiled import keep_compiled_programs
 
-NAMES = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_enable_compilation_cache",
-)
+DIRECTORY = "jax_compilation_cache_dir"
+LEAST = "jax_persistent_cache_min_compile_time_secs"
+ENABLED = "jax_enable_compilation_cache"
 
 
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    before = {name: getattr(jax.config, name) for name in NAMES}
+    before = {name: getattr(jax.config, name) for name in (DIRECTORY, LEAST, ENABLED)}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update(DIRECTORY, None)
+    jax.config.update(ENABLED, True)
     yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -29,29 +27,29 @@ def _settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 
 def test_loading_a_model_keeps_its_programs(tmp_path: Path):
     pg.load_model("demo")
-    directory = Path(jax.config.jax_compilation_cache_dir)
+    directory = Path(getattr(jax.config, DIRECTORY))
     assert directory.is_relative_to(tmp_path / "paligemma-jax") and directory.is_dir()
     assert directory.stat().st_mode & 0o777 == 0o700  # whoever writes there runs code here
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.2
+    assert getattr(jax.config, LEAST) == 0.2
 
 
 def test_a_directory_of_the_users_stays(tmp_path: Path):
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 5.0)
+    jax.config.update(DIRECTORY, str(tmp_path / "mine"))
+    jax.config.update(LEAST, 5.0)
     keep_compiled_programs()
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == 5.0
+    assert getattr(jax.config, DIRECTORY) == str(tmp_path / "mine")
+    assert getattr(jax.config, LEAST) == 5.0
     assert not list(tmp_path.iterdir())
 
 
 def test_turned_off_is_off(tmp_path: Path):
-    jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update(ENABLED, False)
     keep_compiled_programs()
-    assert jax.config.jax_compilation_cache_dir is None and not list(tmp_path.iterdir())
+    assert getattr(jax.config, DIRECTORY) is None and not list(tmp_path.iterdir())
 
 
 def test_a_home_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     keep_compiled_programs()
-    assert jax.config.jax_compilation_cache_dir is None
+    assert getattr(jax.config, DIRECTORY) is None

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from paligemma_jax.errors import InvalidImageError, InvalidPromptError
 from paligemma_jax.models.attention_summary import AttentionSummary, MeanAttention, Region
+from paligemma_jax.models.masks import Layer
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.processing.buckets import MIN_TEXT_LENGTH, bucket
@@ -88,7 +89,7 @@ def _look(
     encoded = model.encode_images(images)
     region = Region(queries, encoded.shape[1], encoded.shape[1] + tokens.shape[1])
 
-    def see(seen: Any, weights: jax.Array, layer: jax.Array) -> Any:
+    def see(seen: Any, weights: jax.Array, layer: Layer) -> Any:
         return summary.see(region, seen, weights, layer)
 
     start = summary.start(model.config.llm, region)

@@ -34,14 +34,22 @@ def read_prefix(
                 f"Image tokens of {image_tokens.shape[0]} prompts do not go with {rows} rows. One "
                 "of each a row fits. Make them with: stack(encoded, batch.tokens.shape[0])"
             )
-        slots = image_tokens.shape[1] + length + room
+        slots = slots_for(image_tokens.shape[1] + length + room)
         return prefill_encoded(model, image_tokens, *text, slots=slots)
     images = batch.images
     if images is None:
         size = model.config.img.image_size
         images = np.zeros((rows, 0, size, size, 3), np.float32)
-    slots = images.shape[1] * model.config.img.num_patches + length + room
+    slots = slots_for(images.shape[1] * model.config.img.num_patches + length + room)
     return prefill(model, jnp.asarray(images), *text, slots=slots)
+
+
+def slots_for(tokens: int) -> int:
+    """Cache slots for so many tokens: on accelerators a multiple of 256.
+
+    For other sizes XLA on GPUs copies the whole cache into a padded one at every step.
+    """
+    return tokens if jax.default_backend() == "cpu" else -(-tokens // 256) * 256
 
 
 @functools.partial(jax.jit, static_argnames=("slots",))

@@ -1,6 +1,7 @@
 """The decoder's parts: embedding scale, output heads, layers run one after another."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from paligemma_jax.models.gemma import Embedder, Gemma
+from paligemma_jax.models.masks import PrefixMask
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.tiny import GEMMA, GEMMA2, random_model, random_tokens, tiny_config
 
@@ -30,29 +32,28 @@ def test_the_scale_is_rounded_to_the_dtype_of_the_table():
     np.testing.assert_array_equal(encoded, 59.75)
 
 
-def _inputs(config_width: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _inputs(config_width: int) -> tuple[jax.Array, jax.Array, PrefixMask]:
+    """Causal, and in even layers every token sees itself alone."""
     x = jax.random.normal(jax.random.key(0), (2, 5, config_width))
-    positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
-    causal = jnp.tril(jnp.ones((5, 5), bool))
-    masks = jnp.stack([jnp.eye(5, dtype=bool), causal])[:, None].repeat(2, axis=1)
-    return x, positions, masks
+    mask = PrefixMask.of(jnp.ones((2, 5), jnp.int32), jnp.ones((2, 5), bool), window=1)
+    return x, mask.query_positions, mask
 
 
 def test_scan_equals_the_layers_one_by_one(tiny_model: PaliGemma):
     """Masks are taken in turn: even layers the first, odd layers the second."""
     llm = tiny_model.llm
-    x, positions, masks = _inputs(llm.config.width)
-    scanned = jax.jit(lambda llm, *args: llm(*args))(llm, x, positions, masks)
+    x, positions, mask = _inputs(llm.config.width)
+    scanned = jax.jit(lambda llm, *args: llm(*args))(llm, x, positions, mask)
     graphdef, params = nnx.split(llm.layers)
 
     @jax.jit
-    def layer(params: nnx.State, x: jax.Array, mask: jax.Array) -> jax.Array:
-        block = nnx.merge(graphdef, params)
+    def layer(params: nnx.State, x: jax.Array, index: jax.Array) -> jax.Array:
+        block: Any = nnx.merge(graphdef, params)
         q, k, v = block.project(x, positions)
-        return block.finish(x, q, k, v, mask)
+        return block.finish(x, q, k, v, mask, index)
 
     for index in range(llm.config.depth):
-        x = layer(jax.tree.map(lambda leaf, i=index: leaf[i], params), x, masks[index % 2])
+        x = layer(jax.tree.map(lambda leaf, i=index: leaf[i], params), x, jnp.asarray(index))
     np.testing.assert_allclose(scanned, llm.final_norm(x), atol=1e-5)
 
 

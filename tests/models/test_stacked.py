@@ -9,13 +9,14 @@ from flax import nnx
 
 from paligemma_jax.models.abstract import abstract_params, from_params
 from paligemma_jax.models.layers import Einsum
+from paligemma_jax.models.masks import Layer
 from paligemma_jax.models.stacked import fold_layers, scan_layers, stack_layers
 from tests.tiny import GEMMA, tiny_config
 
 WIDTH, DEPTH = 16, 5
 
 
-def apply(layer: Einsum, x: jax.Array, index: jax.Array) -> jax.Array:
+def apply(layer: Einsum, x: jax.Array, index: Layer) -> jax.Array:
     return jnp.tanh(layer("bi,io->bo", x)) + index
 
 

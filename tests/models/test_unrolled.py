@@ -1,7 +1,5 @@
 """A model with its layers one by one is the same model, and is put together again without loss."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,8 @@ from flax import nnx
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.models.abstract import to_params
+from paligemma_jax.models.fused_block import FusedAttention
+from paligemma_jax.models.masks import Layer
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.paths import flatten
 from paligemma_jax.models.unrolled import (
@@ -54,7 +54,9 @@ def test_prefill_and_extend(pair: tuple[PaliGemma, PaliGemma]):
 
     @jax.jit
     def run(model: PaliGemma) -> tuple[jax.Array, ...]:
-        logits, cache = model.prefill(model.encode_images(jnp.asarray(batch.images)), *text, SLOTS)
+        logits, cache = model.prefill(
+            model.encode_images(jnp.asarray(batch.images)), text[0], text[1], text[2], SLOTS
+        )
         found = [logits]
         for _ in range(3):
             logits, cache = model.extend(jnp.argmax(logits, axis=1).astype(jnp.int32), cache)
@@ -74,7 +76,12 @@ def test_watch(pair: tuple[PaliGemma, PaliGemma]):
         images = model.encode_images(jnp.asarray(random_images(2)))
         seen = jnp.zeros((model.config.llm.depth,))
         return model.watch(
-            images, *text, lambda seen, weights, i: seen.at[i].set(weights[0, 1, 2, 3]), seen
+            images,
+            text[0],
+            text[1],
+            text[2],
+            lambda seen, weights, i: seen.at[i].set(weights[0, 1, 2, 3]),
+            seen,
         )
 
     close(*map(run, pair))
@@ -135,7 +142,7 @@ def test_bfloat16_on_one_row_is_bfloat16_on_two(tiny_config: PaliGemmaConfig):
     def run(rows: slice) -> np.ndarray:
         text = [jnp.asarray(x)[rows] for x in (batch.tokens, batch.mask_ar, batch.mask_input)]
         images = model.encode_images(jnp.asarray(batch.images)[rows])
-        logits, cache = model.prefill(images, *text, SLOTS)
+        logits, cache = model.prefill(images, text[0], text[1], text[2], SLOTS)
         token = jnp.full(logits.shape[:1], 7, jnp.int32)
         return np.asarray(model.extend(token, cache)[0])
 
@@ -145,8 +152,10 @@ def test_bfloat16_on_one_row_is_bfloat16_on_two(tiny_config: PaliGemmaConfig):
 def test_layers_are_a_list(pair: tuple[PaliGemma, PaliGemma]):
     layers = pair[1].llm.layers
     assert isinstance(layers, nnx.List) and len(layers) == pair[1].config.llm.depth
-    config = dataclasses.replace(pair[1].config.llm)
-    assert layers[0].attn.qkv.w.shape == (
+    config = pair[1].config.llm
+    attn = layers[0].attn
+    assert isinstance(attn, FusedAttention)
+    assert attn.qkv.w.shape == (
         config.num_heads + 2 * config.num_kv_heads,
         config.head_dim,
         config.width,

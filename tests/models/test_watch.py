@@ -1,5 +1,7 @@
 """The attention that `watch` shows is the attention that the model computes with."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,13 @@ import pytest
 from flax import nnx
 
 from paligemma_jax.config import GemmaConfig
+from paligemma_jax.models.masks import Layer
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.goldens import BIG_VISION, big_vision, hugging_face, hugging_face_images
 from tests.tiny import GEMMA, GEMMA2, prompts, random_model, tiny_config
 
 
-def collect(
-    seen: tuple[jax.Array, ...], weights: jax.Array, layer: jax.Array
-) -> tuple[jax.Array, ...]:
+def collect(seen: tuple[jax.Array, ...], weights: jax.Array, layer: Layer) -> tuple[jax.Array, ...]:
     """Stores the layer's weights in an array with a place for each layer."""
     return (seen[0].at[layer].set(weights),)
 
@@ -104,7 +105,7 @@ def test_cap_and_heads_by_their_definition():
     encoded = jax.jit(lambda model, images: model.encode_images(images))(model, images)
     x = jnp.concatenate([encoded, model.llm.embedder.encode(tokens)], axis=1)
     graphdef, params = nnx.split(model.llm.layers)
-    block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[0], params))
+    block: Any = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[0], params))
     q, k, _ = block.project(x, jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]))
     logits = np.einsum("btnh,bnsh->bnts", q, np.repeat(k, 2, axis=1))
     exponents = np.exp(0.5 * np.tanh(logits / 0.5))
