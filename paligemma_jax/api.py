@@ -58,6 +58,11 @@ from paligemma_jax.models.attention_summary import AttentionRollout as Attention
 from paligemma_jax.models.attention_summary import EveryHead as EveryHead
 from paligemma_jax.models.attention_summary import MeanAttention as MeanAttention
 from paligemma_jax.models.paligemma import PaliGemma as PaliGemma
+from paligemma_jax.models.quantization import quantize as quantize
+from paligemma_jax.models.recipe import Int4 as Int4
+from paligemma_jax.models.recipe import Int8 as Int8
+from paligemma_jax.models.recipe import Int8Dynamic as Int8Dynamic
+from paligemma_jax.models.recipe import Mixed as Mixed
 from paligemma_jax.pipeline import Pipeline as Pipeline
 from paligemma_jax.pretrained import from_pretrained as from_pretrained
 from paligemma_jax.pretrained import load_model as load_model

@@ -192,7 +192,10 @@ class Pipeline(PromptedModel):
         return [answer.text + end for answer, end in zip(answers, ends, strict=True)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a self-contained directory that `from_pretrained` reads; never replaces one."""
+        """Writes a self-contained directory that `from_pretrained` reads; never replaces one.
+
+        Raises CheckpointError where it cannot be written, and ConfigError for a quantized model.
+        """
         arrays = stack_params(self.model)
         write_store(
             Path(path).expanduser(),

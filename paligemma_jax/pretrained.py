@@ -8,6 +8,8 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.models.abstract import from_params
 from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.quantized_params import QuantizedParams
+from paligemma_jax.models.recipe import Recipe, find_recipe
 from paligemma_jax.models.unrolled import UnrolledParams
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.mask_codec import MaskCodec
@@ -27,6 +29,7 @@ def from_pretrained(
     tokenizer: str | os.PathLike[str] | None = None,
     mask_codec: str | os.PathLike[str] | None = None,
     config: PaliGemmaConfig | None = None,
+    quantize: Recipe | str | None = None,
     progress: Progress | None = None,
 ) -> Pipeline:
     """Loads a checkpoint of any format, with the preprocessing it was trained with.
@@ -45,11 +48,16 @@ def from_pretrained(
       mask_codec: an npz of the codec of <seg> tokens, where none lies beside the weights; the
         published one is vae-oid.npz.
       config: the architecture, where the file cannot tell it.
+      quantize: "int8", "int4", or an `Int8`, `Int8Dynamic`, `Int4` or `Mixed`: weights of the
+        language model are rounded to so many bits as they are read, and those of bfloat16 or
+        float32 are never held together. Activations keep `dtype`.
       progress: called with what is being read, bytes done and bytes in all.
 
     Raises:
       CheckpointError: naming everything that does not fit.
+      ConfigError: for an unknown name of a recipe.
     """
+    recipe = None if quantize is None else find_recipe(quantize)
     keep_compiled_programs()
     path = find_checkpoint(name_or_path)
     name = as_float_dtype(dtype).name
@@ -58,7 +66,8 @@ def from_pretrained(
     ) as checkpoint:
         processor = _processor(checkpoint, resolution)
         vae = checkpoint.mask_codec
-        layout = UnrolledParams(config := with_resolution(checkpoint.config, resolution))
+        config = with_resolution(checkpoint.config, resolution)
+        layout = UnrolledParams(config) if recipe is None else QuantizedParams(config, recipe)
         for path, array in load_leaves(checkpoint, config, name, progress=progress):
             layout.add(path, array)
     codec = None if vae is None else MaskCodec(vae)

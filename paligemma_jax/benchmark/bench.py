@@ -46,7 +46,7 @@ def bench(
       size: "cpu" (about twelve minutes), "gpu" (needs one), or "tiny" to try it.
       models: instead of the size's own: published names, "mid" or "tiny".
       implementations: of "ours", "scanned", "huggingface", "huggingface-compiled".
-      dtypes: of "float32" and "bfloat16".
+      dtypes: of "float32", "bfloat16", and for ours alone "int8", "int8-dynamic", "int4".
       repeats: processes of each implementation; they alternate.
       quick: one repeat of the most important cases.
       minutes: when to stop; what is measured by then is what there is.

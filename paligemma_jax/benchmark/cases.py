@@ -36,7 +36,7 @@ class EncodeImages(Case):
         return self.batch
 
     def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
-        return (encode_work(config, self.batch, precision.bytes_per_weight),)
+        return (encode_work(config, self.batch, precision.sizes),)
 
     def run(self, subject: Subject) -> Outcome:
         call = subject.implementation.encode_images(random_images(subject.config, self.batch))
@@ -56,7 +56,7 @@ class FirstToken(Case):
         return f"first token, batch {self.batch}"
 
     def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
-        size = precision.bytes_per_weight
+        size = precision.sizes
         return (
             encode_work(config, self.batch, size),
             prefill_work(config, self.batch, PROMPT, size),
@@ -90,7 +90,7 @@ class Decode(Case):
 
     def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
         context = config.img.num_patches + PROMPT + (self.short + self.long) // 2
-        return (decode_work(config, self.batch, context, precision.bytes_per_weight),)
+        return (decode_work(config, self.batch, context, precision.sizes),)
 
     def run(self, subject: Subject) -> Outcome:
         prompts = random_prompts(subject.config, self.batch)
@@ -126,7 +126,7 @@ class LongAnswer(Case):
 
     def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
         context = config.img.num_patches + PROMPT + self.long // 2
-        return (decode_work(config, 1, context, precision.bytes_per_weight),)
+        return (decode_work(config, 1, context, precision.sizes),)
 
     def run(self, subject: Subject) -> Outcome:
         prompts = random_prompts(subject.config, 1)

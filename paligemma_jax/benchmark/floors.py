@@ -19,6 +19,20 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Bytes of a number: in the decoder's matrices, in its token table, and anywhere else."""
+
+    matrix: float
+    table: float
+    other: float
+
+    @classmethod
+    def of(cls, size: float) -> "Sizes":
+        """The same everywhere."""
+        return cls(size, size, size)
+
+
+@dataclasses.dataclass(frozen=True)
 class Ceilings:
     """What a machine can do: bytes a second, and operations a second in one precision."""
 
@@ -30,30 +44,30 @@ class Ceilings:
         return sum(max(p.flops / self.rate, p.bytes / self.bandwidth) for p in parts)
 
 
-def encode_work(config: PaliGemmaConfig, images: int, weight_bytes: float) -> Work:
-    """The image encoder and its projection; `weight_bytes` are those of one weight."""
+def encode_work(config: PaliGemmaConfig, images: int, sizes: Sizes) -> Work:
+    """The image encoder and its projection."""
     return Work(
         images * _encoder_flops(config.img, config.llm.width),
-        _encoder_weights(config.img, config.llm.width) * weight_bytes,
+        _encoder_weights(config.img, config.llm.width) * sizes.other,
     )
 
 
-def prefill_work(config: PaliGemmaConfig, rows: int, text: int, weight_bytes: float) -> Work:
+def prefill_work(config: PaliGemmaConfig, rows: int, text: int, sizes: Sizes) -> Work:
     """The decoder over one picture and `text` tokens a row, with logits at the last position."""
     llm, length = config.llm, config.img.num_patches + text
     attention = llm.depth * 4 * length**2 * llm.num_heads * llm.head_dim
     flops = 2 * length * _matrices(llm) + attention + 2 * _table(llm)
-    written = rows * length * cache_values(llm) * weight_bytes
-    return Work(rows * flops, _decoder_weights(llm) * weight_bytes + written)
+    written = rows * length * cache_values(llm) * sizes.other
+    return Work(rows * flops, _decoder_bytes(llm, sizes) + written)
 
 
-def decode_work(config: PaliGemmaConfig, rows: int, context: int, weight_bytes: float) -> Work:
+def decode_work(config: PaliGemmaConfig, rows: int, context: int, sizes: Sizes) -> Work:
     """One more token a row, after `context` tokens of pictures and text a row."""
     llm = config.llm
     attention = llm.depth * 4 * context * llm.num_heads * llm.head_dim
     flops = 2 * (_matrices(llm) + _table(llm)) + attention
-    cache = rows * (context + 1) * cache_values(llm) * weight_bytes
-    return Work(rows * flops, _decoder_weights(llm) * weight_bytes + cache)
+    cache = rows * (context + 1) * cache_values(llm) * sizes.other
+    return Work(rows * flops, _decoder_bytes(llm, sizes) + cache)
 
 
 def cache_values(llm: GemmaConfig) -> int:
@@ -85,6 +99,6 @@ def _table(llm: GemmaConfig) -> int:
     return llm.vocab_size * llm.width
 
 
-def _decoder_weights(llm: GemmaConfig) -> int:
+def _decoder_bytes(llm: GemmaConfig, sizes: Sizes) -> float:
     norms = llm.depth * llm.width * (4 if llm.post_norms else 2) + llm.width
-    return _matrices(llm) + norms + _table(llm)
+    return _matrices(llm) * sizes.matrix + norms * sizes.other + _table(llm) * sizes.table

@@ -10,6 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
+from paligemma_jax.benchmark.floors import Sizes
+from paligemma_jax.errors import ConfigError
+
 
 class Kind(enum.StrEnum):
     """The implementations."""
@@ -24,14 +27,35 @@ PEERS = (Kind.HUGGING_FACE, Kind.HUGGING_FACE_COMPILED)
 
 
 class Precision(enum.StrEnum):
-    """What weights are stored in."""
+    """What weights are stored in; integers are for the decoder's, by the recipe of that name."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    INT8_DYNAMIC = "int8-dynamic"
+    INT4 = "int4"
 
     @property
-    def bytes_per_weight(self) -> float:
-        return {Precision.FLOAT32: 4.0, Precision.BFLOAT16: 2.0}[self]
+    def quantized(self) -> bool:
+        """Whether it is of integers, which peers are not measured with."""
+        return self not in (Precision.FLOAT32, Precision.BFLOAT16)
+
+    @property
+    def floats(self) -> "Precision":
+        """What is no integer: activations, cache, image encoder."""
+        return Precision.BFLOAT16 if self.quantized else self
+
+    @property
+    def sizes(self) -> Sizes:
+        """Bytes of a number; those of the integers' scales are left out."""
+        match self:
+            case Precision.FLOAT32:
+                return Sizes.of(4.0)
+            case Precision.BFLOAT16:
+                return Sizes.of(2.0)
+            case Precision.INT4:
+                return Sizes(matrix=0.5, table=1.0, other=2.0)
+        return Sizes(matrix=1.0, table=1.0, other=2.0)
 
 
 class Implementation(Protocol):
@@ -74,6 +98,11 @@ def open_implementation(kind: Kind, weights: Path, dtype: Precision) -> Implemen
       MissingExtraError: where the peer is not installed.
       ConfigError: where the peer cannot run this model in this way.
     """
+    if kind in PEERS and dtype.quantized:
+        raise ConfigError(
+            f"{kind} is measured with weights as they are, not in {dtype}. float32 and bfloat16 "
+            f"fit. Leave it out: paligemma bench --dtype {dtype} --implementation ours"
+        )
     match kind:
         case Kind.OURS:
             from paligemma_jax.benchmark.ours import open_ours

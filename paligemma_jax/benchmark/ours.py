@@ -16,6 +16,7 @@ from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.sampling import Greedy
 from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.quantized_params import QuantizedParams
 from paligemma_jax.models.unrolled import UnrolledParams
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.processing.buckets import MIN_TEXT_LENGTH, bucket
@@ -122,10 +123,11 @@ class Ours:
 def open_ours(weights: Path, dtype: Precision) -> Ours:
     """Loads a checkpoint as `from_pretrained` does, but without a tokenizer."""
     with open_checkpoint(weights) as checkpoint:
-        layout = UnrolledParams(checkpoint.config)
-        for path, array in load_leaves(checkpoint, checkpoint.config, dtype.value):
+        config, floats = checkpoint.config, dtype.floats.value
+        layout = QuantizedParams(config, dtype) if dtype.quantized else UnrolledParams(config)
+        for path, array in load_leaves(checkpoint, config, floats):
             layout.add(path, array)
-    return Ours(jax.block_until_ready(layout.model(dtype.value)))
+    return Ours(jax.block_until_ready(layout.model(floats)))
 
 
 def prompt_batch(images: np.ndarray, tokens: np.ndarray) -> Batch:

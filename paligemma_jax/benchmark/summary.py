@@ -143,7 +143,7 @@ class _Ceilings:
         nearest = min(self._found, key=distance).numbers
         # Decoding only reads. A GPU reads no faster than it copies; a CPU copies faster.
         best = nearest["read"] if self._on_cpu else max(nearest["read"], nearest["copy"])
-        return Ceilings(best, nearest[record.dtype.value])
+        return Ceilings(best, nearest[record.dtype.floats.value])
 
 
 def _beside_peer(row: Row, rows: Sequence[Row]) -> Row:

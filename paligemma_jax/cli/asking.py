@@ -53,6 +53,7 @@ def load_pipeline(args: argparse.Namespace) -> "Pipeline":
             resolution=args.resolution,
             tokenizer=args.tokenizer,
             mask_codec=getattr(args, "mask_codec", None),
+            quantize=args.quantize,
             progress=progress,
         )
 

@@ -15,7 +15,7 @@ from paligemma_jax.errors import ConfigError
 # As `paligemma_jax.benchmark` has them, which takes long to import.
 SIZES = ("cpu", "gpu", "tiny")
 IMPLEMENTATIONS = ("ours", "scanned", "huggingface", "huggingface-compiled")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "int8", "int8-dynamic", "int4")
 REPEATS, LONGEST = 99, 100_000
 
 _EPILOG = """\

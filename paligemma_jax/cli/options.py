@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 DTYPES = ("float32", "bfloat16", "float16")
+RECIPES = ("int8", "int8-dynamic", "int4")  # as `paligemma_jax.models.recipe` names them
 CONTEXT = 8192  # tokens, Gemma's
 # As `paligemma_jax.pipeline`, `generation.grammar` and `processing.video` have them, which take
 # long to import.
@@ -141,6 +142,11 @@ def add_model(
             "--dtype",
             choices=DTYPES,
             help="of weights and activations (default: float32 for demo, else bfloat16)",
+        )
+        group.add_argument(
+            "--quantize",
+            choices=RECIPES,
+            help="round the language model's weights to so many bits as they are read",
         )
     group.add_argument(
         "--tokenizer", metavar="FILE", help="tokenizer.model, where none lies beside the weights"

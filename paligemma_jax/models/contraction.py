@@ -9,15 +9,15 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 FEW_ROWS = 64  # of a product on a CPU, up to which the matrix should come first
 
 
-def contract(w: Float[Array, "..."], x: Float[Array, "..."], axes: int = 1) -> Float[Array, "..."]:
+def contract(w: Num[Array, "..."], x: Float[Array, "..."], axes: int = 1) -> Float[Array, "..."]:
     """w [*out, *in] by x [*rows, *in], summed over the `axes` axes of in: f32[*rows, *out].
 
-    Both are multiplied in the dtype of `x` and added up in float32.
+    Both are multiplied in the dtype of `x` and added up in float32. Integers may be weights too.
     """
     rows, outs = x.shape[: x.ndim - axes], w.shape[: w.ndim - axes]
     width = math.prod(x.shape[x.ndim - axes :])

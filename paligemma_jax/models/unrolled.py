@@ -9,13 +9,14 @@ Letters: L layers, W width, F MLP width, N query heads, K key-value heads, H hea
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.abstract import from_params, to_params
 from paligemma_jax.models.fused_block import make_fused_block
 from paligemma_jax.models.layers import DType
@@ -27,7 +28,7 @@ _TEXT, _IMAGE = "llm/layers/", "img/blocks/"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Piece:
+class Piece:
     """Where one layer's weight goes: all of `target`, or a part of it on the first axis."""
 
     target: str
@@ -35,13 +36,18 @@ class _Piece:
     merge: bool = False  # whether the first two axes then become one
     part: int | None = None
 
+    def move(self, layer: jax.Array) -> jax.Array:
+        """One layer's weight, with its axes as they are there."""
+        layer = layer.transpose(self.axes) if self.axes else layer
+        return layer.reshape(-1, *layer.shape[2:]) if self.merge else layer
+
 
 _PIECES = {
-    "attn/q_einsum/w": _Piece("attn/qkv/w", (0, 2, 1), part=0),  # [N, W, H] -> [N, H, W]
-    "attn/kv_einsum/w": _Piece("attn/qkv/w", (0, 1, 3, 2), merge=True, part=1),  # [2 * K, H, W]
-    "attn/attn_vec_einsum/w": _Piece("attn/out/w", (2, 0, 1)),  # [N, H, W] -> [W, N, H]
-    "mlp/gating_einsum/w": _Piece("mlp/gate_up/w", (0, 2, 1)),  # [2, W, F] -> [2, F, W]
-    "mlp/linear/w": _Piece("mlp/down/w", (1, 0)),  # [F, W] -> [W, F]
+    "attn/q_einsum/w": Piece("attn/qkv/w", (0, 2, 1), part=0),  # [N, W, H] -> [N, H, W]
+    "attn/kv_einsum/w": Piece("attn/qkv/w", (0, 1, 3, 2), merge=True, part=1),  # [2 * K, H, W]
+    "attn/attn_vec_einsum/w": Piece("attn/out/w", (2, 0, 1)),  # [N, H, W] -> [W, N, H]
+    "mlp/gating_einsum/w": Piece("mlp/gate_up/w", (0, 2, 1)),  # [2, W, F] -> [2, F, W]
+    "mlp/linear/w": Piece("mlp/down/w", (1, 0)),  # [F, W] -> [W, F]
 }
 
 
@@ -68,17 +74,16 @@ class UnrolledParams:
 
     def __init__(self, config: PaliGemmaConfig):
         self._config = config
-        self._arrays: dict[str, jax.Array] = {}
+        self.arrays: dict[str, jax.Array] = {}
         self._waiting: dict[str, dict[int, tuple[jax.Array, ...]]] = {}
 
     def add(self, path: str, array: jax.Array) -> None:
         """Takes the parameter `path` of the stacked form, e.g. "llm/layers/mlp/linear/w"."""
-        prefix = next((p for p in (_TEXT, _IMAGE) if path.startswith(p)), None)
+        prefix, piece = find_piece(path)
         if prefix is None:
-            self._arrays[path] = array
+            self.arrays[path] = array
             return
-        piece = _PIECES.get(path.removeprefix(prefix)) or _Piece(path.removeprefix(prefix))
-        layers = _split(array, piece.axes, piece.merge)
+        layers = _split(array, piece)
         if piece.part is not None:
             parts = self._waiting.setdefault(piece.target, {})
             parts[piece.part] = layers
@@ -86,16 +91,29 @@ class UnrolledParams:
                 return
             layers = tuple(map(_join, parts.pop(0), parts.pop(1)))
         for number, layer in enumerate(layers):
-            self._arrays[f"{prefix}{number}/{piece.target}"] = layer
+            self.arrays[f"{prefix}{number}/{piece.target}"] = layer
 
     def model(self, dtype: DType) -> PaliGemma:
         """The model around what was added, which must be all; `dtype` is of its activations."""
-        graphdef, state = nnx.split(abstract_unrolled(self._config, dtype))
-        flat = nnx.to_flat_state(state)
-        filled = [
-            (path, leaf.replace(self._arrays["/".join(map(str, path))])) for path, leaf in flat
-        ]
-        return nnx.merge(graphdef, nnx.from_flat_state(filled))
+        return fill(abstract_unrolled(self._config, dtype), self.arrays)
+
+
+def fill(model: PaliGemma, arrays: Mapping[str, jax.Array]) -> PaliGemma:
+    """A model of shapes with arrays in their place, by their paths; all must be there."""
+    graphdef, state = nnx.split(model)
+    flat = nnx.to_flat_state(state)
+    filled = [(path, leaf.replace(arrays["/".join(map(str, path))])) for path, leaf in flat]
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def find_piece(path: str) -> tuple[str | None, Piece]:
+    """The prefix of the layers that a parameter of the stacked form is of, and where it goes.
+
+    The prefix of one that is of no layer is None; it goes where it is.
+    """
+    prefix = next((p for p in (_TEXT, _IMAGE) if path.startswith(p)), None)
+    name = path.removeprefix(prefix or "")
+    return prefix, (prefix and _PIECES.get(name)) or Piece(name)
 
 
 def abstract_unrolled(
@@ -128,8 +146,15 @@ def restack(model: PaliGemma) -> PaliGemma:
 def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array]]]:
     """Path and maker of every parameter in the stacked form, from a model in either form.
 
-    Each array is made when its maker is called, so that only one need be held at a time.
+    Each array is made when its maker is called, so that only one need be held at a time. Raises
+    ConfigError for weights that are rounded to integers.
     """
+    if any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(model)):
+        raise ConfigError(
+            "The weights of this model are quantized, and those they were made of are gone. A "
+            "model as it was trained fits. Load it without quantize=, and quantize what you load "
+            "later: from_pretrained(path, quantize='int8')"
+        )
     flat = flatten(to_params(model))
     if not is_unrolled(model):
         yield from ((path, functools.partial(_same, array)) for path, array in flat.items())
@@ -145,7 +170,7 @@ def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array
         depth = (model.config.llm if prefix == _TEXT else model.config.img).depth
         layers = [flat[f"{prefix}{layer}/{target}"] for layer in range(depth)]
         sources = {name: p for name, p in _PIECES.items() if p.target == target}
-        for name, piece in (sources or {target: _Piece(target)}).items():
+        for name, piece in (sources or {target: Piece(target)}).items():
             heads = model.config.llm.num_heads
             yield prefix + name, functools.partial(_stack, layers, piece, heads)
 
@@ -154,10 +179,9 @@ def _same(array: jax.Array) -> jax.Array:
     return array
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "merge"))
-def _split(array: jax.Array, axes: tuple[int, ...], merge: bool) -> tuple[jax.Array, ...]:
-    layers = tuple(layer.transpose(axes) if axes else layer for layer in array)
-    return tuple(layer.reshape(-1, *layer.shape[2:]) for layer in layers) if merge else layers
+@functools.partial(jax.jit, static_argnames="piece")
+def _split(array: jax.Array, piece: Piece) -> tuple[jax.Array, ...]:
+    return tuple(piece.move(layer) for layer in array)
 
 
 @jax.jit
@@ -165,13 +189,13 @@ def _join(first: jax.Array, second: jax.Array) -> jax.Array:
     return jnp.concatenate([first, second])
 
 
-def _stack(layers: list[jax.Array], piece: _Piece, heads: int) -> jax.Array:
+def _stack(layers: list[jax.Array], piece: Piece, heads: int) -> jax.Array:
     """The inverse of `_split` and `_join`."""
     return _stack_on_device(tuple(layers), piece, heads)
 
 
 @functools.partial(jax.jit, static_argnames=("piece", "heads"))
-def _stack_on_device(layers: tuple[jax.Array, ...], piece: _Piece, heads: int) -> jax.Array:
+def _stack_on_device(layers: tuple[jax.Array, ...], piece: Piece, heads: int) -> jax.Array:
     if piece.part is not None:
         layers = tuple(x[:heads] if piece.part == 0 else x[heads:] for x in layers)
     if piece.merge:

@@ -1,0 +1,112 @@
+"""Matrices as integers of few bits with scales: rounding, and how the integers lie in memory.
+
+Letters: O output channels, I inputs, R rows, G groups of inputs with a scale each; 1 for a row.
+"""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from paligemma_jax.models.layers import DType
+
+
+def round_rows(
+    matrix: Float[Array, "O I"], bits: int, groups: int = 1, scale_dtype: DType = jnp.float32
+) -> tuple[Int[Array, "O I"], Float[Array, "O G"]]:
+    """Symmetric rounding: i8[O, I] of at most 2 ** (bits - 1) - 1, and scales, about equal to it.
+
+    What a row or group of nothing but zeros is multiplied with is 1.
+    """
+    limit = 2 ** (bits - 1) - 1
+    grouped = matrix.astype(jnp.float32).reshape(matrix.shape[0], groups, -1)
+    scale = (jnp.max(jnp.abs(grouped), axis=2) / limit).astype(scale_dtype)
+    scale = jnp.where(scale == 0, jnp.ones_like(scale), scale)
+    steps = jnp.round(grouped / scale.astype(jnp.float32)[:, :, None])
+    return jnp.clip(steps, -limit, limit).astype(jnp.int8).reshape(matrix.shape), scale
+
+
+def multiply_groups(
+    integers: Float[Array, "O I"], scale: Float[Array, "O G"]
+) -> Float[Array, "O I"]:
+    """Each group of columns times its scale."""
+    grouped = integers.reshape(*scale.shape, -1)
+    return (grouped * scale.astype(integers.dtype)[:, :, None]).reshape(integers.shape)
+
+
+@runtime_checkable
+class Layout(Protocol):
+    """How integers [O, I] lie in memory."""
+
+    def write(self, integers: Int[Array, "O I"]) -> Int[Array, "O stored"]:
+        """As they lie there."""
+        ...
+
+    def read(self, stored: Int[Array, "O stored"]) -> Int[Array, "O I"]:
+        """Inverse of `write`."""
+        ...
+
+    def parts(self, stored: Int[Array, "O stored"]) -> tuple[Int[Array, "O part"], ...]:
+        """Columns, in an order that costs nothing: that of `parts_of_rows`."""
+        ...
+
+    def parts_of_rows(self, x: Float[Array, "R I"]) -> tuple[Float[Array, "R part"], ...]:
+        """What the columns of `parts` are multiplied with."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """One after the other, in the dtype that is for them."""
+
+    dtype: DType
+
+    def write(self, integers: Int[Array, "O I"]) -> Int[Array, "O I"]:
+        """See `Layout`."""
+        return integers.astype(self.dtype)
+
+    def read(self, stored: Int[Array, "O I"]) -> Int[Array, "O I"]:
+        """See `Layout`."""
+        return stored
+
+    def parts(self, stored: Int[Array, "O I"]) -> tuple[Int[Array, "O I"], ...]:
+        """See `Layout`."""
+        return (stored,)
+
+    def parts_of_rows(self, x: Float[Array, "R I"]) -> tuple[Float[Array, "R I"], ...]:
+        """See `Layout`."""
+        return (x,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Two of 4 bits in each byte, for CPUs: XLA gives each a byte of its own there.
+
+    The first half of a group lies in the low bits, the second in the high ones.
+    """
+
+    groups: int
+
+    def write(self, integers: Int[Array, "O I"]) -> Int[Array, "O half"]:
+        """See `Layout`."""
+        low, high = self._halves(integers.astype(jnp.int8))
+        return (low & 15) | (high << 4)
+
+    def read(self, stored: Int[Array, "O half"]) -> Int[Array, "O I"]:
+        """See `Layout`."""
+        halves = [x.reshape(x.shape[0], self.groups, 1, -1) for x in self.parts(stored)]
+        return jnp.concatenate(halves, axis=2).reshape(stored.shape[0], -1)
+
+    def parts(self, stored: Int[Array, "O half"]) -> tuple[Int[Array, "O half"], ...]:
+        """See `Layout`."""
+        return (stored << 4) >> 4, stored >> 4  # signed: the sign is carried along
+
+    def parts_of_rows(self, x: Float[Array, "R I"]) -> tuple[Float[Array, "R half"], ...]:
+        """See `Layout`."""
+        return self._halves(x)
+
+    def _halves(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        grouped = x.reshape(x.shape[0], self.groups, 2, -1)
+        return grouped[:, :, 0].reshape(x.shape[0], -1), grouped[:, :, 1].reshape(x.shape[0], -1)

@@ -1,0 +1,108 @@
+"""Products with matrices of few bits: close to those of the matrix, exact for what is stored."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.models import recipe, row_blocks
+from paligemma_jax.models.quantized_matrix import QuantizedMatrix
+from paligemma_jax.models.recipe import Format, Int4, Int8, Int8Dynamic, Mixed, find_recipe
+
+ROWS = (1, 2, 8, 17, 40)
+rng = np.random.default_rng(0)
+MATRIX = rng.normal(size=(300, 256)).astype(np.float32)
+INPUTS = rng.normal(size=(max(ROWS), 256)).astype(np.float32)
+# What rounding may do to a product, over the norms of row and matrix row: the worst of 12,000.
+BOUNDS = {Int8(): 0.003, Int8Dynamic(): 0.004, Int4(): 0.035, Int4(None): 0.04, Int4(32): 0.03}
+
+
+def stored(format: Format) -> np.ndarray:
+    """The matrix as it is after rounding."""
+    return np.asarray(format.store(jnp.asarray(MATRIX)).take(jnp.arange(len(MATRIX))))
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(row_blocks, "BLOCK", 64 * 256)
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both kinds of programs can run here."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("format", BOUNDS, ids=str)
+@pytest.mark.parametrize("rows", ROWS)
+def test_product(device: str, format: Format, rows: int):
+    x = INPUTS[:rows]
+    y = format.store(jnp.asarray(MATRIX)).product(jnp.asarray(x))
+    assert y.dtype == jnp.float32 and y.shape == (rows, 300)
+    if not isinstance(format, Int8Dynamic):
+        np.testing.assert_allclose(y, x @ stored(format).T, atol=2e-4)
+    size = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(MATRIX, axis=1)
+    assert np.max(np.abs(y - x @ MATRIX.T) / size) < BOUNDS[format]
+
+
+@pytest.mark.parametrize("format", [Int8(), Int4(), Int4(None)], ids=str)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_product_in_bfloat16(device: str, format: Format, rows: int):
+    x = jnp.asarray(INPUTS[:rows], jnp.bfloat16)
+    y = format.store(jnp.asarray(MATRIX)).product(x)
+    wanted = np.asarray(x, np.float32) @ stored(format).T
+    # Integers are exact in bfloat16; scaled groups are not.
+    np.testing.assert_allclose(y, wanted, atol=0.4 if format == Int4() else 1e-3)
+
+
+@pytest.mark.parametrize("format", BOUNDS, ids=str)
+def test_rows_alone_are_rows_together(format: Format):
+    matrix, x = format.store(jnp.asarray(MATRIX)), jnp.asarray(INPUTS)
+    together = matrix.product(x[:8])
+    alone = jnp.concatenate([matrix.product(x[i : i + 1]) for i in range(8)])
+    np.testing.assert_allclose(alone, together, atol=1e-4)
+
+
+def test_rows_of_zeros():
+    assert not Int8Dynamic().store(jnp.asarray(MATRIX)).product(jnp.zeros((2, 256))).any()
+
+
+def test_rows_can_be_taken_in_any_shape():
+    found = Int4().store(jnp.asarray(MATRIX)).take(jnp.array([[3, 1], [1, 0]]))
+    np.testing.assert_array_equal(found, stored(Int4())[[[3, 1], [1, 0]]])
+
+
+def test_sizes():
+    for format, bits in ((Int8(), 8), (Int4(), 4), (Int4(32), 4)):
+        matrix = format.store(jnp.asarray(MATRIX))
+        assert isinstance(matrix, QuantizedMatrix)
+        assert matrix.values.nbytes * 8 == bits * MATRIX.size
+    assert Int4().store(jnp.asarray(MATRIX)).scale.nbytes == 2 * 300 * 2
+
+
+def test_groups_that_do_not_come_out_even_are_whole_rows():
+    matrix = Int4().store(jnp.asarray(MATRIX[:, :200]))
+    assert matrix.scale.shape == (300, 1) and matrix.scale.dtype == jnp.float32
+    odd = Int4().store(jnp.asarray(MATRIX[:, :5]))
+    x = INPUTS[:2, :5]
+    np.testing.assert_allclose(odd.product(jnp.asarray(x)), x @ MATRIX[:, :5].T, atol=0.8)
+
+
+def test_elsewhere_four_bits_are_a_type_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert Int4().store(jnp.asarray(MATRIX)).values.dtype == jnp.int4
+
+
+def test_recipes():
+    assert find_recipe("int8") == find_recipe(Int8()) == Mixed()
+    assert find_recipe("int4") == Mixed(attention=Int4(128), mlp=Int4(128), table=Int8())
+    assert find_recipe("int8-dynamic").table == Int8Dynamic()
+    mixed = Mixed(mlp=Int4(64), table=None)
+    assert find_recipe(mixed) is mixed
+    with pytest.raises(ConfigError, match="'int3'.*int8, int8-dynamic, int4 fit"):
+        find_recipe("int3")
+    with pytest.raises(ConfigError, match="Groups of 1 "):
+        Int4(group=1)
+    assert all(isinstance(format, Format) for format in (*BOUNDS, *recipe._NAMES.values()))
