@@ -86,14 +86,17 @@ class Entry:
         first = repeat == 0
         if kind is Kind.HUGGING_FACE_COMPILED:
             return self._compiled() if first else ()
-        cases: list[Case] = [Equality()] if first and self.written else []
+        own = list(self.ours_once) if kind is Kind.OURS and dtype is self.dtypes[0] else []
+        own = own if first else []
+        # Memory before all else: what other cases compile stays resident.
+        cases: list[Case] = [case for case in own if isinstance(case, DecodeMemory)]
+        cases += [Equality()] if first and self.written else []
         if kind is Kind.OURS:
             cases.append(MeasureCeilings(self.small))
         cases += self.each
         if first:
             cases += self.once
-        if first and kind is Kind.OURS and dtype is self.dtypes[0]:
-            cases += self.ours_once
+        cases += [case for case in own if case not in cases]
         if dtype in self.quantized:
             cases = [case for case in cases if isinstance(case, _OF_INTEGERS)]
         return tuple(cases)
@@ -101,7 +104,7 @@ class Entry:
     def _compiled(self) -> tuple[Case, ...]:
         """Once and of one prompt: torch.compile takes a minute for every new shape."""
         cases = [case for case in self.each if isinstance(case, Decode | FirstToken)]
-        return (Equality(1), *(case for case in cases if case.batch == 1))
+        return (Equality(), *(case for case in cases if case.batch == 1))
 
 
 def entries(

@@ -1,6 +1,5 @@
 """Resident memory of this process, without asking any library for its devices."""
 
-import resource
 import sys
 from pathlib import Path
 
@@ -14,5 +13,7 @@ def most_resident() -> int:
     for line in lines:
         if line.startswith("VmHWM:"):  # ru_maxrss may be the parent process's, here
             return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return highest if sys.platform == "darwin" else highest * 1024
