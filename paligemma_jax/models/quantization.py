@@ -29,19 +29,26 @@ def quantize(model: PaliGemma, recipe: Recipe | str) -> PaliGemma:
 def quantize_in_place(model: PaliGemma, recipe: Recipe | str) -> None:
     """`quantize` of an unrolled model (see `unroll`), one weight after the other.
 
-    At most one more weight is held at a time, if nothing else refers to those of the model.
+    At most one more weight is held at a time, if nothing else refers to those of the model. Raises
+    ConfigError for one that is stacked or quantized.
     """
     if is_quantized(model):
         raise ConfigError(
             "The weights of this model are rounded to integers already, and rounding them again "
             "would lose more. A model as it was trained fits. Load it once more without quantize=."
         )
+    text, image = model.llm.layers, model.img.blocks
+    if not (isinstance(text, nnx.List) and isinstance(image, nnx.List)):
+        raise ConfigError(
+            "The layers of this model are stacked, as training wants them. Layers one by one fit. "
+            "Call quantize_in_place(unroll(model), recipe), or quantize(model, recipe)."
+        )
     formats = find_recipe(recipe)
-    for block in model.llm.layers:
+    for block in text:
         _replace(block.attn, ("qkv", "out"), formats.attention)
         _replace(block.mlp, ("gate_up", "down"), formats.mlp)
     _replace(model.llm, ("embedder", "lm_head"), formats.table)
-    for block in model.img.blocks:
+    for block in image:
         _replace(block.attn, ("q", "k", "v", "out"), formats.image)
         _replace(block.mlp, ("fc1", "fc2"), formats.image)
     _replace(model.img, ("head",), formats.image)

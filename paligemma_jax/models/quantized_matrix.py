@@ -24,6 +24,9 @@ FEW_ROWS_OF_GROUPS = 32
 class Matrix(Protocol):
     """A matrix [O, I], however it is stored."""
 
+    values: nnx.Param
+    scale: nnx.Param
+
     def product(self, x: Float[Array, "R I"]) -> Float[Array, "R O"]:
         """`x` times the transposed matrix, float32."""
         ...

@@ -65,6 +65,7 @@ def test_version(run: Run):
         (["caption", "a.png", "--max-new-tokens", "0"], "whole number"),
         (["caption", "a.png", "--max-new-tokens", "9999999"], "8,192"),
         (["caption", "a.png", "--dtype", "int3"], "int3"),
+        (["caption", "a.png", "--quantize", "int3"], "int3"),
         (["detect", "a.png", "cat", "--min-score", "2"], "from 0 to 1"),
         (["detect", "a.png", "cat", "--min-score", "nan"], "from 0 to 1"),
         (["detect", "a.png", "cat", "--max-overlap", "0"], "above 0"),
