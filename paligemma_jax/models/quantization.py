@@ -69,7 +69,7 @@ def is_quantized(model: nnx.Module) -> bool:
     return any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(model))
 
 
-def _replace(owner: nnx.Module, names: tuple[str, ...], format: Format | None) -> None:
+def _replace(owner: object, names: tuple[str, ...], format: Format | None) -> None:
     for name in names:
         if format is not None and hasattr(owner, name):
             setattr(owner, name, jax.block_until_ready(_quantize(getattr(owner, name), format)))

@@ -43,8 +43,9 @@ def _answer(
     model: PaliGemma, images: jax.Array, text: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
     """Logits teacher forced, after a prompt, and after a token more."""
-    forced = model(images, *text[:2])
-    logits, cache = model.prefill(model.encode_images(images), *text, SLOTS)
+    tokens, mask_ar, mask_input = text
+    forced = model(images, tokens, mask_ar)
+    logits, cache = model.prefill(model.encode_images(images), tokens, mask_ar, mask_input, SLOTS)
     return forced, logits, model.extend(jnp.full(len(logits), 7, jnp.int32), cache)[0]
 
 
