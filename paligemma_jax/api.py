@@ -63,6 +63,8 @@ from paligemma_jax.models.recipe import Int4 as Int4
 from paligemma_jax.models.recipe import Int8 as Int8
 from paligemma_jax.models.recipe import Int8Dynamic as Int8Dynamic
 from paligemma_jax.models.recipe import Mixed as Mixed
+from paligemma_jax.models.unrolled import restack as restack
+from paligemma_jax.models.unrolled import unroll as unroll
 from paligemma_jax.pipeline import Pipeline as Pipeline
 from paligemma_jax.pretrained import from_pretrained as from_pretrained
 from paligemma_jax.pretrained import load_model as load_model
