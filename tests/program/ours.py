@@ -10,8 +10,10 @@ from paligemma_jax.config import VARIANTS, PaliGemmaConfig
 from paligemma_jax.generation import loop
 from paligemma_jax.generation.sampling import Greedy
 from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.quantization import abstract_quantized
+from paligemma_jax.models.recipe import Format, Recipe
 from paligemma_jax.models.unrolled import abstract_unrolled
-from tests.program.target import Compiled, Target
+from tests.program.target import Compiled, Target, as_on_a_gpu
 
 SLOTS = 512  # 256 image tokens, a prompt, an answer
 PROMPT = 32
@@ -30,9 +32,13 @@ def variant(name: str, *, layers: int | None = None) -> PaliGemmaConfig:
     )
 
 
-def model_of(config: PaliGemmaConfig) -> PaliGemma:
-    """As `from_pretrained` lays it out, of shapes."""
-    return abstract_unrolled(config, jnp.bfloat16, jnp.bfloat16)
+def model_of(config: PaliGemmaConfig, recipe: Recipe | None = None) -> PaliGemma:
+    """As `from_pretrained` lays it out, of shapes; `recipe` says how it is quantized."""
+    model = abstract_unrolled(config, jnp.bfloat16, jnp.bfloat16)
+    if recipe is None:
+        return model
+    with as_on_a_gpu():
+        return abstract_quantized(model, recipe)
 
 
 def cache_of(config: PaliGemmaConfig, batch: int, slots: int) -> Any:
@@ -46,12 +52,14 @@ def slots_for(config: PaliGemmaConfig) -> int:
     return -(-(config.img.num_patches + PROMPT + CAPACITY) // 256) * 256
 
 
-def decode(target: Target, config: PaliGemmaConfig, batch: int, slots: int = SLOTS) -> Compiled:
+def decode(
+    target: Target, config: PaliGemmaConfig, batch: int, recipe: Recipe | None = None
+) -> Compiled:
     """The greedy decoding loop."""
     return target.compile(
         loop.decode,
-        model_of(config),
-        cache_of(config, batch, slots),
+        model_of(config, recipe),
+        cache_of(config, batch, SLOTS),
         _shape((batch, config.llm.vocab_size), jnp.float32),
         _shape((batch,), jnp.bool_),
         _shape((batch,), jnp.uint32),
@@ -84,6 +92,16 @@ def encode(target: Target, config: PaliGemmaConfig, batch: int) -> Compiled:
     return target.compile(
         jax.jit(lambda model, images: model.encode_images(images)), model_of(config), images
     )
+
+
+def quantized_product(
+    target: Target, format: Format, matrix: tuple[int, int], rows: int
+) -> Compiled:
+    """`rows` rows by a quantized matrix [out, in]."""
+    with as_on_a_gpu():
+        stored = jax.eval_shape(format.store, _shape(matrix, jnp.bfloat16))
+    x = _shape((rows, matrix[1]), jnp.bfloat16)
+    return target.compile(jax.jit(lambda stored, x: stored.product(x)), stored, x)
 
 
 def _shape(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

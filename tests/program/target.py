@@ -62,7 +62,7 @@ class Target:
 
     def compile(self, jitted: Any, *args: Any, **static: Any) -> "Compiled":
         """The program of a jitted function for shapes `args`, as users run it."""
-        with _as_on_a_gpu():
+        with as_on_a_gpu():
             lowered = jitted.lower(*self.shapes(args), **static)
             return Compiled(lowered.compile())
 
@@ -79,7 +79,7 @@ class Compiled:
 
 
 @contextmanager
-def _as_on_a_gpu() -> Iterator[None]:
+def as_on_a_gpu() -> Iterator[None]:
     """Undoes what the tests set for CPUs; code that asks for the backend is told "gpu"."""
     unoptimised = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
