@@ -1,5 +1,7 @@
 """Memory that JAX holds: on the device where there is one, else what is resident."""
 
+import ctypes
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,7 @@ def peak_during(call: Callable[[], object]) -> int | None:
     """Most that is held during a call, what lives before it included; None where none can tell."""
     if stats := _device_stats():
         return _device_peak(call, stats)
+    _return_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     except OSError:
@@ -43,6 +46,15 @@ def _device_peak(call: Callable[[], object], stats: dict[str, int]) -> int:
     above = _device_stats()["peak_bytes_in_use"] - filled["bytes_in_use"]
     del ballast
     return before + above
+
+
+def _return_freed_memory() -> None:
+    """To the system, what compiling has freed: it is resident, and nobody's."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # another C library
 
 
 def _device_stats() -> dict[str, int]:

@@ -5,7 +5,7 @@ H head width, V vocabulary, L layers.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Embedder(nnx.Module):
 
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T W"]:
         """Scaled embeddings; the scale is rounded to the table's dtype, as in big_vision."""
-        x = self.input_embedding[...][tokens]
+        x = look_up(self.input_embedding[...], tokens)
         return (x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype)).astype(self.dtype)
 
     def decode(self, x: Float[Array, "B T W"]) -> Float[Array, "B T V"]:
@@ -53,6 +53,31 @@ class Head(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T V"]:
         return _logits(x, self.w[...])
+
+
+@jax.custom_jvp
+def look_up(table: Float[Array, "V W"], tokens: Int[Array, "B T"]) -> Float[Array, "B T W"]:
+    """Rows of the table; on CPUs those of bfloat16 one by one.
+
+    XLA there gathers from a table of bfloat16 by widening all of it to float32, at every step.
+    """
+    if table.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+        return table[tokens]
+
+    def row(token: jax.Array) -> jax.Array:
+        token, inside = jax.lax.optimization_barrier((token, table))  # or all are widened before
+        return jax.lax.dynamic_index_in_dim(inside, token, keepdims=False)
+
+    rows = jax.lax.map(row, jnp.clip(tokens.reshape(-1), 0, table.shape[0] - 1))
+    return rows.reshape(*tokens.shape, -1)
+
+
+@look_up.defjvp
+def _look_up_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, Any]
+) -> tuple[jax.Array, jax.Array]:
+    table, tokens = primals
+    return look_up(table, tokens), tangents[0][tokens]
 
 
 def _logits(x: Float[Array, "B T W"], table: Float[Array, "V W"]) -> Float[Array, "B T V"]:

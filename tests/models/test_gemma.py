@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from paligemma_jax.models.gemma import Embedder, Gemma
+from paligemma_jax.models.gemma import Embedder, Gemma, look_up
 from paligemma_jax.models.masks import PrefixMask
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.tiny import GEMMA, GEMMA2, random_model, random_tokens, tiny_config
@@ -75,3 +75,15 @@ def test_untied_head_has_its_own_weights():
 def test_logits_are_float32_in_bfloat16():
     model = random_model(tiny_config(), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     assert model.llm.logits(jnp.ones((1, 1, GEMMA2.width), jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_rows_of_a_bfloat16_table_are_looked_up_without_widening_it():
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(512, 64)), jnp.bfloat16)
+    tokens = jnp.asarray([[3, 511, 0], [7, 3, 3]])
+    np.testing.assert_array_equal(look_up(table, tokens), table[tokens])
+    compiled = jax.jit(look_up).lower(table, tokens).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None and analysis.temp_size_in_bytes < table.nbytes
+    gradient = jax.grad(lambda table: jnp.sum(jnp.square(look_up(table, tokens))))(table)
+    wanted = jax.grad(lambda table: jnp.sum(jnp.square(table[tokens])))(table)
+    np.testing.assert_allclose(np.float32(gradient), np.float32(wanted), atol=0.05)
