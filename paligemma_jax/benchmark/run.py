@@ -19,7 +19,7 @@ from paligemma_jax.benchmark.starting import start_to_first_token
 from paligemma_jax.benchmark.worker import LOAD, Job
 
 Progress = Callable[[str, int, int], None]  # what is going on, cases done, cases in all
-Found = Callable[[list[Record], list[Comparison]], None]
+Found = Callable[[list[Record], list[Comparison]], object]
 COLD, WARM = "cold start", "warm start"
 WORKER = "paligemma_jax.benchmark.worker"
 LONGEST = 24 * 3600.0  # seconds of one process
