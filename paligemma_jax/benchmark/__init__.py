@@ -1,4 +1,4 @@
 """How fast this library is beside its peers and beside the limit of the machine.
 
-Nothing here is imported by the library itself; torch and transformers only by `huggingface`.
+No room but the command line needs it; torch and transformers are imported by `huggingface` alone.
 """

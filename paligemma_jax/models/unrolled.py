@@ -168,7 +168,7 @@ def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array
         if number != "0":
             continue
         depth = (model.config.llm if prefix == _TEXT else model.config.img).depth
-        layers = [flat[f"{prefix}{layer}/{target}"] for layer in range(depth)]
+        layers = tuple(flat[f"{prefix}{layer}/{target}"] for layer in range(depth))
         sources = {name: p for name, p in _PIECES.items() if p.target == target}
         for name, piece in (sources or {target: Piece(target)}).items():
             heads = model.config.llm.num_heads
@@ -189,13 +189,9 @@ def _join(first: jax.Array, second: jax.Array) -> jax.Array:
     return jnp.concatenate([first, second])
 
 
-def _stack(layers: list[jax.Array], piece: Piece, heads: int) -> jax.Array:
-    """The inverse of `_split` and `_join`."""
-    return _stack_on_device(tuple(layers), piece, heads)
-
-
 @functools.partial(jax.jit, static_argnames=("piece", "heads"))
-def _stack_on_device(layers: tuple[jax.Array, ...], piece: Piece, heads: int) -> jax.Array:
+def _stack(layers: tuple[jax.Array, ...], piece: Piece, heads: int) -> jax.Array:
+    """The inverse of `_split` and `_join`."""
     if piece.part is not None:
         layers = tuple(x[:heads] if piece.part == 0 else x[heads:] for x in layers)
     if piece.merge:
