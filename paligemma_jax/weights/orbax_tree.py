@@ -39,14 +39,14 @@ def write_tree(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str
     context.memory.deepcopy_host_arrays = False
     context.memory.write_concurrent_bytes = _IN_FLIGHT
     digests: dict[str, ArrayDigest] = {}
-    with _quiet(), context, concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with quiet(), context, concurrent.futures.ThreadPoolExecutor(1) as pool:
         for group in _group(arrays, lambda item: item[1].nbytes):
             found = pool.map(digest_array, [array for _, array in group])
-            with _as_os_error():
+            with as_os_error():
                 ocp.partial.save(str(path), nest(dict(group)))  # writes files of its own
             digests |= zip((name for name, _ in group), found, strict=True)
             del group  # or it would stay while the next one is read
-        with _as_os_error():
+        with as_os_error():
             ocp.partial.finalize(str(path))
     mark = path / _COMMITTED
     if mark.exists():  # it is looked for, not read, and names the directory it was written in
@@ -78,7 +78,7 @@ class TreeReader:
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         context.memory.read_concurrent_bytes = _IN_FLIGHT
-        with _quiet(), context, _as_os_error():
+        with quiet(), context, as_os_error():
             if self._stored is None:
                 self._stored = flatten(ocp.metadata(self._path).metadata)
             wanted = {name: self._as_stored(name, dtype) for name in names}
@@ -111,7 +111,7 @@ def _group(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 
 
 @contextlib.contextmanager
-def _as_os_error() -> Iterator[None]:
+def as_os_error() -> Iterator[None]:
     """Turns the many kinds that orbax and tensorstore raise into OSError."""
     try:
         yield
@@ -125,7 +125,7 @@ def _as_os_error() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps orbax from logging: pages for an error that is raised all the same, and advice."""
     logger = logging.getLogger("absl")
     level = logger.level

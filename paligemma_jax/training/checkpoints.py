@@ -1,0 +1,262 @@
+"""Checkpoints of a run: a kill, a full disk or a flipped bit costs the last one at most.
+
+DIRECTORY/step_000000100/   one checkpoint: renamed to this when all of it is on the disk
+    arrays/, arrays.json    the pytree
+    position/0, 1, ...      where each process was in its data
+    run.json                whatever else the run remembers, and its metrics
+    MANIFEST.json           sha256 of every file
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from paligemma_jax.errors import CheckpointError, ConfigError
+from paligemma_jax.training import saved_tree
+from paligemma_jax.training.lock import DirectoryLock
+from paligemma_jax.training.processes import agree, barrier
+from paligemma_jax.weights.manifest import Manifest, digest_files
+from paligemma_jax.weights.staging import staged
+
+_NAME = re.compile(r"step_(\d{9,})")
+_POSITION, _RUN = "position", "run.json"
+_LEFT_OVER = re.compile(r"\.step_\d+\.(unfinished|deleted)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Which checkpoint is the best: that with the lowest, or the highest, value of a metric."""
+
+    metric: str
+    highest: bool = False
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """The metric, turned so that more is better; minus infinity where it was not measured."""
+        value = metrics.get(self.metric)
+        if value is None or value != value:  # NaN
+            return float("-inf")
+        return value if self.highest else -value
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint as it was saved; `position` is this process's place in the data.
+
+    `position` is None in a process that did not exist when the checkpoint was written.
+    """
+
+    step: int
+    tree: Any
+    position: bytes | None
+    info: Mapping[str, Any]
+    metrics: Mapping[str, float]
+
+
+class Checkpoints:
+    """The checkpoints of one run; one process, or one group of processes, at a time.
+
+    Keeps the newest `keep` and, with `best`, the best one. Raises CheckpointError where another
+    run holds the directory, or it cannot be written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], keep: int = 2, best: Best | None = None):
+        if keep < 1:
+            raise ConfigError(
+                f"Keeping {keep} checkpoints leaves nothing to go on from. 1 or more fits. "
+                "Say for example: --config.checkpoints.keep=2"
+            )
+        self.directory = Path(directory).expanduser().absolute()
+        self._keep, self._best = keep, best
+        self._writing: concurrent.futures.Future[None] | None = None
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+        self._lock = None
+        if jax.process_index() == 0:
+            self._lock = DirectoryLock(self.directory)
+            for path in self.directory.iterdir():
+                if _LEFT_OVER.fullmatch(path.name):  # its writer is dead: we hold the lock
+                    shutil.rmtree(path, ignore_errors=True)
+        barrier("checkpoints")
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, the oldest first; whether they are whole is not looked at."""
+        names = [path.name for path in self.directory.iterdir()]
+        return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint; None without `best`, or before anything was measured."""
+        if self._best is None:
+            return None
+        values = {step: self._best.value(self._metrics(step)) for step in self.steps()}
+        measured = {step: value for step, value in values.items() if value > float("-inf")}
+        return max(measured, key=lambda step: (measured[step], step)) if measured else None
+
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        *,
+        position: bytes = b"",
+        info: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begins to save, and returns when the arrays may be donated or changed.
+
+        Waits for the save before it. `position` is this process's place in the data; `info` and
+        `metrics` must fit JSON. Raises CheckpointError, also for the save before.
+        """
+        self.wait()
+        target = self.path(step)
+        if step in self.steps():
+            return  # a run that goes on from here would write the same
+        exits = contextlib.ExitStack()
+        try:
+            if jax.process_index() == 0:
+                nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+                directory = exits.enter_context(staged(target, nbytes))
+                (directory / _POSITION).mkdir()
+                values = {"info": dict(info or {}), "metrics": dict(metrics or {})}
+                (directory / _RUN).write_text(json.dumps(values, indent=1) + "\n")
+            barrier("staged")
+            directory = target.with_name(f".{target.name}.unfinished")
+            (directory / _POSITION / str(jax.process_index())).write_bytes(position)
+            written = saved_tree.begin_writing(directory, tree)
+        except BaseException as e:
+            exits.__exit__(type(e), e, e.__traceback__)
+            raise
+
+        def finish() -> None:
+            with exits:  # renames the directory at its end
+                written()
+                if jax.process_index() == 0:
+                    Manifest(digest_files(directory), {}).write(directory)
+            if jax.process_index() == 0:
+                self._delete_superfluous()
+
+        self._writing = self._pool.submit(finish)
+
+    def check(self) -> None:
+        """Raises the CheckpointError of a save that has failed meanwhile."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until everything is on the disk; raises CheckpointError where it is not."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            try:
+                writing.result()
+            except OSError as e:
+                raise CheckpointError(
+                    f"A checkpoint could not be written into {self.directory}: {e.strerror or e}. "
+                    "The ones before it are whole. Make room, then run the same command again."
+                ) from e
+
+    def restore_latest(self, like: Any) -> Restored | None:
+        """The newest checkpoint that is whole; None where there is none at all.
+
+        Damaged ones are set aside with a warning. `like` says structure, shapes, dtypes and
+        shardings (arrays or `jax.ShapeDtypeStruct`s), which may be others than when it was saved.
+        Raises CheckpointError where all are damaged, or where the newest whole one does not fit.
+        """
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            problem = agree(self._find_problem(step) if jax.process_index() == 0 else "")
+            if not problem:
+                try:
+                    restored = self.restore(step, like)
+                except OSError as e:
+                    problem = f"it cannot be read: {e.strerror or e}"
+                else:
+                    self._set_aside(damaged, step)
+                    return restored
+            damaged[step] = problem
+        if damaged:
+            listing = "\n  ".join(f"step {step}: {text}" for step, text in damaged.items())
+            raise CheckpointError(
+                f"Every checkpoint in {self.directory} is damaged:\n  {listing}\nA copy from "
+                "elsewhere fits. Put one there, or begin again in a new workdir: --workdir DIR"
+            )
+        return None
+
+    def restore(self, step: int, like: Any) -> Restored:
+        """The checkpoint of one step, without checking digests; see `restore_latest`."""
+        directory = self.path(step)
+        tree = saved_tree.read(directory, like)
+        position = directory / _POSITION / str(jax.process_index())
+        values = json.loads((directory / _RUN).read_bytes())
+        return Restored(
+            step,
+            tree,
+            position.read_bytes() if position.exists() else None,
+            values["info"],
+            values["metrics"],
+        )
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.directory / f"step_{step:09d}"
+
+    def close(self) -> None:
+        """Waits for what is being written, and lets another run have the directory."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+            if self._lock is not None:
+                self._lock.release()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _find_problem(self, step: int) -> str:
+        """What is wrong with a checkpoint's files; "" for nothing."""
+        directory = self.path(step)
+        try:
+            manifest = Manifest.read(directory)
+            problems = manifest.find_lost_files(directory) or manifest.find_changed_files(directory)
+        except CheckpointError:
+            return "MANIFEST.json is missing or damaged"
+        except OSError as e:
+            return f"it cannot be read: {e.strerror or e}"
+        return "; ".join(problems)
+
+    def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
+        for bad, problem in damaged.items():
+            aside = self.directory / f"damaged_{self.path(bad).name}"
+            warnings.warn(
+                f"The checkpoint of step {bad} is damaged ({problem}). The one of step {step} is "
+                f"used; the damaged one is kept as {aside}",
+                stacklevel=3,
+            )
+            if jax.process_index() == 0:
+                shutil.rmtree(aside, ignore_errors=True)  # an earlier one of the same step
+                os.rename(self.path(bad), aside)
+        barrier("set aside")
+
+    def _metrics(self, step: int) -> Mapping[str, float]:
+        try:
+            return json.loads((self.path(step) / _RUN).read_bytes())["metrics"]
+        except (OSError, ValueError, KeyError):
+            return {}
+
+    def _delete_superfluous(self) -> None:
+        kept = {*self.steps()[-self._keep :], self.best_step()}
+        for step in self.steps():
+            if step not in kept:
+                # Renamed first: one half deleted must not be taken for a checkpoint.
+                doomed = self.directory / f".{self.path(step).name}.deleted"
+                os.rename(self.path(step), doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
