@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.loop import prefill
+from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
@@ -49,7 +50,7 @@ def slots_for(tokens: int) -> int:
 
     For other sizes XLA on GPUs copies the whole cache into a padded one at every step.
     """
-    return tokens if jax.default_backend() == "cpu" else -(-tokens // 256) * 256
+    return tokens if on_cpu() else -(-tokens // 256) * 256
 
 
 @functools.partial(jax.jit, static_argnames=("slots",))

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from paligemma_jax.models.backend import on_cpu
+
 FEW_ROWS = 64  # of a product on a CPU, up to which the matrix should come first
 
 
@@ -24,7 +26,7 @@ def contract(w: Num[Array, "..."], x: Float[Array, "..."], axes: int = 1) -> Flo
     # As plain matrices: XLA has fast products on CPUs for nothing else.
     x, w = x.reshape(-1, width), w.astype(x.dtype).reshape(-1, width)
     count = x.shape[0]
-    if jax.default_backend() == "cpu" and count <= FEW_ROWS:
+    if on_cpu() and count <= FEW_ROWS:
         return _few_rows(w, x).reshape(*rows, *outs)
     return jnp.einsum("oi,ri->ro", w, x, preferred_element_type=jnp.float32).reshape(*rows, *outs)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.contraction import contract
 from paligemma_jax.models.integers import Layout, multiply_groups, round_rows
 from paligemma_jax.models.row_blocks import in_row_blocks
@@ -54,7 +55,7 @@ class QuantizedMatrix(nnx.Module):
         """See `Matrix`."""
         values, scale = self.values[...], self.scale[...].astype(jnp.float32)
         grouped = scale.shape[1] > 1
-        if jax.default_backend() == "cpu":
+        if on_cpu():
             y = self._product_on_cpu(values, scale, x)
         elif not grouped:
             y = contract(self.layout.read(values), x)
@@ -128,7 +129,7 @@ def _sum_of_groups(
 def _integer_product(w: Int[Array, "O I"], x: Int[Array, "R I"]) -> Int[Array, "R O"]:
     """In the order that is fast; see `contraction`."""
     count = x.shape[0]
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return jnp.einsum("oi,ri->ro", w, x, preferred_element_type=jnp.int32)
     if count == 1:  # XLA has a fast product of integers for two rows at least
         x = jnp.concatenate([x, jnp.zeros_like(x)])

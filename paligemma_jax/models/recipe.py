@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from paligemma_jax.errors import ConfigError
+from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.integers import Layout, Pairs, Plain, round_rows
 from paligemma_jax.models.quantized_matrix import DynamicMatrix, Matrix, QuantizedMatrix
 
@@ -111,6 +111,6 @@ def find_recipe(recipe: Recipe | str) -> Mixed:
 
 
 def _layout_of_4_bits(columns: int, groups: int) -> Layout:
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return Plain(jnp.int4)  # two a byte; XLA widens them inside of a product
     return Plain(jnp.int8) if columns // groups % 2 else Pairs(groups)

@@ -5,6 +5,7 @@ Stacked ones are initialised by vmap and run by scan: small programs, for traini
 scan copies every weight out of the stack before it is used, which takes as long as reading it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,10 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.masks import Layer
+from paligemma_jax.models.remat import KeepAll, Remat
 
 Module = TypeVar("Module", bound=nnx.Module)
 Carry = TypeVar("Carry")
+KEEP_ALL = KeepAll()
 
 
 def stack_layers(make: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> Module:
@@ -25,12 +29,19 @@ def stack_layers(make: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs)
 
 
 def scan_layers(
-    layers: nnx.Module, apply: Callable[[Any, Carry, Layer], Carry], carry: Carry
+    layers: nnx.Module,
+    apply: Callable[[Any, Carry, Layer], Carry],
+    carry: Carry,
+    remat: Remat = KEEP_ALL,
 ) -> Carry:
-    """Folds `apply(layer, carry, index)` over the layers, first to last."""
+    """Folds `apply(layer, carry, index)` over the layers, first to last.
+
+    `remat` says what of each is kept for its gradient.
+    """
     if isinstance(layers, nnx.List):
         for index, layer in enumerate(layers):
-            carry = apply(layer, carry, index)
+            one = remat.wrap(functools.partial(apply, layer, layer=index), scanned=False)
+            carry = one(carry)
         return carry
     graphdef, params = nnx.split(layers)
     depth = jax.tree.leaves(params)[0].shape[0]
@@ -39,7 +50,8 @@ def scan_layers(
         layer_params, index = xs
         return apply(nnx.merge(graphdef, layer_params), carry, index), None
 
-    return jax.lax.scan(step, carry, (params, jnp.arange(depth)))[0]
+    body = remat.wrap(step, scanned=True)
+    return jax.lax.scan(body, carry, (params, jnp.arange(depth)))[0]
 
 
 def fold_layers(
@@ -55,7 +67,7 @@ def fold_layers(
         return scan_layers(layers, apply, carry)
     graphdef, params = nnx.split(layers)
     leaves = jax.tree.leaves(params)
-    if jax.default_backend() != "cpu" or all(leaf.dtype.itemsize >= 4 for leaf in leaves):
+    if not on_cpu() or all(leaf.dtype.itemsize >= 4 for leaf in leaves):
         return scan_layers(layers, apply, carry)
 
     def step(carry: Carry, index: jax.Array) -> tuple[Carry, None]:

@@ -1,12 +1,11 @@
 """Products with matrices of few bits: close to those of the matrix, exact for what is stored."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models import recipe, row_blocks
+from paligemma_jax.models import backend, recipe, row_blocks
 from paligemma_jax.models.quantized_matrix import QuantizedMatrix
 from paligemma_jax.models.recipe import Format, Int4, Int8, Int8Dynamic, Mixed, find_recipe
 
@@ -31,7 +30,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(params=["cpu", "gpu"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both kinds of programs can run here."""
-    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    monkeypatch.setattr(backend, "name", lambda: request.param)
     return request.param
 
 
@@ -91,7 +90,7 @@ def test_groups_that_do_not_come_out_even_are_whole_rows():
 
 
 def test_elsewhere_four_bits_are_a_type_of_their_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(backend, "name", lambda: "gpu")
     assert Int4().store(jnp.asarray(MATRIX)).values.dtype == jnp.int4
 
 

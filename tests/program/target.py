@@ -18,6 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from paligemma_jax.benchmark.hlo import Program
+from paligemma_jax.models import backend
 
 H200 = Path(__file__).parent / "h200.txtpb"
 
@@ -87,7 +88,7 @@ def as_on_a_gpu() -> Iterator[None]:
     try:
         with (
             jax.default_matmul_precision("default"),
-            mock.patch.object(jax, "default_backend", lambda: "gpu"),
+            mock.patch.object(backend, "name", lambda: "gpu"),
         ):
             yield
     finally:
