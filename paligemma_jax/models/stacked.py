@@ -5,7 +5,6 @@ Stacked ones are initialised by vmap and run by scan: small programs, for traini
 scan copies every weight out of the stack before it is used, which takes as long as reading it.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,11 +14,9 @@ from flax import nnx
 
 from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.masks import Layer
-from paligemma_jax.models.remat import KeepAll, Remat
 
 Module = TypeVar("Module", bound=nnx.Module)
 Carry = TypeVar("Carry")
-KEEP_ALL = KeepAll()
 
 
 def stack_layers(make: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> Module:
@@ -29,19 +26,12 @@ def stack_layers(make: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs)
 
 
 def scan_layers(
-    layers: nnx.Module,
-    apply: Callable[[Any, Carry, Layer], Carry],
-    carry: Carry,
-    remat: Remat = KEEP_ALL,
+    layers: nnx.Module, apply: Callable[[Any, Carry, Layer], Carry], carry: Carry
 ) -> Carry:
-    """Folds `apply(layer, carry, index)` over the layers, first to last.
-
-    `remat` says what of each is kept for its gradient.
-    """
+    """Folds `apply(layer, carry, index)` over the layers, first to last."""
     if isinstance(layers, nnx.List):
         for index, layer in enumerate(layers):
-            one = remat.wrap(functools.partial(apply, layer, layer=index), scanned=False)
-            carry = one(carry)
+            carry = apply(layer, carry, index)
         return carry
     graphdef, params = nnx.split(layers)
     depth = jax.tree.leaves(params)[0].shape[0]
@@ -50,8 +40,7 @@ def scan_layers(
         layer_params, index = xs
         return apply(nnx.merge(graphdef, layer_params), carry, index), None
 
-    body = remat.wrap(step, scanned=True)
-    return jax.lax.scan(body, carry, (params, jnp.arange(depth)))[0]
+    return jax.lax.scan(step, carry, (params, jnp.arange(depth)))[0]
 
 
 def fold_layers(
