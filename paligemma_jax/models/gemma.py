@@ -17,10 +17,12 @@ from paligemma_jax.models.attention import soft_cap
 from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.cache import KVCache, empty_cache, empty_layers, empty_stacked
 from paligemma_jax.models.contraction import contract
+from paligemma_jax.models.dropout import Dropout
 from paligemma_jax.models.gemma_block import Block, make_block
 from paligemma_jax.models.layers import DType, RMSNorm
 from paligemma_jax.models.masks import Layer, Mask
-from paligemma_jax.models.stacked import fold_layers, scan_layers, stack_layers
+from paligemma_jax.models.remat import Remat
+from paligemma_jax.models.stacked import KEEP_ALL, fold_layers, scan_layers, stack_layers
 
 Seen = TypeVar("Seen")
 
@@ -119,15 +121,21 @@ class Gemma(nnx.Module):
         return empty_cache(layers, batch, slots)
 
     def __call__(
-        self, x: Float[Array, "B T W"], positions: Int[Array, "B T"], mask: Mask
+        self,
+        x: Float[Array, "B T W"],
+        positions: Int[Array, "B T"],
+        mask: Mask,
+        dropout: Dropout | None = None,
+        remat: Remat = KEEP_ALL,
     ) -> Float[Array, "B T W"]:
         """Normalised hidden states of a whole sequence."""
 
         def apply(block: Block, x: jax.Array, layer: Layer) -> jax.Array:
             q, k, v = block.project(x, positions)
-            return block.finish(x, q, k, v, mask, layer)
+            drop = dropout.at(layer) if dropout else None
+            return block.finish(x, q, k, v, mask, layer, drop)
 
-        return self.final_norm(scan_layers(self.layers, apply, x))
+        return self.final_norm(scan_layers(self.layers, apply, x, remat))
 
     def watch(
         self,

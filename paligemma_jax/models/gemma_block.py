@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from paligemma_jax.config import GemmaConfig
 from paligemma_jax.models.attention import attention, attention_weights, rotary_embedding
+from paligemma_jax.models.dropout import Dropout
 from paligemma_jax.models.layers import DType, Einsum, RMSNorm
 from paligemma_jax.models.masks import Layer, Mask
 
@@ -122,12 +123,18 @@ class Block(nnx.Module):
         v: Float[Array, "B K S H"],
         mask: Mask,
         layer: Layer,
+        dropout: Dropout | None = None,
     ) -> Float[Array, "B T W"]:
-        """The rest of the layer, once it is known which keys and values to look at."""
+        """The rest of the layer, once it is known which keys and values to look at.
+
+        Dropout is big_vision's: after the second norm of attention, before that of the MLP.
+        """
         mixed = attention(q, k.astype(q.dtype), v.astype(q.dtype), mask, layer, self.softcap)
         h = self.attn.output(mixed)
-        x = x + (self.post_attention_norm(h) if self.post_norms else h)
+        h = self.post_attention_norm(h) if self.post_norms else h
+        x = x + (dropout.at(0)(h) if dropout else h)
         h = self.mlp(self.pre_ffw_norm(x))
+        h = dropout.at(1)(h) if dropout else h
         return x + (self.post_ffw_norm(h) if self.post_norms else h)
 
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from paligemma_jax.models.remat import product
+
 DType = Any  # what numpy takes as a dtype
 NORM_EPS = 1e-6
 
@@ -41,7 +43,7 @@ class Einsum(nnx.Module):
         """Contracts `x` with the weight; float32 accumulation, result in the activation dtype."""
         w = self.w[...].astype(self.dtype)
         y = jnp.einsum(equation, x.astype(self.dtype), w, preferred_element_type=jnp.float32)
-        return y.astype(self.dtype)
+        return product(y.astype(self.dtype))
 
 
 class Dense(nnx.Module):
@@ -71,7 +73,7 @@ class Dense(nnx.Module):
             axes=self.axes,
             preferred_element_type=jnp.float32,
         )
-        return (y + self.bias[...].astype(jnp.float32)).astype(self.dtype)
+        return product((y + self.bias[...].astype(jnp.float32)).astype(self.dtype))
 
 
 class LayerNorm(nnx.Module):

@@ -13,10 +13,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.models.cache import KVCache
+from paligemma_jax.models.dropout import Dropout
 from paligemma_jax.models.gemma import Gemma, Seen
 from paligemma_jax.models.layers import DType
 from paligemma_jax.models.masks import Layer, PrefixMask, SlotMask
+from paligemma_jax.models.remat import Remat
 from paligemma_jax.models.siglip import SigLIP
+from paligemma_jax.models.stacked import KEEP_ALL
 
 
 class PaliGemma(nnx.Module):
@@ -44,13 +47,15 @@ class PaliGemma(nnx.Module):
         self.img = SigLIP(config.img, config.llm.width, **kw)
         self.llm = Gemma(config.llm, **kw)
 
-    def encode_images(self, images: Float[Array, "B *N height width 3"]) -> Float[Array, "B NP W"]:
+    def encode_images(
+        self, images: Float[Array, "B *N height width 3"], remat: Remat = KEEP_ALL
+    ) -> Float[Array, "B NP W"]:
         """Image tokens; several images an example ([B, N, height, width, 3]) are concatenated."""
         batch = images.shape[0]
         flat = images.reshape(-1, *images.shape[-3:])
         if flat.shape[0] == 0:  # a prompt without images
             return jnp.zeros((batch, 0, self.config.llm.width), self.dtype)
-        tokens = self.img(flat)
+        tokens = self.img(flat, remat)
         return tokens.reshape(batch, -1, tokens.shape[-1])
 
     def __call__(
@@ -79,11 +84,14 @@ class PaliGemma(nnx.Module):
         image_tokens: Float[Array, "B NP W"],
         tokens: Int[Array, "B T"],
         mask_ar: Int[Array, "B T"],
+        dropout: Dropout | None = None,
+        remat: Remat = KEEP_ALL,
     ) -> Float[Array, "B T W"]:
         """Final hidden states of the text positions, before the output head."""
         mask_input = jnp.ones(tokens.shape, bool)
         x, mask = self._sequence(image_tokens, tokens, mask_ar, mask_input)
-        return self.llm(x, mask.query_positions, mask)[:, image_tokens.shape[1] :]
+        hidden = self.llm(x, mask.query_positions, mask, dropout, remat)
+        return hidden[:, image_tokens.shape[1] :]
 
     def watch(
         self,

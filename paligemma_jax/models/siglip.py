@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from paligemma_jax.config import SigLIPConfig
 from paligemma_jax.models.attention import in_query_blocks
 from paligemma_jax.models.layers import Dense, DType, LayerNorm
-from paligemma_jax.models.stacked import scan_layers, stack_layers
+from paligemma_jax.models.remat import Remat
+from paligemma_jax.models.stacked import KEEP_ALL, scan_layers, stack_layers
 
 
 class SelfAttention(nnx.Module):
@@ -115,13 +116,17 @@ class SigLIP(nnx.Module):
         self.norm = LayerNorm(config.width, **kw)
         self.head = Dense((config.width,), (out_width,), rngs=rngs, **kw)
 
-    def encode(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B P D"]:
+    def encode(
+        self, images: Float[Array, "B height width 3"], remat: Remat = KEEP_ALL
+    ) -> Float[Array, "B P D"]:
         """Normalised output of the last layer, before the projection; images in [-1, 1]."""
         x = self.patch_embed(images)
         x = x + self.pos_embed[...].astype(x.dtype)
-        x = scan_layers(self.blocks, lambda block, h, _: block(h), x)
+        x = scan_layers(self.blocks, lambda block, h, _: block(h), x, remat)
         return self.norm(x)
 
-    def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B P W"]:
+    def __call__(
+        self, images: Float[Array, "B height width 3"], remat: Remat = KEEP_ALL
+    ) -> Float[Array, "B P W"]:
         """Image tokens in the decoder's width; images in [-1, 1]."""
-        return self.head(self.encode(images))
+        return self.head(self.encode(images, remat))

@@ -14,9 +14,11 @@ from flax import nnx
 
 from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.masks import Layer
+from paligemma_jax.models.remat import KeepAll, Remat
 
 Module = TypeVar("Module", bound=nnx.Module)
 Carry = TypeVar("Carry")
+KEEP_ALL = KeepAll()
 
 
 def stack_layers(make: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs) -> Module:
@@ -26,12 +28,18 @@ def stack_layers(make: Callable[[nnx.Rngs], Module], depth: int, rngs: nnx.Rngs)
 
 
 def scan_layers(
-    layers: nnx.Module, apply: Callable[[Any, Carry, Layer], Carry], carry: Carry
+    layers: nnx.Module,
+    apply: Callable[[Any, Carry, Layer], Carry],
+    carry: Carry,
+    remat: Remat = KEEP_ALL,
 ) -> Carry:
-    """Folds `apply(layer, carry, index)` over the layers, first to last."""
+    """Folds `apply(layer, carry, index)` over the layers, first to last.
+
+    `remat` says what of each is kept for its gradient.
+    """
     if isinstance(layers, nnx.List):
         for index, layer in enumerate(layers):
-            carry = apply(layer, carry, index)
+            carry = remat.wrap(_one(apply, layer, index), scanned=False)(carry)
         return carry
     graphdef, params = nnx.split(layers)
     depth = jax.tree.leaves(params)[0].shape[0]
@@ -40,7 +48,14 @@ def scan_layers(
         layer_params, index = xs
         return apply(nnx.merge(graphdef, layer_params), carry, index), None
 
-    return jax.lax.scan(step, carry, (params, jnp.arange(depth)))[0]
+    body = remat.wrap(step, scanned=True)
+    return jax.lax.scan(body, carry, (params, jnp.arange(depth)))[0]
+
+
+def _one(
+    apply: Callable[[Any, Carry, Layer], Carry], layer: nnx.Module, index: int
+) -> Callable[[Carry], Carry]:
+    return lambda carry: apply(layer, carry, index)
 
 
 def fold_layers(

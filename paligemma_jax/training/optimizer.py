@@ -1,0 +1,247 @@
+"""The optimizer: big_vision's chain, in its order and with its meaning of weight decay.
+
+    clip by global norm -> method -> * learning rate -> + decay * weights -> * schedule -> * -1
+
+So weight decay is scaled by the schedule but not by the learning rate: 0.1 in the convention of
+`optax.adamw` and PyTorch is `weight_decay=0.1 * learning_rate` here, or `AdamW(weight_decay=0.1)`.
+
+By default only paths ".*/kernel" decay, as in big_vision: exactly the eight matrices of the image
+encoder (patch embedding, attention's four, the MLP's two, head). No weight of Gemma is called
+kernel, neither here (`w`) nor there (`w`, `gating_einsum`, `linear`), so none of its weights decays
+unless a rule says so.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.models.layers import DType
+from paligemma_jax.training.schedules import Constant, Factor, Run, Schedule
+from paligemma_jax.training.trainable import Rules
+
+KERNELS = Rules(((".*/kernel", 1.0),))
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Turns gradients into directions."""
+
+    def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
+        """Over flat dicts; `decays` are the weight decay's factors of the paths that have one."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam (arXiv 1412.6980); the first moment is stored as `momentum_dtype`, None as weights."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum_dtype: DType | None = None
+
+    def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
+        """See `Method`."""
+        return optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.momentum_dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay scaled by the learning rate too (arXiv 1711.05101)."""
+
+    weight_decay: float = 1e-2
+
+    def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
+        """See `Method`."""
+        adam = super().transformation(decays)
+        return optax.chain(
+            adam, _add_weights({k: self.weight_decay * v for k, v in decays.items()})
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adafactor:
+    """big_vision's variant of Adafactor (arXiv 1804.04235; 2106.04560, section 3.4).
+
+    Second moments are factored over the two largest axes where both have `factored_from` entries;
+    their decay is 1 - t**-decay_rate, at most `b2_cap`. The momentum is an average without
+    correction of its start, None for none. Updates are clipped to `clip_update` root mean square.
+    """
+
+    factored_from: int = 32
+    decay_rate: float = 0.8
+    b2_cap: float = 0.999
+    clip_update: float | None = None
+    momentum: float | None = 0.9
+    momentum_dtype: DType = jnp.bfloat16
+    eps: float = 1e-30
+
+    def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
+        """See `Method`."""
+
+        def decay(step: Any, exponent: Any) -> jax.Array:
+            t = jnp.asarray(step, jnp.float32) + 1.0
+            return jnp.minimum(self.b2_cap, 1.0 - t ** (-exponent))
+
+        chain = [
+            optax.scale_by_factored_rms(
+                decay_rate=self.decay_rate,
+                min_dim_size_to_factor=self.factored_from,
+                epsilon=self.eps,
+                decay_rate_fn=decay,
+            )
+        ]
+        if self.clip_update is not None:
+            chain.append(optax.clip_by_block_rms(self.clip_update))
+        if self.momentum is not None:
+            chain.append(
+                optax.ema(self.momentum, debias=False, accumulator_dtype=self.momentum_dtype)
+            )
+        return optax.chain(*chain)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Gradient descent; with `momentum` a sum of past gradients, stored as `momentum_dtype`."""
+
+    momentum: float | None = None
+    nesterov: bool = False
+    momentum_dtype: DType | None = None
+
+    def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
+        """See `Method`."""
+        if self.momentum is None:
+            return optax.identity()
+        return optax.trace(self.momentum, self.nesterov, self.momentum_dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What makes an update.
+
+    Attributes:
+      learning_rate: peak.
+      method: what turns gradients into directions.
+      schedules: the learning rate's factor by path; None freezes. Every parameter needs one.
+      rate_factors: further factors on the learning rate by path, where there are any.
+      weight_decay: added share of the weights, scaled by the schedule, not by the learning rate.
+      decays: factors on the weight decay by path; paths without do not decay.
+      clip_norm: the global norm that gradients of trainable weights are scaled down to.
+    """
+
+    learning_rate: float
+    method: Method = Adam()
+    schedules: Rules[Schedule | None] = Rules(((".*", Constant()),))
+    rate_factors: Rules[float] = Rules(())
+    weight_decay: float = 0.0
+    decays: Rules[float] = KERNELS
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight_decay and isinstance(self.method, AdamW):
+            raise ConfigError(
+                f"weight_decay={self.weight_decay} does not go with AdamW, which has its own. One "
+                "of the two fits. Write AdamW(weight_decay=...) alone"
+            )
+        frozen = [p for p, factor in self.rate_factors.rules if not factor > 0]
+        if frozen:
+            raise ConfigError(
+                f"rate_factors must be positive, but those of {', '.join(frozen)} are not. "
+                f"A schedule of None freezes. Write schedules=Rules((({frozen[0]!r}, None), ...))"
+            )
+
+    def trainable(self, paths: Iterable[str]) -> tuple[str, ...]:
+        """The paths that are not frozen, of all the model's, sorted."""
+        chosen = self.schedules.cover(paths, "schedules")
+        return tuple(sorted(path for path, schedule in chosen.items() if schedule is not None))
+
+    def rates(self, paths: Iterable[str], run: Run) -> dict[str, Factor]:
+        """The learning rate by rule, as functions of the step; without `rate_factors`."""
+
+        def rate(factor: Factor) -> Factor:
+            return lambda step: self.learning_rate * factor(step)
+
+        self.trainable(paths)
+        return {
+            pattern: rate(schedule.factor(run))
+            for pattern, schedule in self.schedules.rules
+            if schedule is not None
+        }
+
+
+def make_optimizer(
+    config: OptimizerConfig, paths: Iterable[str], run: Run
+) -> optax.GradientTransformation:
+    """The chain, over a flat dict of exactly the trainable ones of all the model's `paths`.
+
+    Raises ConfigError if a path has no schedule, a rule matches none, or all are frozen.
+    """
+    paths = list(paths)
+    trainable = config.trainable(paths)
+    if not trainable:
+        raise ConfigError(
+            "Every parameter is frozen. At least one with a schedule fits. Write for example "
+            'schedules=Rules((("llm/.*", Cosine()), (".*", None)))'
+        )
+    schedules = config.schedules.cover(paths, "schedules")
+    factors = config.rate_factors.find(paths, "rate_factors")
+    decay = config.weight_decay
+    decays = _decays(config, paths, trainable)
+    made = {s: s.factor(run) for s in dict.fromkeys(schedules.values()) if s is not None}
+    by_path = {path: made[s] for path, s in schedules.items() if s is not None}
+    chain = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    chain.append(config.method.transformation(decays))
+    chain.append(_scale({p: config.learning_rate * factors.get(p, 1.0) for p in trainable}))
+    if decay:
+        chain.append(_add_weights({path: decay * factor for path, factor in decays.items()}))
+    chain.append(_scale_by_schedules(by_path))
+    return optax.chain(*chain)
+
+
+def _decays(
+    config: OptimizerConfig, paths: Iterable[str], trainable: tuple[str, ...]
+) -> dict[str, float]:
+    """Factors on the weight decay of the trainable weights that have one."""
+    if not config.weight_decay and not isinstance(config.method, AdamW):
+        return {}
+    if config.decays == KERNELS:  # need not match: the default must fit every model
+        return {path: 1.0 for path in trainable if path.endswith("/kernel")}
+    chosen = config.decays.find(paths, "decays")
+    return {path: factor for path, factor in chosen.items() if path in trainable and factor}
+
+
+def _scale(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    def scale(updates: Any, params: Any) -> Any:
+        return {k: u * factors[k] for k, u in updates.items()}
+
+    return optax.stateless(scale)
+
+
+def _add_weights(decays: Mapping[str, float]) -> optax.GradientTransformation:
+    def add(updates: Any, params: Any) -> Any:
+        return {
+            k: u + decays[k] * params[k].astype(u.dtype) if k in decays else u
+            for k, u in updates.items()
+        }
+
+    return optax.stateless(add)
+
+
+def _scale_by_schedules(factors: Mapping[str, Factor]) -> optax.GradientTransformation:
+    """Scales down the slope: by minus each path's factor at the number of updates made before."""
+
+    def init(params: Any) -> Any:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        now = {factor: factor(state.count) for factor in dict.fromkeys(factors.values())}
+        scaled = {k: (u * -now[factors[k]]).astype(u.dtype) for k, u in updates.items()}
+        count: Any = optax.safe_increment(state.count)
+        return scaled, optax.ScaleByScheduleState(count)
+
+    return optax.GradientTransformation(init, update)
