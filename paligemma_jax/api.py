@@ -57,8 +57,13 @@ from paligemma_jax.models.abstract import to_params as to_params
 from paligemma_jax.models.attention_summary import AttentionRollout as AttentionRollout
 from paligemma_jax.models.attention_summary import EveryHead as EveryHead
 from paligemma_jax.models.attention_summary import MeanAttention as MeanAttention
+from paligemma_jax.models.lora import LoRA as LoRA
+from paligemma_jax.models.lora import add_lora as add_lora
+from paligemma_jax.models.lora import merge_lora as merge_lora
+from paligemma_jax.models.lora import with_dropout as with_dropout
 from paligemma_jax.models.paligemma import PaliGemma as PaliGemma
 from paligemma_jax.models.quantization import quantize as quantize
+from paligemma_jax.models.quantized_einsum import quantize_stacked as quantize_stacked
 from paligemma_jax.models.recipe import Int4 as Int4
 from paligemma_jax.models.recipe import Int8 as Int8
 from paligemma_jax.models.recipe import Int8Dynamic as Int8Dynamic

@@ -1,0 +1,233 @@
+"""Adapters of low rank: nothing at first, one product with the weights at last."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.generation import generate
+from paligemma_jax.models.abstract import to_params
+from paligemma_jax.models.einsum_axes import EINSUM_AXES
+from paligemma_jax.models.layers import Dense, Einsum
+from paligemma_jax.models.lora import (
+    LoRA,
+    adapters,
+    add_lora,
+    merge_lora,
+    with_dropout,
+)
+from paligemma_jax.models.lora_layers import DropoutKey, LoRADense, LoRAEinsum
+from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.paths import flatten
+from paligemma_jax.models.unrolled import unroll
+from tests.tiny import GEMMA, prompts, random_images, random_model, random_tokens, tiny_config
+
+EVERYTHING = "(llm/layers|img)/.*"
+EQUATIONS = {
+    "attn/q_einsum": ("BTW,NWH->BTNH", (2, 5, 6), (3, 6, 4)),
+    "attn/kv_einsum": ("BTW,CKWH->CBTKH", (2, 5, 6), (2, 3, 6, 4)),
+    "attn/attn_vec_einsum": ("BTNH,NHW->BTW", (2, 5, 3, 4), (3, 4, 6)),
+    "mlp/gating_einsum": ("BTW,CWF->BTCF", (2, 5, 6), (2, 6, 7)),
+    "mlp/linear": ("BTF,FW->BTW", (2, 5, 7), (7, 6)),
+}
+
+
+def inputs() -> tuple[jax.Array, jax.Array, jax.Array]:
+    mask_ar = jnp.array([[0, 0, 0, 1, 1]] * 2)
+    return jnp.asarray(random_images(2)), jnp.asarray(random_tokens(2, 5)), mask_ar
+
+
+@jax.jit
+def run(model: PaliGemma) -> jax.Array:
+    return model(*inputs())
+
+
+def trained(model: PaliGemma) -> PaliGemma:
+    """The model with adapters that do something."""
+    rng = np.random.default_rng(1)
+    graphdef, state = nnx.split(model)
+    for path, leaf in nnx.to_flat_state(state):
+        if path[-1] == "lora_b":
+            leaf[...] = jnp.asarray(0.2 * rng.normal(size=leaf[...].shape), leaf[...].dtype)
+    return nnx.merge(graphdef, state)
+
+
+@pytest.fixture(scope="module")
+def adapted(tiny_model: PaliGemma) -> PaliGemma:
+    lora = LoRA(rank=2, alpha=3, dropout=0.5, targets=EVERYTHING)
+    return trained(add_lora(tiny_model, lora, nnx.Rngs(0)))
+
+
+def test_new_adapters_change_nothing(tiny_model: PaliGemma):
+    before = flatten(to_params(tiny_model))
+    new = add_lora(tiny_model, LoRA(rank=2, targets=EVERYTHING), nnx.Rngs(0))
+    # Two programs: XLA fuses other operations, which may round differently.
+    np.testing.assert_allclose(run(new), run(tiny_model), atol=1e-5)
+    params = flatten(to_params(new))
+    assert all(params[path] is array for path, array in before.items())
+    assert before.keys() == flatten(to_params(tiny_model)).keys()
+    names = {path.rpartition("/")[2] for path in params.keys() - before.keys()}
+    assert names == {"lora_a", "lora_b", "lora_scale"}
+    assert all(params[path].dtype == jnp.float32 for path in params.keys() - before.keys())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_new_adapters_change_no_bit(dtype: str):
+    """Operation by operation, where nothing is fused."""
+    model = random_model(tiny_config(GEMMA, depth=1), dtype, dtype)
+    new = add_lora(model, LoRA(rank=2, targets=EVERYTHING), nnx.Rngs(0))
+    with jax.disable_jit():
+        np.testing.assert_array_equal(new(*inputs()), model(*inputs()))
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_each_part_is_its_weight_and_its_own_product(name: str):
+    """By the definition, part by part: w + scale a b, in NumPy."""
+    equation, of_x, of_w = EQUATIONS[name]
+    axes, rng, rank = EINSUM_AXES[name], np.random.default_rng(0), 2
+    x, w = rng.normal(size=of_x), rng.normal(size=of_w)
+    lead = of_w[: axes.lead]
+    ins = [of_w[axis] for axis in axes.inputs]
+    outs = [of_w[axis] for axis in axes.outputs(len(of_w))]
+    a, b = rng.normal(size=(*lead, *ins, rank)), rng.normal(size=(*lead, rank, *outs))
+    scale = rng.normal(size=lead)
+    whole = w.copy()
+    for part in np.ndindex(*lead):
+        matrix = a[part].reshape(-1, rank) @ b[part].reshape(rank, -1) * scale[part]
+        moved = np.moveaxis(
+            matrix.reshape(*ins, *outs),
+            range(len(ins)),
+            [axis - axes.lead for axis in axes.inputs],
+        )
+        whole[part] += moved
+    base = Einsum(of_w, fan_in=1, rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32)
+    base.w[...] = jnp.asarray(w, jnp.float32)
+    arrays = (jnp.asarray(array, jnp.float32) for array in (a, b, scale))
+    layer = LoRAEinsum(base, axes, LoRA(rank=rank), *arrays)
+    expected = np.einsum(equation, x, whole)
+    x = jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(layer(equation, x), expected, atol=1e-5)
+    layer.lora_b[...] = jnp.zeros_like(layer.lora_b[...])
+    for dtype in (jnp.float32, jnp.bfloat16):
+        base.dtype = layer.dtype = dtype
+        np.testing.assert_array_equal(layer(equation, x), base(equation, x))
+
+
+def test_the_image_encoders_layers():
+    rng = np.random.default_rng(0)
+    kernel, x = rng.normal(size=(3, 4, 6)), rng.normal(size=(2, 5, 3, 4))
+    a, b = rng.normal(size=(3, 4, 2)), rng.normal(size=(2, 6))
+    kw: dict[str, Any] = dict(rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32)
+    base = Dense((3, 4), (6,), **kw)
+    base.kernel[...] = jnp.asarray(kernel, jnp.float32)
+    base.bias[...] = jnp.arange(6.0)
+    arrays = (jnp.asarray(array, jnp.float32) for array in (a, b, 0.5))
+    layer = LoRADense(base, LoRA(rank=2), *arrays)
+    expected = np.einsum("btnh,nhw->btw", x, kernel + 0.5 * np.einsum("nhr,rw->nhw", a, b))
+    expected += np.arange(6)
+    np.testing.assert_allclose(layer(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
+
+
+def test_merged_is_unmerged(adapted: PaliGemma, tiny_model: PaliGemma):
+    merged = merge_lora(adapted)
+    assert flatten(to_params(merged)).keys() == flatten(to_params(tiny_model)).keys()
+    logits = np.asarray(run(adapted))
+    assert np.abs(logits - run(tiny_model)).max() > 0.1
+    np.testing.assert_allclose(run(merged), logits, atol=1e-4, rtol=1e-5)
+    params = flatten(to_params(adapted))
+    path = "llm/layers/attn/kv_einsum"
+    a, b = (np.asarray(params[f"{path}/lora_{x}"], np.float64) for x in "ab")
+    delta = 1.5 * np.einsum("lcwr,lcrkh->lckwh", a, b)
+    expected = (np.asarray(params[f"{path}/w"], np.float64) + delta).astype(np.float32)
+    found = np.asarray(merged.llm.layers.attn.kv_einsum.w[...])  # pyright: ignore
+    np.testing.assert_allclose(found, expected, rtol=3e-7, atol=1e-7)
+    assert merge_lora(merged) is merged
+
+
+@pytest.mark.slow
+def test_answers_with_adapters_are_those_of_the_merged_model(adapted: PaliGemma):
+    batch = prompts([5, 3], 6)
+    options: dict[str, Any] = dict(max_new_tokens=4)
+    one_by_one = unroll(merge_lora(adapted))
+    assert isinstance(one_by_one.llm.layers, nnx.List)
+    for mine, theirs in zip(
+        generate(adapted, batch, **options), generate(one_by_one, batch, **options), strict=True
+    ):
+        assert list(mine.tokens) == list(theirs.tokens)
+
+
+def test_targets_may_be_parts_of_a_weight(tiny_model: PaliGemma):
+    lora = LoRA(rank=2, alpha=5, targets="llm/layers/attn/(q_einsum|kv_einsum/v)")
+    model = add_lora(tiny_model, lora, nnx.Rngs(0))
+    found = adapters(model)
+    assert found.keys() == {"llm/layers/attn/q_einsum", "llm/layers/attn/kv_einsum"}
+    layer = found["llm/layers/attn/kv_einsum"]
+    np.testing.assert_array_equal(layer.lora_scale[...], [[0, 2.5]] * 3)
+    assert not np.any(layer.lora_a[...][:, 0]) and np.all(layer.lora_a[...][:, 1])
+    assert np.abs(layer.lora_a[...]).max() <= tiny_model.config.llm.width**-0.5
+
+
+def test_the_default_is_the_language_model(tiny_model: PaliGemma):
+    found = adapters(add_lora(tiny_model, LoRA(), nnx.Rngs(0)))
+    assert found.keys() == {f"llm/layers/{name}" for name in EINSUM_AXES}
+    scales = {float(layer.lora_scale[...].max()) for layer in found.values()}
+    assert scales == {1.0}
+    assert LoRA(rank=16, alpha=8, rslora=True).scale == 2.0
+
+
+def test_dropout_and_gradients(tiny_model: PaliGemma):
+    """One step's worth: what is trained, what is not, and that keys decide."""
+    lora = LoRA(rank=2, dropout=0.5, targets="llm/layers/(attn/kv_einsum/v|mlp/.*)")
+    model = add_lora(tiny_model, lora, nnx.Rngs(0))
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def gradient(state: Any, key: jax.Array) -> Any:
+        def loss(state: Any) -> jax.Array:
+            dropping = with_dropout(nnx.merge(graphdef, state), key)
+            return jnp.mean(jnp.square(dropping(*inputs())))
+
+        return nnx.to_pure_dict(jax.grad(loss)(state))
+
+    first, again, other = (flatten(gradient(state, jax.random.key(seed))) for seed in (0, 0, 1))
+    kv = "llm/layers/attn/kv_einsum"
+    for path, array in first.items():
+        np.testing.assert_array_equal(array, again[path])
+        if path.endswith("lora_b") and not path.startswith(kv):
+            assert np.all(array) and not np.array_equal(array, other[path])
+        if path.endswith(("lora_a", "lora_scale")):  # b is zero still, and scales are constants
+            assert not np.any(array)
+    assert not np.any(first[f"{kv}/lora_b"][:, 0]) and np.all(first[f"{kv}/lora_b"][:, 1])
+    keys = [layer.dropout_key for layer in adapters(model).values()]
+    assert keys == [None] * 3  # the model itself drops nothing
+
+
+def test_dropout_keeps_the_mean():
+    spec = LoRA(rank=1, dropout=0.25)
+    kw: dict[str, Any] = dict(rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32)
+    base = Dense((1,), (1,), **kw)
+    base.kernel[...] = jnp.zeros((1, 1))
+    layer = LoRADense(base, spec, jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(()))
+    x = jnp.ones((10_000, 1))
+    assert np.all(layer(x) == 1)
+    layer.dropout_key = DropoutKey(jax.random.key(0))
+    y = np.asarray(layer(x))
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert abs(y.mean() - 1) < 0.03
+
+
+def test_what_cannot_be(tiny_model: PaliGemma, adapted: PaliGemma):
+    with pytest.raises(ConfigError, match="rank is 0.*dropout is 1.*no regular expression"):
+        LoRA(rank=0, dropout=1, targets="(")
+    rngs = nnx.Rngs(0)
+    with pytest.raises(ConfigError, match="matches no layer.*kv_einsum/k, .*img/head"):
+        add_lora(tiny_model, LoRA(targets="q_proj"), rngs)
+    with pytest.raises(ConfigError, match="adapters already.*merge_lora"):
+        add_lora(adapted, LoRA(), rngs)
+    with pytest.raises(ConfigError, match="one by one.*restack"):
+        add_lora(unroll(tiny_model), LoRA(), rngs)
