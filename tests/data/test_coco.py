@@ -1,0 +1,141 @@
+"""COCO's annotation files: boxes, polygons and run lengths."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paligemma_jax.data import CocoDetection, CocoSegmentation
+from paligemma_jax.demo.location import demo_checkpoint
+from paligemma_jax.errors import DatasetError
+from paligemma_jax.processing.mask_codec import MaskCodec
+from paligemma_jax.processing.parsing import parse_answer
+from paligemma_jax.processing.rle import RLE
+from paligemma_jax.weights.mask_vae import load_mask_vae
+
+SQUARE = [20, 10, 60, 10, 60, 50, 20, 50]
+
+
+@pytest.fixture(scope="session")
+def codec() -> MaskCodec:
+    return MaskCodec(load_mask_vae(demo_checkpoint() / "mask_codec.npz"))
+
+
+def annotation(number: int, bbox: Any, category: int = 1, image: int = 1, **more: Any) -> dict:
+    return {"id": number, "image_id": image, "category_id": category, "bbox": bbox} | more
+
+
+def coco(annotations: list[dict], **changes: Any) -> dict[str, Any]:
+    return {
+        "images": [
+            {"id": 1, "file_name": "a.png", "width": 100, "height": 50},
+            {"id": 2, "file_name": "b.png", "width": 80, "height": 60},
+        ],
+        "categories": [
+            {"id": 0, "name": "pets", "supercategory": "none"},
+            {"id": 1, "name": "cat", "supercategory": "pets"},
+            {"id": 2, "name": "dog", "supercategory": "pets"},
+        ],
+        "annotations": annotations,
+    } | changes
+
+
+def write(path: Path, data: Any) -> Path:
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_detection(tmp_path: Path):
+    file = coco([annotation(1, [10, 5, 50, 25]), annotation(2, [0, 0, 100, 50], category=2)])
+    source = CocoDetection(write(tmp_path / "_annotations.coco.json", file))
+    first, second = source[0], source[1]
+    assert source.classes == ("cat", "dog") and source.problems == ()
+    assert first.prefix == second.prefix == "detect cat ; dog"
+    assert first.suffix == (
+        "<loc0102><loc0102><loc0614><loc0614> cat ; <loc0000><loc0000><loc1023><loc1023> dog"
+    )
+    assert second.suffix == "" and second.size == (80, 60)
+    assert first.images == (tmp_path / "a.png",)
+    assert pickle.loads(pickle.dumps(source))[0] == first
+
+
+def test_boxes_are_clipped_and_left_out_aloud(tmp_path: Path, caplog):
+    rows = [
+        annotation(1, [-10, 0, 30, 50]),
+        annotation(2, [10, 10, 0, 5]),
+        annotation(3, [200, 10, 10, 5]),
+        annotation(4, [1, 2, 3]),
+        annotation(5, [1, 2, 3, float("nan")]),
+        annotation(6, [1, 2, 3, 4], image=9),
+        annotation(7, [1, 2, 3, 4], category=9),
+        annotation(8, [1, 2, 3, 4], iscrowd=1),
+        annotation(9, [99.99, 0, 0.02, 50]),
+    ]
+    source = CocoDetection(write(tmp_path / "x.json", coco(rows)))
+    boxes = parse_answer(source[0].suffix).objects
+    assert len(boxes) == 2 and boxes[0].x1 == 0 and round(boxes[0].x2, 1) == 0.2
+    told = {problem.place.rpartition(" ")[2]: problem.text for problem in source.problems}
+    assert list(told) == ["1", "2", "3", "4", "5", "6", "7"]
+    assert "leaves the picture; clipped" in told["1"] and "has no area" in told["2"]
+    assert "outside of the picture" in told["3"] and "not four numbers" in told["4"]
+    assert "no number" in told["5"]
+    assert "7 boxes or masks are left out or clipped" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "holds no object"),
+        ({"images": []}, "no list of annotations and categories"),
+        (coco([], images=[]), "has no pictures"),
+        (coco([], images=[{"id": 1, "file_name": "a.png"}]), "lacks an id of its own"),
+        (coco([], categories=[]), "has no classes"),
+        (coco([], categories=[{"id": 1, "name": "a;b"}]), r"names={'a;b': 'a,b'}"),
+    ],
+)
+def test_files_that_are_none(tmp_path: Path, data: Any, message: str):
+    with pytest.raises(DatasetError, match=message):
+        CocoDetection(write(tmp_path / "x.json", data))
+
+
+def test_classes_can_be_renamed(tmp_path: Path):
+    file = coco([], categories=[{"id": 1, "name": "a;b"}])
+    source = CocoDetection(write(tmp_path / "x.json", file), names={"a;b": "a or b"})
+    assert source[0].prefix == "detect a or b"
+
+
+def test_segmentation_of_polygons_and_runs(tmp_path: Path, codec: MaskCodec):
+    mask = np.zeros((50, 100), bool)
+    mask[10:50, 20:60] = True
+    rows = [
+        annotation(1, [0, 0, 9, 9], segmentation=[SQUARE]),
+        annotation(2, [0, 0, 9, 9], segmentation=RLE.from_mask(mask).to_coco(), category=2),
+        annotation(
+            3, [0, 0, 9, 9], segmentation=RLE.from_mask(mask).to_coco_uncompressed(), category=2
+        ),
+        annotation(4, [0, 0, 9, 9]),
+        annotation(5, [0, 0, 9, 9], segmentation=[[1, 1, 2, 2, 300, 3]]),
+        annotation(6, [0, 0, 9, 9], segmentation={"size": [60, 80], "counts": [4800]}, image=2),
+    ]
+    path, cache = write(tmp_path / "x.json", coco(rows)), tmp_path / "kept" / "codes.json"
+    source = CocoSegmentation(path, codec, cache=cache)
+    polygon, run, raw = parse_answer(source[0].suffix).objects
+    assert source[0].prefix == "segment cat ; dog"
+    assert (polygon.label, run.label) == ("cat", "dog") and raw == run
+    assert polygon.codes == run.codes and len(run.codes or ()) == 16
+    assert [round(v, 2) for v in (run.y1, run.x1, run.y2, run.x2)] == [0.2, 0.2, 1.0, 0.6]
+    assert source[1].suffix == ""
+    texts = [problem.text for problem in source.problems]
+    assert len(texts) == 3 and "no mask" in texts[0] and "leaves the picture" in texts[1]
+    assert "is empty" in texts[2]
+    size = len(pickle.dumps(source))
+    assert size < 5000  # the codec stays behind
+    kept = cache.read_bytes()
+    again = CocoSegmentation(path, codec, cache=cache)
+    assert [again[i] for i in range(2)] == [source[i] for i in range(2)]
+    assert again.problems == source.problems and cache.read_bytes() == kept
+    cache.write_bytes(kept[:100])
+    assert CocoSegmentation(path, codec, cache=cache)[0] == source[0]
