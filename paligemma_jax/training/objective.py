@@ -54,15 +54,15 @@ def weighted_loss(
     columns: int = 32,
     most: int | None = None,
 ) -> Float[Array, ""]:
-    """Sum of `weights` times cross-entropy in nats; positions of weight zero cost nothing.
+    """Sum of `weights` times cross-entropy in nats; positions of weight zero add nothing.
 
-    `logits` is the output head, f[B, S, W] -> f32[B, S, V]; it sees `columns` supervised tokens of
-    each row at a time. `most` bounds how many a row has, which makes programs smaller; a row with
+    `logits` is the output head, f[B, S, W] -> f32[B, S, V]; it sees `columns` tokens of each row at
+    a time. `most` bounds how many a row has with a weight, and no others are looked at; a row with
     more makes the loss NaN, for nothing may be left out in silence.
     """
     length = targets.shape[1]
     size = length if most is None else min(most, length)
-    if size < length or columns < length:  # the supervised ones first, in their order
+    if size < length:  # the supervised ones first, in their order
         place = jnp.argsort(weights == 0, axis=1, stable=True)
         cut = jnp.sum(weights != 0, axis=1) > size
         weights = jnp.where(jnp.any(cut), jnp.nan, jnp.take_along_axis(weights, place, axis=1))
@@ -77,14 +77,12 @@ def weighted_loss(
     if size <= columns:
         return loss(hidden, targets, weights)
 
-    def some(total: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        # Columns in which no row is supervised are skipped when the program runs.
-        nothing = jnp.zeros((), jnp.float32)
-        needed = jnp.any(chunk[2] != 0)
-        return total + jax.lax.cond(needed, loss, lambda *_: nothing, *chunk), None
+    # Not skipped where nothing is supervised: `lax.cond` would keep a copy of the table a chunk.
+    def add(total: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        return total + loss(*chunk), None
 
     chunks = tuple(_chunks(x, columns) for x in (hidden, targets, weights))
-    return jax.lax.scan(some, jnp.zeros((), jnp.float32), chunks)[0]
+    return jax.lax.scan(add, jnp.zeros((), jnp.float32), chunks)[0]
 
 
 def _chunks(x: jax.Array, columns: int) -> jax.Array:

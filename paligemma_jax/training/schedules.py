@@ -6,14 +6,14 @@ first update, so that a warm-up's first update is exactly zero, as in big_vision
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from paligemma_jax.errors import ConfigError
 
-Factor = Callable[[jax.Array | int], jax.Array]  # of the number of updates made before
+Factor = Callable[[Any], jax.Array]  # of the number of updates made before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Steps:
 class Share:
     """A share of all steps, between 0 and 1 (big_vision's percent)."""
 
-    share: float
+    share: float | int
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.share <= 1.0:
@@ -69,7 +69,7 @@ class Share:
 class Examples:
     """A number of examples."""
 
-    count: float
+    count: float | int
 
     def steps(self, run: Run) -> int:
         return _whole(self.count / _known(run.batch_size, "batch_size"))
@@ -79,7 +79,7 @@ class Examples:
 class Epochs:
     """A number of passes over the data."""
 
-    count: float
+    count: float | int
 
     def steps(self, run: Run) -> int:
         size = _known(run.data_size, "data_size")
@@ -124,7 +124,7 @@ class Schedule:
                 "Write warmup=Share(0.05)"
             )
 
-        def at(step: jax.Array | int) -> jax.Array:
+        def at(step: Any) -> jax.Array:
             done = jnp.asarray(step, jnp.float32)
             since = done - warmup
             factor = self.decay(jnp.clip(since / max(total - warmup, 1), 0.0, 1.0), since)
@@ -171,8 +171,8 @@ class ReciprocalSquareRoot(Schedule):
     `shift` is the number of steps made before, in a run that this one goes on with.
     """
 
-    timescale: float = 10_000
-    shift: float = 0.0
+    timescale: float | int = 10_000
+    shift: float | int = 0
 
     def decay(self, progress: jax.Array, since: jax.Array) -> jax.Array:
         return jax.lax.rsqrt(1.0 + (jnp.maximum(since, 0.0) + self.shift) / self.timescale)

@@ -18,20 +18,21 @@ class TrainState:
 
     Attributes:
       step: i32[], updates made.
-      trainable: master weights by flat path, float32 unless asked otherwise.
-      frozen: the other weights by flat path, in the checkpoint's dtype, or quantized.
+      trainable: dict of the master weights by flat path, float32 unless asked otherwise.
+      frozen: dict of the other weights by flat path, in the checkpoint's dtype, or quantized.
       opt_state: of the optimizer, over `trainable`.
-      ema: exponential moving average of `trainable` in float32; None without one.
+      ema: dict of the exponential moving averages of `trainable` in float32; None without one.
     """
 
-    step: jax.Array
-    trainable: dict[str, jax.Array]
-    frozen: dict[str, jax.Array]
+    # Any, since JAX makes such trees of shapes, shardings and of things of its own.
+    step: Any
+    trainable: Any
+    frozen: Any
     opt_state: Any
-    ema: dict[str, jax.Array] | None = None
+    ema: Any = None
 
     @property
-    def params(self) -> dict[str, jax.Array]:
+    def params(self) -> dict[str, Any]:
         """Every weight by flat path."""
         return self.trainable | self.frozen
 

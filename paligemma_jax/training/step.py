@@ -4,11 +4,12 @@ Letters: B batch, T text tokens (one more than the model is given), M microbatch
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from paligemma_jax.errors import ConfigError
@@ -22,7 +23,6 @@ from paligemma_jax.training.state import TrainState
 
 Params = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,6 +148,68 @@ def _supervised(batch: Batch) -> jax.Array:
     return jnp.asarray(batch.mask_loss)[:, 1:]
 
 
+class TrainStep:
+    """The compiled step; see `make_train_step`."""
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        optimizer: optax.GradientTransformation,
+        config: StepConfig,
+        shardings: TrainState | None,
+    ):
+        self._skeleton, self._optimizer, self._config = skeleton, optimizer, config
+        out = None if shardings is None else (dataclasses.replace(shardings, frozen={}), None)
+        self._compiled = jax.jit(self._step, donate_argnums=0, static_argnums=4, out_shardings=out)
+
+    def __call__(
+        self, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """The state after one more step, and its metrics."""
+        moving, metrics = self._compiled(*self._arguments(state, batch, key))
+        return dataclasses.replace(moving, frozen=state.frozen), metrics
+
+    def lower(self, state: TrainState, batch: Batch, key: Any) -> jax.stages.Lowered:
+        """The program, from arrays or shapes; `.compile()` tells its memory and cost."""
+        return self._compiled.lower(*self._arguments(state, batch, key))
+
+    def _arguments(self, state: TrainState, batch: Batch, key: Any) -> tuple[Any, ...]:
+        # The frozen weights go apart: they are not given away.
+        moving = dataclasses.replace(state, frozen={})
+        return moving, state.frozen, batch, key, most_supervised(batch, self._config)
+
+    def _step(
+        self, moving: TrainState, frozen: Params, batch: Batch, key: jax.Array, most: int | None
+    ) -> tuple[TrainState, Metrics]:
+        config = dataclasses.replace(self._config, most_supervised=most)
+        key = jax.random.fold_in(key, moving.step)
+        loss, grads = loss_and_gradient(
+            self._skeleton, moving.trainable, frozen, batch, config, key
+        )
+        updates, opt_state = self._optimizer.update(grads, moving.opt_state, moving.trainable)
+        trainable: Any = optax.apply_updates(moving.trainable, updates)
+        norm = _norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        ema = _average(moving.ema, trainable, config.ema)
+        after = dataclasses.replace(moving, trainable=trainable, opt_state=opt_state, ema=ema)
+        taken = jnp.ones((), bool)
+        if config.skip is not None:
+            taken = finite & (norm <= config.skip.grad_norm_above)
+            after = jax.tree.map(lambda new, old: jnp.where(taken, new, old), after, moving)
+        counts = jnp.sum(_supervised(batch), axis=1).astype(jnp.float32)
+        metrics = {
+            "loss": loss,
+            "grad_norm": norm,
+            "param_norm": _norm(after.trainable),
+            "update_norm": jnp.where(taken, _norm(updates), 0.0),
+            "supervised_mean": jnp.mean(counts),
+            "supervised_max": jnp.max(counts),
+            "not_finite": 1.0 - finite.astype(jnp.float32),
+            "skipped": 1.0 - taken.astype(jnp.float32),
+        }
+        return dataclasses.replace(after, step=moving.step + 1), metrics
+
+
 def make_train_step(
     skeleton: Skeleton,
     optimizer: optax.GradientTransformation,
@@ -161,49 +223,23 @@ def make_train_step(
     makes it: T is one longer than what the model is given. The key is the run's; each step makes
     its own of it. `shardings` of the state hold for what comes out too.
 
+    A batch of numpy arrays tells how many supervised tokens its rows have, and a program is made
+    for each multiple of `logit_columns`; otherwise `most_supervised` says it, or all T count.
+
     Metrics, f32[]: loss; grad_norm (before clipping), param_norm, update_norm, of the trainable
     weights; supervised_mean and supervised_max, tokens a row; not_finite, 1 if the loss or the
-    gradient is not; skipped, 1 if there was no update.
+    gradient is not; skipped, 1 if there was no update (the optimizer's own count of updates, which
+    schedules go by, then stays too).
     """
+    return TrainStep(skeleton, optimizer, config, shardings)
 
-    def step(moving: TrainState, frozen: Params, batch: Batch, key: jax.Array) -> Any:
-        key = jax.random.fold_in(key, moving.step)
-        loss, grads = loss_and_gradient(skeleton, moving.trainable, frozen, batch, config, key)
-        updates, opt_state = optimizer.update(grads, moving.opt_state, moving.trainable)
-        trainable = optax.apply_updates(moving.trainable, updates)
-        norm = _norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        after = dataclasses.replace(
-            moving,
-            trainable=trainable,
-            opt_state=opt_state,
-            ema=_average(moving.ema, trainable, config.ema),
-        )
-        taken = jnp.ones((), bool)
-        if config.skip is not None:
-            taken = finite & (norm <= config.skip.grad_norm_above)
-            after = jax.tree.map(lambda new, old: jnp.where(taken, new, old), after, moving)
-        counts = jnp.sum(_supervised(batch), axis=1)
-        metrics = {
-            "loss": loss,
-            "grad_norm": norm,
-            "param_norm": _norm(after.trainable),
-            "update_norm": jnp.where(taken, _norm(updates), 0.0),
-            "supervised_mean": jnp.mean(counts.astype(jnp.float32)),
-            "supervised_max": jnp.max(counts).astype(jnp.float32),
-            "not_finite": 1.0 - finite.astype(jnp.float32),
-            "skipped": 1.0 - taken.astype(jnp.float32),
-        }
-        return dataclasses.replace(after, step=moving.step + 1), metrics
 
-    out = None if shardings is None else (dataclasses.replace(shardings, frozen={}), None)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=out)
-
-    def run(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        moving, metrics = compiled(dataclasses.replace(state, frozen={}), state.frozen, batch, key)
-        return dataclasses.replace(moving, frozen=state.frozen), metrics
-
-    return run
+def most_supervised(batch: Batch, config: StepConfig) -> int | None:
+    """The bound on a row's supervised tokens, as tight as can be told without asking a device."""
+    if config.most_supervised is not None or not isinstance(batch.mask_loss, np.ndarray):
+        return config.most_supervised
+    longest = max(int(np.count_nonzero(batch.mask_loss[:, 1:], axis=1).max()), 1)
+    return -(-longest // config.logit_columns) * config.logit_columns
 
 
 def _norm(tree: Any) -> jax.Array:

@@ -7,11 +7,11 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from paligemma_jax.errors import ConfigError
 
-Value = TypeVar("Value")
+Value = TypeVar("Value", covariant=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Rules(Generic[Value]):
                     found[path] = value
         return found
 
-    def first(self, path: str, default: Value) -> Value:
+    def first(self, path: str, default: Any) -> Any:
         """The value of the first rule that matches `path`, or `default`."""
         return next((v for pattern, v in self.rules if re.fullmatch(pattern, path)), default)
 

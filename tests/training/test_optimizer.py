@@ -1,0 +1,173 @@
+"""The chain of big_vision, written out by hand; and optax's own optimizers where it equals them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from paligemma_jax.config import VARIANTS
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.models.abstract import abstract_params
+from paligemma_jax.models.paths import flatten
+from paligemma_jax.training.optimizer import (
+    SGD,
+    Adafactor,
+    Adam,
+    AdamW,
+    OptimizerConfig,
+    make_optimizer,
+)
+from paligemma_jax.training.schedules import Constant, Cosine, Run, Steps
+from paligemma_jax.training.trainable import Rules
+
+RUN = Run(total_steps=10)
+SHAPES = {
+    "img/head/kernel": (3, 2),
+    "img/head/bias": (2,),
+    "llm/linear/w": (2, 3),
+    "llm/norm": (2,),
+}
+FREE = ("img/head/bias", "img/head/kernel", "llm/linear/w")
+SCHEDULE = Cosine(warmup=Steps(2))
+
+
+def arrays(seed: int, paths: tuple[str, ...] = FREE) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return {k: jnp.asarray(rng.normal(size=SHAPES[k]), jnp.float32) for k in paths}
+
+
+def run(optimizer: optax.GradientTransformation, params: Any, steps: int = 4) -> Any:
+    """Parameters after some updates with random gradients."""
+    state = optimizer.init(params)
+    for step in range(steps):
+        updates, state = optimizer.update(arrays(10 + step, tuple(params)), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    assert actual.keys() == expected.keys()
+    for path in expected:
+        np.testing.assert_allclose(actual[path], expected[path], rtol=1e-5, atol=1e-5)
+
+
+def test_the_chain_by_hand():
+    config = OptimizerConfig(
+        learning_rate=0.1,
+        schedules=Rules((("llm/norm", None), ("llm/.*", Constant()), (".*", SCHEDULE))),
+        rate_factors=Rules((("img/.*/bias", 3.0),)),
+        weight_decay=0.02,
+        clip_norm=1.0,
+    )
+    params = arrays(0)
+    actual = run(make_optimizer(config, SHAPES, RUN), params)
+
+    wanted = {k: np.asarray(v, np.float64) for k, v in params.items()}
+    m, v = ({k: np.zeros(SHAPES[k]) for k in wanted} for _ in range(2))
+    factor = SCHEDULE.factor(RUN)
+    for step in range(4):
+        g = {k: np.asarray(x, np.float64) for k, x in arrays(10 + step).items()}
+        norm = np.sqrt(sum((x**2).sum() for x in g.values()))
+        assert norm > 1.0  # so that it is clipped
+        for k in wanted:
+            m[k] = 0.9 * m[k] + 0.1 * g[k] / norm
+            v[k] = 0.999 * v[k] + 0.001 * (g[k] / norm) ** 2
+            mean, square = m[k] / (1 - 0.9 ** (step + 1)), v[k] / (1 - 0.999 ** (step + 1))
+            update = 0.1 * (3.0 if k == "img/head/bias" else 1.0) * mean / (np.sqrt(square) + 1e-8)
+            if k == "img/head/kernel":
+                update = update + 0.02 * wanted[k]
+            wanted[k] = wanted[k] - (1.0 if k[0] == "l" else float(factor(step))) * update
+    assert_same(actual, wanted)
+
+
+def test_the_first_update_of_a_warmup_is_zero():
+    config = OptimizerConfig(learning_rate=1.0, schedules=Rules(((".*", SCHEDULE),)))
+    assert_same(run(make_optimizer(config, FREE, RUN), arrays(0), steps=1), arrays(0))
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs"),
+    [
+        (Adam(), optax.adam(0.1)),
+        (AdamW(weight_decay=0.3), optax.adamw(0.1, weight_decay=0.3)),
+        (SGD(), optax.sgd(0.1)),
+        (SGD(momentum=0.9, nesterov=True), optax.sgd(0.1, 0.9, nesterov=True)),
+    ],
+)
+def test_optax_optimizers(method: Any, theirs: optax.GradientTransformation):
+    config = OptimizerConfig(
+        learning_rate=0.1, method=method, decays=Rules(((".*", 1.0),)), clip_norm=None
+    )
+    assert_same(run(make_optimizer(config, FREE, RUN), arrays(0)), run(theirs, arrays(0)))
+
+
+def test_adafactor_by_hand():
+    method = Adafactor(factored_from=2, momentum_dtype=jnp.float32)
+    config = OptimizerConfig(learning_rate=0.1, method=method, clip_norm=None)
+    actual = run(make_optimizer(config, FREE, RUN), arrays(0), steps=3)
+
+    wanted = {k: np.asarray(x, np.float64) for k, x in arrays(0).items()}
+    rows: dict[str, Any] = dict.fromkeys(FREE, 0.0)
+    columns, momentum = dict(rows), dict(rows)
+    for step in range(3):
+        keep = min(0.999, 1.0 - (step + 1.0) ** -0.8)
+        for k, g in arrays(10 + step).items():
+            square = np.asarray(g, np.float64) ** 2 + 1e-30
+            if square.ndim == 1:
+                rows[k] = keep * rows[k] + (1 - keep) * square
+                direction = g / np.sqrt(rows[k])
+            else:
+                rows[k] = keep * rows[k] + (1 - keep) * square.mean(1, keepdims=True)
+                columns[k] = keep * columns[k] + (1 - keep) * square.mean(0, keepdims=True)
+                direction = g / np.sqrt(rows[k] * columns[k] / rows[k].mean())
+            momentum[k] = 0.9 * momentum[k] + 0.1 * direction
+            wanted[k] = wanted[k] - 0.1 * momentum[k]
+    assert_same(actual, wanted)
+
+
+def test_moments_are_small_in_adafactor():
+    config = OptimizerConfig(learning_rate=0.1, method=Adafactor())
+    weights = {"a/w": jax.ShapeDtypeStruct((5, 64, 96), jnp.float32)}
+    state = jax.eval_shape(make_optimizer(config, weights, RUN).init, weights)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert size < 5 * 64 * 96 * 2 + 5 * (64 + 96) * 4 + 64  # momentum in bfloat16, rows, columns
+
+
+def test_kernels_decay_as_in_big_vision():
+    paths = flatten(abstract_params(VARIANTS["paligemma2-3b-pt-224"]))
+    config = OptimizerConfig(learning_rate=0.0, weight_decay=1.0, clip_norm=None)
+    optimizer = make_optimizer(config, paths, RUN)
+    ones = {path: jnp.ones(1) for path in paths}
+    updates: Any = optimizer.update(ones, optimizer.init(ones), ones)[0]
+    decayed = {path for path, update in updates.items() if update[0]}
+    attention = {f"img/blocks/attn/{name}/kernel" for name in ("q", "k", "v", "out")}
+    others = {"patch_embed", "head", "blocks/mlp/fc1", "blocks/mlp/fc2"}
+    assert decayed == attention | {f"img/{name}/kernel" for name in others}
+
+
+def test_rates_are_those_of_the_rules():
+    rules = Rules((("img/.*", SCHEDULE), ("llm/linear/w", Constant()), (".*", None)))
+    rates = OptimizerConfig(learning_rate=0.5, schedules=rules).rates(SHAPES, RUN)
+    assert {name: float(rate(1)) for name, rate in rates.items()} == {
+        "img/.*": 0.25,
+        "llm/linear/w": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedules": Rules(((".*", None),))}, "Every parameter is frozen"),
+        ({"schedules": Rules((("img/.*", Constant()),))}, "schedules has no rule for 2 of 4"),
+        ({"rate_factors": Rules((("lmm/.*", 2.0),))}, "rate_factors has rules that match no"),
+        ({"rate_factors": Rules((("llm/.*", 0.0),))}, "A schedule of None freezes"),
+        ({"method": AdamW(), "weight_decay": 0.1}, "does not go with AdamW"),
+        ({"weight_decay": 0.1, "decays": Rules(((".*/kernle", 1.0),))}, "decays has rules that"),
+    ],
+)
+def test_mistakes(changes: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
+        make_optimizer(OptimizerConfig(learning_rate=0.1, **changes), SHAPES, RUN)
