@@ -1,0 +1,213 @@
+"""Changes to records: what they change, what they keep, and what they refuse."""
+
+import collections
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma_jax.data import (
+    AskForSome,
+    EachAnswerInTurn,
+    InceptionCrop,
+    LowerCase,
+    MostFrequentAnswer,
+    RandomAnswer,
+    RandomCrop,
+    RandomJpeg,
+    RandomResize,
+    Record,
+    ShuffleBoxes,
+)
+from paligemma_jax.data.kernels import MITCHELL, Area, Cubic, Kernel, Lanczos, Triangle, resize
+from paligemma_jax.errors import ConfigError, DatasetError
+from paligemma_jax.processing.image import BilinearTruncated
+from paligemma_jax.processing.image_source import load_image
+from paligemma_jax.processing.parsing import parse_answer
+from tests.data.conftest import CAT, DOG
+
+CODES = "".join(f"<seg{i:03d}>" for i in range(16))
+PETS = Record((), "detect cat ; dog ; cow", f"{CAT} ; {DOG}", "pets")
+ASKED = Record((), "answer en ?", "a", "asked", answers=("a", "b", "b", "c"))
+
+
+@pytest.fixture(name="rng")
+def _rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def labels(text: str) -> list[str]:
+    return [thing.label for thing in parse_answer(text).objects]
+
+
+def picture(width: int = 90, height: int = 60) -> Image.Image:
+    pixels = np.random.default_rng(1).integers(0, 256, (height // 6, width // 6, 3), np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_choice_of_an_answer(rng: np.random.Generator):
+    found = collections.Counter(RandomAnswer()(ASKED, rng).suffix for _ in range(400))
+    assert set(found) == {"a", "b", "c"} and 150 < found["b"] < 250
+    assert MostFrequentAnswer()(ASKED, rng).suffix == "b"
+    for transform in (RandomAnswer(), MostFrequentAnswer(), EachAnswerInTurn()):
+        assert transform(ASKED, rng).answers == ()
+        alone = dataclasses.replace(ASKED, answers=())
+        assert transform(alone, rng) == alone
+
+
+def test_each_answer_comes_once_in_as_many_epochs(rng: np.random.Generator):
+    transform = EachAnswerInTurn(seed=3)
+    epochs = [dataclasses.replace(ASKED, epoch=epoch) for epoch in range(8)]
+    found = [transform(record, rng).suffix for record in epochs]
+    assert sorted(found[:4]) == sorted(found[4:]) == ["a", "b", "b", "c"]
+    others = [transform(dataclasses.replace(record, id="x"), rng).suffix for record in epochs]
+    assert found != others
+
+
+def test_lower_case(rng: np.random.Generator):
+    record = Record((), "Answer EN ?", "Yes <loc0001>", "x", answers=("Yes <loc0001>", "NO"))
+    found = LowerCase()(record, rng)
+    assert (found.prefix, found.suffix) == ("answer en ?", "yes <loc0001>")
+    assert found.answers == ("yes <loc0001>", "no")
+    assert LowerCase(prefix=False)(record, rng).prefix == "Answer EN ?"
+
+
+def test_order_of_boxes(rng: np.random.Generator):
+    found = [ShuffleBoxes()(PETS, rng) for _ in range(20)]
+    assert {record.suffix for record in found} == {f"{CAT} ; {DOG}", f"{DOG} ; {CAT}"}
+    assert {record.prefix for record in found} == {PETS.prefix}
+    asked = {ShuffleBoxes(labels_too=True)(PETS, rng).prefix for _ in range(60)}
+    assert len(asked) == 6
+    words = Record((), "caption en", "a cat", "x")
+    assert ShuffleBoxes()(words, rng) == words
+
+
+@pytest.mark.parametrize(
+    ("suffix", "message"),
+    [
+        ("<loc0001><loc0002> cat", "pets: '<loc0001><loc0002> cat' in the answer is no object"),
+        (f"{CAT} ; <loc0001><loc0001><loc0001><loc0500> dog", "pets: The corners"),
+    ],
+)
+def test_nothing_is_lost_in_silence(rng: np.random.Generator, suffix: str, message: str):
+    record = dataclasses.replace(PETS, suffix=suffix)
+    with pytest.raises(DatasetError, match=message):
+        ShuffleBoxes()(record, rng)
+
+
+def test_classes_asked_for(rng: np.random.Generator):
+    known = ("cat", "dog", "cow", "hen", "pig")
+    for _ in range(40):
+        found = AskForSome(known, most=1, negatives=2)(PETS, rng)
+        asked = found.prefix.removeprefix("detect ").split(" ; ")
+        (kept,) = labels(found.suffix)
+        assert kept in asked and kept in ("cat", "dog") and 1 <= len(asked) <= 3
+        assert {"cat", "dog"} & set(asked) == {kept}
+    everything = AskForSome()(PETS, rng)
+    assert sorted(everything.prefix.split(" ")) == sorted("detect cat ; dog".split(" "))
+    nothing = AskForSome(known)(dataclasses.replace(PETS, suffix=""), rng)
+    assert nothing.prefix.removeprefix("detect ") in known and nothing.suffix == ""
+    with pytest.raises(DatasetError, match="objects of dog"):
+        AskForSome(("cat",))(PETS, rng)
+
+
+@pytest.mark.parametrize("transform", [RandomCrop(), InceptionCrop(), InceptionCrop(area=0.2)])
+def test_boxes_go_with_the_crop(rng: np.random.Generator, transform):
+    # One object, drawn: its box must be around it afterwards.
+    pixels = np.zeros((60, 90, 3), np.uint8)
+    pixels[12:36, 27:72] = 255
+    suffix = "<loc0205><loc0307><loc0614><loc0818> box"
+    record = Record((pixels,), "detect box", suffix, "x", size=(90, 60))
+    sizes = set()
+    for _ in range(30):
+        found = transform(record, rng)
+        shown = load_image(found.images[0])
+        sizes.add(shown.size)
+        assert found.size == shown.size
+        inside = np.asarray(shown)[..., 0] > 0
+        for thing in parse_answer(found.suffix).objects:
+            rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+            drawn = [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
+            scale = [shown.height, shown.width] * 2
+            corners = [thing.y1, thing.x1, thing.y2, thing.x2]
+            np.testing.assert_allclose(np.multiply(corners, scale), drawn, atol=0.2)
+        if not found.suffix:
+            assert inside.sum() < 0.31 * 24 * 45
+    assert len(sizes) > 1 or isinstance(transform, RandomCrop)
+
+
+def test_crops_spare_masks_and_words(rng: np.random.Generator):
+    mask = f"<loc0000><loc0000><loc1023><loc1023>{CODES} cat"
+    record = Record((picture(),), "segment cat", mask, "x")
+    assert InceptionCrop()(record, rng).suffix == mask  # every crop would cut it
+    small = f"<loc0500><loc0500><loc0530><loc0530>{CODES} cat"
+    found = InceptionCrop(ratio=1.0)(dataclasses.replace(record, suffix=small), rng)
+    (thing,) = parse_answer(found.suffix).objects
+    assert thing.codes == tuple(range(16)) and found.suffix != small
+    words = dataclasses.replace(record, suffix="a cat")
+    cut = RandomCrop()(words, rng)
+    assert cut.suffix == "a cat" and load_image(cut.images[0]).size == (52, 52)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "method"),
+    [
+        (Triangle(), Image.Resampling.BILINEAR),
+        (Cubic(), Image.Resampling.BICUBIC),
+        (Lanczos(), Image.Resampling.LANCZOS),
+        (Area(), Image.Resampling.BOX),
+    ],
+)
+def test_kernels_are_those_of_pillow(kernel: Kernel, method: Image.Resampling):
+    source = picture(90, 90)
+    found = resize(np.asarray(source), 30, kernel, antialias=True).astype(int)
+    expected = np.asarray(source.resize((30, 30), method)).astype(int)
+    assert np.abs(found - expected).max() <= 2  # truncated here, rounded in two steps there
+
+
+def test_kernels_at_their_ends():
+    pixels = np.asarray(picture())
+    for kernel in (Triangle(), Cubic(), Lanczos(), Area(), MITCHELL):
+        flat = np.full((7, 9, 3), 200, np.uint8)
+        for antialias in (True, False):
+            assert (resize(flat, 5, kernel, antialias) == 200).all()
+            assert resize(pixels, 120, kernel, antialias).shape == (120, 120, 3)
+    ours = resize(pixels, 24, Triangle(), antialias=True).astype(int)
+    theirs = np.round((BilinearTruncated()(Image.fromarray(pixels), 24) + 1) * 127.5)
+    assert np.abs(ours - theirs).max() <= 1
+    sampled = resize(pixels, 10, Triangle(), antialias=False)
+    assert np.abs(sampled.astype(int) - resize(pixels, 10, Area(), True)).max() > 5
+
+
+def test_resizing_and_jpeg_at_random(rng: np.random.Generator):
+    record = Record((picture(), picture()), "p", "s", "x")
+    found = [RandomResize(size=24)(record, rng) for _ in range(12)]
+    assert len({np.asarray(one.images[0]).tobytes() for one in found}) > 5
+    for one in found:
+        first, second = (np.asarray(load_image(image)) for image in one.images)
+        assert first.shape == (24, 24, 3) and (first == second).all()
+        # The processor leaves pictures of its own size as they are.
+        same = np.round((BilinearTruncated()(load_image(one.images[0]), 24) + 1) * 127.5)
+        np.testing.assert_array_equal(same, first)
+    saved = RandomJpeg(chance=1.0)(record, rng)
+    difference = np.abs(np.asarray(saved.images[0]).astype(int) - np.asarray(picture()))
+    assert 0 < difference.mean() < 10
+    assert RandomJpeg(chance=0.0)(record, rng) is record
+
+
+def test_settings_that_do_not_fit():
+    with pytest.raises(ConfigError, match="part is 0"):
+        RandomCrop(part=0)
+    with pytest.raises(ConfigError, match="area is 1.5"):
+        InceptionCrop(area=1.5)
+    with pytest.raises(ConfigError, match="ratio is 0.5"):
+        InceptionCrop(ratio=0.5)
+    with pytest.raises(ConfigError, match="quality of 0 to 95"):
+        RandomJpeg(quality=(0, 95))
+
+
+def test_settings_are_picklable_and_comparable():
+    for one in (RandomResize(24), InceptionCrop(), AskForSome(("a",)), RandomJpeg()):
+        assert pickle.loads(pickle.dumps(one)) == one
