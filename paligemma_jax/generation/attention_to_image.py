@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from paligemma_jax.errors import InvalidImageError, InvalidPromptError
 from paligemma_jax.models.attention_summary import AttentionSummary, MeanAttention, Region
+from paligemma_jax.models.jitted import Jitted
 from paligemma_jax.models.masks import Layer
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
@@ -76,7 +77,7 @@ def attention_to_image(
     return [weights.reshape(*weights.shape[:-1], *shape) for weights in cut]
 
 
-@functools.partial(jax.jit, static_argnames=("summary",))
+@functools.partial(Jitted, static_argnames=("summary",))
 def _look(
     model: PaliGemma,
     images: Float[Array, "B N height width 3"],

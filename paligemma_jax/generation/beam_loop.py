@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from paligemma_jax.generation.constraint import Constraint
 from paligemma_jax.models.cache import KVCache
+from paligemma_jax.models.jitted import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 
 _STATIC: dict[str, Any] = {"static": True}
@@ -82,7 +83,7 @@ class _Progress:
     ended: Ended
 
 
-@functools.partial(jax.jit, static_argnames=("capacity",), donate_argnames=("cache",))
+@functools.partial(Jitted, static_argnames=("capacity",), donate_argnames=("cache",))
 def search(
     model: PaliGemma,
     plan: BeamPlan,

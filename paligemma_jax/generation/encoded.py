@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
+from paligemma_jax.models.jitted import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.processing.buckets import bucket, group_by_image_count, pictures_of
@@ -155,7 +156,7 @@ def _identity(entry: Any) -> tuple[int, ...]:
     return tuple(map(id, entry)) if isinstance(entry, list | tuple) else (id(entry),)
 
 
-@jax.jit
+@Jitted
 def _encode(model: PaliGemma, images: Float[Array, "N height width 3"]) -> Float[Array, "N P W"]:
     return model.encode_images(images)
 

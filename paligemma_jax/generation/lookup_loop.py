@@ -21,6 +21,7 @@ from paligemma_jax.generation.ngram import guess
 from paligemma_jax.generation.observer import Observer
 from paligemma_jax.generation.sampling import likeliest, log_probability
 from paligemma_jax.models.cache import KVCache
+from paligemma_jax.models.jitted import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 
 _STATIC: dict[str, Any] = {"static": True}
@@ -75,7 +76,7 @@ class LookupAnswers:
     evidence: jax.Array | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("capacity",), donate_argnames=("cache",))
+@functools.partial(Jitted, static_argnames=("capacity",), donate_argnames=("cache",))
 def decode_by_lookup(
     model: PaliGemma,
     plan: LookupPlan,

@@ -20,6 +20,7 @@ from paligemma_jax.generation.constraint import Constraint
 from paligemma_jax.generation.observer import Observer
 from paligemma_jax.generation.sampling import Sampler, log_probability
 from paligemma_jax.models.cache import KVCache
+from paligemma_jax.models.jitted import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 
 _STATIC: dict[str, Any] = {"static": True}
@@ -97,7 +98,7 @@ class DecodeState:
         return dataclasses.replace(self, progress=dataclasses.replace(progress, done=done))
 
 
-@functools.partial(jax.jit, static_argnames=("slots",))
+@functools.partial(Jitted, static_argnames=("slots",))
 def prefill(
     model: PaliGemma,
     images: Float[Array, "B N height width 3"],
@@ -111,7 +112,7 @@ def prefill(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("sampler", "capacity", "eos_id"), donate_argnames=("cache",)
+    Jitted, static_argnames=("sampler", "capacity", "eos_id"), donate_argnames=("cache",)
 )
 def decode(
     model: PaliGemma,
@@ -172,7 +173,7 @@ def _start(
     return _first(plan, logits, row_mask, capacity)
 
 
-@functools.partial(jax.jit, donate_argnames=("cache",))
+@functools.partial(Jitted, donate_argnames=("cache",))
 def _continue(
     model: PaliGemma,
     plan: DecodePlan,

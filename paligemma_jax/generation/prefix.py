@@ -15,6 +15,7 @@ from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.loop import prefill
 from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.cache import KVCache
+from paligemma_jax.models.jitted import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 
@@ -53,7 +54,7 @@ def slots_for(tokens: int) -> int:
     return tokens if on_cpu() else -(-tokens // 256) * 256
 
 
-@functools.partial(jax.jit, static_argnames=("slots",))
+@functools.partial(Jitted, static_argnames=("slots",))
 def prefill_encoded(
     model: PaliGemma,
     image_tokens: Float[Array, "B NP W"],

@@ -21,6 +21,7 @@ from paligemma_jax.generation.encoded import group_by_picture_count, prepare
 from paligemma_jax.generation.packing import pack
 from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.models.cache import KVCache
+from paligemma_jax.models.jitted import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.processing.candidates import candidate_tokens
@@ -148,15 +149,15 @@ def score_tokens(
     first = np.asarray(_log_softmax(logits))
     scored = [[[float(first[r, answer[0]])] for answer in own] for r, own in enumerate(placed)]
     for p in pack(placed, rows):
-        inputs = (jnp.asarray(x) for x in (p.tokens, p.group, p.targets))
-        logprobs = np.asarray(branch_logprobs(model, *inputs, cache))
+        tokens, group, targets = (jnp.asarray(x) for x in (p.tokens, p.group, p.targets))
+        logprobs = np.asarray(branch_logprobs(model, tokens, group, targets, cache))
         for place in p.places:
             end = place.start + place.length
             scored[place.row][place.answer] += logprobs[place.row, place.start : end].tolist()
     return [[tuple(answer) for answer in scored[row]] for row in real]
 
 
-@jax.jit
+@Jitted
 def branch_logprobs(
     model: PaliGemma,
     tokens: Int[Array, "B T"],

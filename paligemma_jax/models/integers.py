@@ -12,6 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from paligemma_jax.models.layers import DType
 
+# Twice as many lower the error by 1 % of it.
+_SHARES = (1.0, 0.93, 0.86, 0.79, 0.7, 0.6)
+
 
 def round_rows(
     matrix: Float[Array, "O I"], bits: int, groups: int = 1, scale_dtype: DType = jnp.float32
@@ -26,6 +29,39 @@ def round_rows(
     scale = jnp.where(scale == 0, jnp.ones_like(scale), scale)
     steps = jnp.round(grouped / scale.astype(jnp.float32)[:, :, None])
     return jnp.clip(steps, -limit, limit).astype(jnp.int8).reshape(matrix.shape), scale
+
+
+def fit_rows(
+    matrix: Float[Array, "O I"], bits: int, groups: int = 1, scale_dtype: DType = jnp.float32
+) -> tuple[Int[Array, "O I"], Float[Array, "O G"]]:
+    """As `round_rows`, using all 2 ** bits integers, with the scales that leave the least error.
+
+    The largest number of a row or group becomes the lowest integer, which has no opposite: scales
+    have the other sign. Of `_SHARES` of such a scale the one whose squared errors add up to least
+    is taken: it may cut off the largest numbers for smaller steps among the others.
+    """
+    lowest = -(2 ** (bits - 1))
+    grouped = matrix.astype(jnp.float32).reshape(matrix.shape[0], groups, -1)
+    high, low = jnp.max(grouped, axis=2), jnp.min(grouped, axis=2)
+    whole = jnp.where(high > -low, high, low) / lowest
+    whole = jnp.where(whole == 0, 1.0, whole)
+
+    def rounded(scale: jax.Array) -> jax.Array:
+        steps = jnp.round(grouped / scale.astype(jnp.float32)[:, :, None])
+        return jnp.clip(steps, lowest, -lowest - 1)
+
+    def better(
+        best: tuple[jax.Array, jax.Array], share: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        scale = (whole * share).astype(scale_dtype)
+        off = rounded(scale) * scale.astype(jnp.float32)[:, :, None] - grouped
+        error = jnp.sum(jnp.square(off), axis=2)
+        closer = error < best[0]
+        return (jnp.where(closer, error, best[0]), jnp.where(closer, scale, best[1])), None
+
+    worst = (jnp.full(whole.shape, jnp.inf, jnp.float32), whole.astype(scale_dtype))
+    (_, scale), _ = jax.lax.scan(better, worst, jnp.asarray(_SHARES, jnp.float32))
+    return rounded(scale).astype(jnp.int8).reshape(matrix.shape), scale
 
 
 def multiply_groups(

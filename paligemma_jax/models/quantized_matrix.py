@@ -17,8 +17,6 @@ from paligemma_jax.models.row_blocks import in_row_blocks
 
 # Rows up to which float32 products of a CPU are faster than those of bfloat16.
 FEW_ROWS_ON_CPU = 16
-# Rows up to which sums for each group are smaller than half the matrix in bfloat16.
-FEW_ROWS_OF_GROUPS = 32
 
 
 @runtime_checkable
@@ -41,9 +39,8 @@ class QuantizedMatrix(nnx.Module):
     """Integers with a scale for each row, or each group of inputs; only the weights are rounded.
 
     With one scale a row, integers are multiplied as they are, exactly in bfloat16 too, and the
-    float32 sum is scaled. With groups, on CPUs every block of rows is scaled before its product; on
-    other devices the sums of all groups of few rows are scaled and added up, and for more rows the
-    scaled matrix is written once in the rows' dtype.
+    float32 sum is scaled. With groups they are scaled before the product, in the rows' dtype: on
+    CPUs a block of rows at a time, elsewhere inside of the product (see `Jitted`).
     """
 
     def __init__(self, values: Int[Array, "O stored"], scale: Float[Array, "O G"], layout: Layout):
@@ -59,8 +56,6 @@ class QuantizedMatrix(nnx.Module):
             y = self._product_on_cpu(values, scale, x)
         elif not grouped:
             y = contract(self.layout.read(values), x)
-        elif x.shape[0] <= FEW_ROWS_OF_GROUPS:
-            y = _sum_of_groups(self.layout.read(values), scale, x)
         else:
             y = contract(multiply_groups(self.layout.read(values).astype(x.dtype), scale), x)
         return y if grouped else y * scale[:, 0]
@@ -115,15 +110,6 @@ class DynamicMatrix(nnx.Module):
     def take(self, rows: Int[Array, "..."]) -> Float[Array, "... I"]:
         """See `Matrix`."""
         return self.values[...][rows].astype(jnp.float32) * self.scale[...][rows]
-
-
-def _sum_of_groups(
-    integers: Int[Array, "O I"], scale: Float[Array, "O G"], x: Float[Array, "R I"]
-) -> Float[Array, "R O"]:
-    w = integers.astype(x.dtype).reshape(*scale.shape, -1)
-    x = x.reshape(x.shape[0], scale.shape[1], -1)
-    sums = jnp.einsum("ogi,rgi->rog", w, x, preferred_element_type=jnp.float32)
-    return jnp.sum(sums * scale, axis=2)
 
 
 def _integer_product(w: Int[Array, "O I"], x: Int[Array, "R I"]) -> Int[Array, "R O"]:

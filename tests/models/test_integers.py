@@ -1,10 +1,21 @@
 """Rounding to integers of few bits, and how they lie in memory."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.models.integers import Layout, Pairs, Plain, multiply_groups, round_rows
+from paligemma_jax.models import integers
+from paligemma_jax.models.integers import (
+    Layout,
+    Pairs,
+    Plain,
+    fit_rows,
+    multiply_groups,
+    round_rows,
+)
 
 MATRIX = np.random.default_rng(0).normal(size=(6, 24)).astype(np.float32)
 
@@ -23,19 +34,55 @@ def test_within_half_a_step(bits: int, groups: int, scale_dtype: type):
     assert np.all(error.reshape(6, groups, -1) <= room * steps[:, :, None] * (1 + 1e-6))
 
 
-def test_zeros_stay_zeros():
-    values, scale = round_rows(jnp.zeros((2, 4)), 8)
+def _squared_error(values: jax.Array, scale: jax.Array) -> float:
+    found = multiply_groups(values.astype(jnp.float32), scale.astype(jnp.float32))
+    return float(jnp.sum(jnp.square(found - MATRIX)))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("scale_dtype", [jnp.float32, jnp.bfloat16])
+def test_fitted_scales_leave_less_error(groups: int, scale_dtype: type):
+    values, scale = fit_rows(jnp.asarray(MATRIX), 4, groups, scale_dtype)
+    assert values.dtype == jnp.int8 and int(values.min()) == -8 and int(values.max()) <= 7
+    assert scale.shape == (6, groups) and scale.dtype == scale_dtype
+    plain = round_rows(jnp.asarray(MATRIX), 4, groups, scale_dtype)
+    assert _squared_error(values, scale) < 0.95 * _squared_error(*plain)
+
+
+def test_fitted_scales_are_the_best_of_those_tried():
+    values, scale = fit_rows(jnp.asarray(MATRIX), 4, 3)
+    least = np.full((6, 3), np.inf)
+    grouped = MATRIX.reshape(6, 3, 8)
+    largest = np.take_along_axis(grouped, np.abs(grouped).argmax(2)[:, :, None], 2)
+    for share in integers._SHARES:
+        step = largest / -8 * share
+        off = np.clip(np.round(grouped / step), -8, 7) * step - grouped
+        least = np.minimum(least, np.square(off).sum(2))
+    assert _squared_error(values, scale) == pytest.approx(least.sum(), rel=1e-5)
+
+
+def test_weights_in_even_steps_are_kept_exactly():
+    steps = np.random.default_rng(0).integers(-8, 8, (6, 24)).astype(np.float32)
+    steps[:, ::8] = -8
+    values, scale = fit_rows(jnp.asarray(steps) / 4, 4, 3, jnp.bfloat16)
+    np.testing.assert_array_equal(values, steps)
+    np.testing.assert_array_equal(scale, np.full((6, 3), 0.25))
+
+
+@pytest.mark.parametrize("rounding", [round_rows, fit_rows])
+def test_zeros_stay_zeros(rounding: Callable[..., tuple[jax.Array, jax.Array]]):
+    values, scale = rounding(jnp.zeros((2, 4)), 4)
     assert not values.any() and np.array_equal(scale, np.ones((2, 1)))
 
 
 @pytest.mark.parametrize("layout", [Plain(jnp.int8), Pairs(1), Pairs(3)])
 def test_layouts(layout: Layout):
-    integers = np.random.default_rng(0).integers(-8, 8, (6, 24)).astype(np.int8)
-    stored = layout.write(jnp.asarray(integers))
-    np.testing.assert_array_equal(layout.read(stored), integers)
+    steps = np.random.default_rng(0).integers(-8, 8, (6, 24)).astype(np.int8)
+    stored = layout.write(jnp.asarray(steps))
+    np.testing.assert_array_equal(layout.read(stored), steps)
     parts = zip(layout.parts(stored), layout.parts_of_rows(jnp.asarray(MATRIX[:2])), strict=True)
     product = sum(np.asarray(x) @ np.asarray(w).astype(np.float32).T for w, x in parts)
-    np.testing.assert_allclose(product, MATRIX[:2] @ integers.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(product, MATRIX[:2] @ steps.T, rtol=1e-4, atol=1e-4)
 
 
 def test_pairs_take_half_a_byte():

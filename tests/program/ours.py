@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from paligemma_jax.config import VARIANTS, PaliGemmaConfig
 from paligemma_jax.generation import loop
 from paligemma_jax.generation.sampling import Greedy
+from paligemma_jax.models.jitted import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.quantization import abstract_quantized
 from paligemma_jax.models.recipe import Format, Recipe
@@ -70,13 +71,15 @@ def decode(
     )
 
 
-def prefill(target: Target, config: PaliGemmaConfig, batch: int) -> Compiled:
+def prefill(
+    target: Target, config: PaliGemmaConfig, batch: int, recipe: Recipe | None = None
+) -> Compiled:
     """Image encoder, prompt and image through the decoder, logits of the last position."""
     size = config.img.image_size
     text = _shape((batch, PROMPT), jnp.int32)
     return target.compile(
         loop.prefill,
-        model_of(config),
+        model_of(config, recipe),
         _shape((batch, 1, size, size, 3), jnp.float32),
         text,
         text,
@@ -101,7 +104,7 @@ def quantized_product(
     with as_on_a_gpu():
         stored = jax.eval_shape(format.store, _shape(matrix, jnp.bfloat16))
     x = _shape((rows, matrix[1]), jnp.bfloat16)
-    return target.compile(jax.jit(lambda stored, x: stored.product(x)), stored, x)
+    return target.compile(Jitted(lambda stored, x: stored.product(x)), stored, x)
 
 
 def _shape(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -1,22 +1,37 @@
 """Weights of 8 and 4 bits are widened inside of the product, never in memory."""
 
+import functools
+
 import jax
 import pytest
 
+from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.models.recipe import Format, Int4, Int8
-from tests.program.ours import decode, model_of, quantized_product, variant
-from tests.program.target import Target
+from tests.program.ours import decode, model_of, prefill, quantized_product, variant
+from tests.program.target import Compiled, Target
 
 pytestmark = pytest.mark.program
 
 # [out, in] of the largest and the smallest products of PaliGemma 3B, and of its token table.
 MATRICES = [(32768, 2048), (2048, 16384), (2560, 2048), (257152, 2048)]
+# Those of PaliGemma 2 3B that XLA splits along what it adds up.
+OF_2 = [(2304, 9216), (4096, 2304), (18432, 2304)]
+MODELS = ["paligemma-3b-pt-224", "paligemma2-3b-pt-224"]
 CHANNELS = [Int8(), Int4(group=None)]
+GROUPS = [(Int4(), 1), (Int4(), 8)]
+CASES = [
+    *[(format, matrix, rows) for format in CHANNELS for matrix in MATRICES for rows in (1, 8, 64)],
+    *[(Int4(), matrix, rows) for matrix in [*MATRICES, *OF_2] for rows in (1, 8, 64, 288)],
+    *[(Int4(group=128), matrix, rows) for matrix in MATRICES for rows in (1, 64)],
+]
 
 
-@pytest.mark.parametrize("matrix", MATRICES)
-@pytest.mark.parametrize("rows", [1, 8, 64])
-@pytest.mark.parametrize("format", CHANNELS, ids=str)
+@functools.cache
+def _decode(target: Target, name: str, batch: int, format: Int8 | Int4, layers: int) -> Compiled:
+    return decode(target, variant(name, layers=layers), batch, format)
+
+
+@pytest.mark.parametrize(("format", "matrix", "rows"), CASES, ids=str)
 def test_nothing_is_dequantised_in_memory(
     h200: Target, format: Format, rows: int, matrix: tuple[int, int]
 ):
@@ -26,25 +41,30 @@ def test_nothing_is_dequantised_in_memory(
     assert not [k.name for k in kernels if any(r.size >= size for r in k.results)]
 
 
-@pytest.mark.parametrize("matrix", MATRICES[:3])
-@pytest.mark.parametrize(
-    "rows",
-    [1, 8, pytest.param(64, marks=pytest.mark.xfail(reason="the scaled matrix is written once"))],
-)
-def test_nothing_is_dequantised_in_memory_in_groups(
-    h200: Target, rows: int, matrix: tuple[int, int]
-):
-    kernels = quantized_product(h200, Int4(), matrix, rows).program.kernels()
-    size = matrix[0] * matrix[1]
-    assert not [k.name for k in kernels if any(r.size >= size for r in k.results)]
-
-
-@pytest.mark.parametrize("name", ["paligemma-3b-pt-224", "paligemma2-3b-pt-224"])
-@pytest.mark.parametrize("format", CHANNELS, ids=str)
-def test_decoding_widens_no_weight(h200: Target, format: Int8 | Int4, name: str):
-    config = variant(name, layers=4)
-    compiled = decode(h200, config, 1, format)
-    weights = [leaf.size for leaf in jax.tree.leaves(model_of(config).llm) if leaf.size > 1e6]
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("format", "batch"), [*((f, 1) for f in CHANNELS), *GROUPS], ids=str)
+def test_decoding_widens_no_weight(h200: Target, format: Int8 | Int4, batch: int, name: str):
+    config = variant(name)
+    compiled = _decode(h200, name, batch, format, 4)
     kernels = compiled.program.kernels()
-    assert not [k.name for k in kernels if any(r.size >= min(weights) for r in k.results)]
-    assert compiled.temporaries - 4 * config.llm.vocab_size < 4e6
+    assert not [k.name for k in kernels if any(r.size in _sizes(config) for r in k.results)]
+    assert compiled.temporaries - 4 * batch * config.llm.vocab_size < 4e6
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("format", "batch"), GROUPS, ids=str)
+def test_groups_cost_no_kernels(h200: Target, format: Int8 | Int4, batch: int, name: str):
+    few, more = (_decode(h200, name, batch, format, layers).program for layers in (4, 6))
+    assert (len(more.kernels()) - len(few.kernels())) / 2 <= 18  # a layer
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_reading_a_prompt_widens_no_weight(h200: Target, name: str):
+    config = variant(name, layers=4)
+    kernels = prefill(h200, config, 1, Int4()).program.kernels()
+    assert not [k.name for k in kernels if any(r.size in _sizes(config) for r in k.results)]
+
+
+def _sizes(config: PaliGemmaConfig) -> set[int]:
+    """Of the decoder's matrices."""
+    return {leaf.size for leaf in jax.tree.leaves(model_of(config).llm) if leaf.size > 1e6}
