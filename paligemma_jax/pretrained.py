@@ -8,16 +8,15 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.models.abstract import from_params
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.quantized_params import QuantizedParams
 from paligemma_jax.models.recipe import Recipe, find_recipe
-from paligemma_jax.models.unrolled import UnrolledParams
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.mask_codec import MaskCodec
 from paligemma_jax.processing.processor import Processor
 from paligemma_jax.resolve import find_checkpoint
 from paligemma_jax.weights.arrays import DTypeLike, as_float_dtype
 from paligemma_jax.weights.checkpoint import Checkpoint, open_checkpoint
-from paligemma_jax.weights.load import load_from, load_leaves, with_resolution
+from paligemma_jax.weights.load import load_from, with_resolution
+from paligemma_jax.weights.load_unrolled import load_unrolled
 from paligemma_jax.weights.source import Progress
 
 
@@ -67,11 +66,9 @@ def from_pretrained(
         processor = _processor(checkpoint, resolution)
         vae = checkpoint.mask_codec
         config = with_resolution(checkpoint.config, resolution)
-        layout = UnrolledParams(config) if recipe is None else QuantizedParams(config, recipe)
-        for path, array in load_leaves(checkpoint, config, name, progress=progress):
-            layout.add(path, array)
+        model = load_unrolled(checkpoint, config, name, recipe=recipe, progress=progress)
     codec = None if vae is None else MaskCodec(vae)
-    return Pipeline(layout.model(name), processor, codec)
+    return Pipeline(model, processor, codec)
 
 
 def load_model(

@@ -16,12 +16,10 @@ from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.sampling import Greedy
 from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.quantized_params import QuantizedParams
-from paligemma_jax.models.unrolled import UnrolledParams
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.processing.buckets import MIN_TEXT_LENGTH, bucket
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.load import load_leaves
+from paligemma_jax.weights.load_unrolled import load_unrolled
 
 NEVER = -1  # no token ends an answer
 ROOM = 64  # tokens of an answer that a cache is made for where none is asked for
@@ -123,11 +121,10 @@ class Ours:
 def open_ours(weights: Path, dtype: Precision) -> Ours:
     """Loads a checkpoint as `from_pretrained` does, but without a tokenizer."""
     with open_checkpoint(weights) as checkpoint:
-        config, floats = checkpoint.config, dtype.floats.value
-        layout = QuantizedParams(config, dtype) if dtype.quantized else UnrolledParams(config)
-        for path, array in load_leaves(checkpoint, config, floats):
-            layout.add(path, array)
-    return Ours(jax.block_until_ready(layout.model(floats)))
+        recipe = dtype.value if dtype.quantized else None
+        floats = dtype.floats.value
+        model = load_unrolled(checkpoint, checkpoint.config, floats, recipe=recipe)
+    return Ours(jax.block_until_ready(model))
 
 
 def prompt_batch(images: np.ndarray, tokens: np.ndarray) -> Batch:

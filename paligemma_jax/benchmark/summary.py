@@ -86,9 +86,11 @@ def _row(records: list[Record], ceilings: "_Ceilings", comparisons: Sequence[Com
         error=next((record.error for record in records if record.error), None),
     )
     samples = [seconds for record in records for seconds in quiet_samples(record)]
-    median = statistics.median(samples) if samples else 0.0
-    if median <= 0:  # a difference of two times, of too little work to be told from noise
+    if not samples:
         return row
+    median = statistics.median(samples)
+    if median <= 0:  # a difference of two times
+        return dataclasses.replace(row, error="too little work to be told from noise")
     flops, moved = sum(first.flops), sum(first.bytes)
     shares = [share for record in records if (share := _share(record, ceilings))]
     return dataclasses.replace(

@@ -1,23 +1,26 @@
 """The same model with its layers one by one, for inference: `unroll` there, `stack_params` back.
 
 Nothing is computed, only moved: each layer's weights become arrays of their own, fused where one
-product can do the work of two, with the contracted axes last. Parameter paths of the stacked form,
-which files and training know, are the names here too; `_PIECES` says where each of them goes.
+product can do the work of two, with the contracted axes last. Paths of the stacked form are those
+that files and training know; `targets` says what becomes of each of them.
 
 Letters: L layers, W width, F MLP width, N query heads, K key-value heads, H head width.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.abstract import from_params, to_params
+from paligemma_jax.models.abstract import abstract_params, from_params, to_params
 from paligemma_jax.models.fused_block import make_fused_block
 from paligemma_jax.models.layers import DType
 from paligemma_jax.models.paligemma import PaliGemma
@@ -25,30 +28,95 @@ from paligemma_jax.models.paths import flatten, nest
 from paligemma_jax.models.siglip import Block
 
 _TEXT, _IMAGE = "llm/layers/", "img/blocks/"
+_ArrayT = TypeVar("_ArrayT", jax.Array, np.ndarray)
+
+# Stacked weight of a layer -> the fused one it becomes a part of, and the order of its axes there.
+_FUSED: dict[str, tuple[str, tuple[int, ...]]] = {
+    "attn/q_einsum/w": ("attn/qkv/w", (0, 2, 1)),  # [N, W, H] -> [N, H, W]
+    "attn/kv_einsum/w": ("attn/qkv/w", (0, 1, 3, 2)),  # [2, K, W, H] -> [2 * K, H, W]
+    "attn/attn_vec_einsum/w": ("attn/out/w", (2, 0, 1)),  # [N, H, W] -> [W, N, H]
+    "mlp/gating_einsum/w": ("mlp/gate_up/w", (0, 2, 1)),  # [2, W, F] -> [2, F, W]
+    "mlp/linear/w": ("mlp/down/w", (1, 0)),  # [F, W] -> [W, F]
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Where one layer's weight goes: all of `target`, or a part of it on the first axis."""
+    """One layer of a stacked parameter as a part of an unrolled one.
 
-    target: str
-    axes: tuple[int, ...] = ()  # of the weight, in their new order; () leaves it as it is
-    merge: bool = False  # whether the first two axes then become one
-    part: int | None = None
+    Attributes:
+      path: of the stacked parameter, e.g. "llm/layers/attn/q_einsum/w".
+      axes: those of one of its layers, in their order there.
+      shape: of one of its layers, in that order.
+      rows: where it begins and ends on the first axis there.
+    """
 
-    def move(self, layer: jax.Array) -> jax.Array:
-        """One layer's weight, with its axes as they are there."""
-        layer = layer.transpose(self.axes) if self.axes else layer
-        return layer.reshape(-1, *layer.shape[2:]) if self.merge else layer
+    path: str
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    rows: tuple[int, int]
+
+    def view(self, whole: _ArrayT) -> _ArrayT:
+        """Its part of an unrolled parameter, with the axes it is stacked with; no copy by numpy."""
+        part = whole[slice(*self.rows)].reshape(self.shape)
+        return part.transpose([self.axes.index(axis) for axis in range(len(self.axes))])
 
 
-_PIECES = {
-    "attn/q_einsum/w": Piece("attn/qkv/w", (0, 2, 1), part=0),  # [N, W, H] -> [N, H, W]
-    "attn/kv_einsum/w": Piece("attn/qkv/w", (0, 1, 3, 2), merge=True, part=1),  # [2 * K, H, W]
-    "attn/attn_vec_einsum/w": Piece("attn/out/w", (2, 0, 1)),  # [N, H, W] -> [W, N, H]
-    "mlp/gating_einsum/w": Piece("mlp/gate_up/w", (0, 2, 1)),  # [2, W, F] -> [2, F, W]
-    "mlp/linear/w": Piece("mlp/down/w", (1, 0)),  # [F, W] -> [W, F]
-}
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A parameter that every layer of an unrolled model has, or one that is of no layer.
+
+    Attributes:
+      prefix: of the layers, "llm/layers/" or "img/blocks/"; "" for one that is of no layer.
+      name: what follows the number of the layer, or the whole path.
+      depth: number of layers; None for one that is of no layer.
+      shape: in each layer.
+      pieces: what it is made of, joined on the first axis.
+    """
+
+    prefix: str
+    name: str
+    depth: int | None
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the unrolled model, layer by layer."""
+        if self.depth is None:
+            return [self.name]
+        return [f"{self.prefix}{layer}/{self.name}" for layer in range(self.depth)]
+
+
+def targets(config: PaliGemmaConfig) -> list[Target]:
+    """All parameters of the unrolled form, and how those of the stacked form make them."""
+    groups: dict[tuple[str, str], list[tuple[str, tuple[int, ...], tuple[int, ...]]]] = {}
+    depths = {_TEXT: config.llm.depth, _IMAGE: config.img.depth}
+    stacked = flatten(abstract_params(config))
+    order = list(_FUSED)
+    for path in sorted(stacked, key=lambda p: order.index(n) if (n := _name(p)) in order else -1):
+        prefix = _prefix(path)
+        shape = stacked[path].shape[1:] if prefix else stacked[path].shape
+        name, axes = _FUSED.get(_name(path), (_name(path), tuple(range(len(shape)))))
+        groups.setdefault((prefix, name), []).append((path, axes, shape))
+    found = []
+    for (prefix, name), sources in groups.items():
+        pieces: list[Piece] = []
+        rows, rest = 0, tuple(sources[0][2][axis] for axis in sources[0][1])[1:]
+        for path, axes, shape in sources:
+            end = rows + math.prod(shape) // math.prod(rest)
+            pieces.append(Piece(path, axes, tuple(shape[axis] for axis in axes), (rows, end)))
+            rows = end
+        found.append(Target(prefix, name, depths.get(prefix), (rows, *rest), tuple(pieces)))
+    return found
+
+
+def _prefix(path: str) -> str:
+    return next((prefix for prefix in (_TEXT, _IMAGE) if path.startswith(prefix)), "")
+
+
+def _name(path: str) -> str:
+    return path.removeprefix(_prefix(path))
 
 
 def unroll(model: PaliGemma) -> PaliGemma:
@@ -58,44 +126,18 @@ def unroll(model: PaliGemma) -> PaliGemma:
     """
     if is_unrolled(model):
         return model
-    layout = UnrolledParams(model.config)
-    for path, array in flatten(to_params(model)).items():
-        layout.add(path, array)
-    return layout.model(model.dtype)
+    params = flatten(to_params(model))
+    arrays: dict[str, jax.Array] = {}
+    for target in targets(model.config):
+        stacked = tuple(params[piece.path] for piece in target.pieces)
+        layers = stacked if target.depth is None else _split(stacked, target)
+        arrays |= zip(target.paths, layers, strict=True)
+    return fill(abstract_unrolled(model.config, model.dtype), arrays)
 
 
 def is_unrolled(model: PaliGemma) -> bool:
     """Whether the model's layers stand by themselves."""
     return isinstance(model.llm.layers, nnx.List)
-
-
-class UnrolledParams:
-    """Collects the parameters of an unrolled model from those of a stacked one, in any order."""
-
-    def __init__(self, config: PaliGemmaConfig):
-        self._config = config
-        self.arrays: dict[str, jax.Array] = {}
-        self._waiting: dict[str, dict[int, tuple[jax.Array, ...]]] = {}
-
-    def add(self, path: str, array: jax.Array) -> None:
-        """Takes the parameter `path` of the stacked form, e.g. "llm/layers/mlp/linear/w"."""
-        prefix, piece = find_piece(path)
-        if prefix is None:
-            self.arrays[path] = array
-            return
-        layers = _split(array, piece)
-        if piece.part is not None:
-            parts = self._waiting.setdefault(piece.target, {})
-            parts[piece.part] = layers
-            if len(parts) < 2:
-                return
-            layers = tuple(map(_join, parts.pop(0), parts.pop(1)))
-        for number, layer in enumerate(layers):
-            self.arrays[f"{prefix}{number}/{piece.target}"] = layer
-
-    def model(self, dtype: DType) -> PaliGemma:
-        """The model around what was added, which must be all; `dtype` is of its activations."""
-        return fill(abstract_unrolled(self._config, dtype), self.arrays)
 
 
 def fill(model: PaliGemma, arrays: Mapping[str, jax.Array]) -> PaliGemma:
@@ -104,16 +146,6 @@ def fill(model: PaliGemma, arrays: Mapping[str, jax.Array]) -> PaliGemma:
     flat = nnx.to_flat_state(state)
     filled = [(path, leaf.replace(arrays["/".join(map(str, path))])) for path, leaf in flat]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
-
-
-def find_piece(path: str) -> tuple[str | None, Piece]:
-    """The prefix of the layers that a parameter of the stacked form is of, and where it goes.
-
-    The prefix of one that is of no layer is None; it goes where it is.
-    """
-    prefix = next((p for p in (_TEXT, _IMAGE) if path.startswith(p)), None)
-    name = path.removeprefix(prefix or "")
-    return prefix, (prefix and _PIECES.get(name)) or Piece(name)
 
 
 def abstract_unrolled(
@@ -155,46 +187,34 @@ def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array
             "model as it was trained fits. Load it without quantize=, and quantize what you load "
             "later: from_pretrained(path, quantize='int8')"
         )
-    flat = flatten(to_params(model))
+    params = flatten(to_params(model))
     if not is_unrolled(model):
-        yield from ((path, functools.partial(_same, array)) for path, array in flat.items())
+        yield from ((path, functools.partial(_same, array)) for path, array in params.items())
         return
-    for path, array in flat.items():
-        prefix = next((p for p in (_TEXT, _IMAGE) if path.startswith(p)), None)
-        if prefix is None:
-            yield path, functools.partial(_same, array)
-            continue
-        number, _, target = path.removeprefix(prefix).partition("/")
-        if number != "0":
-            continue
-        depth = (model.config.llm if prefix == _TEXT else model.config.img).depth
-        layers = tuple(flat[f"{prefix}{layer}/{target}"] for layer in range(depth))
-        sources = {name: p for name, p in _PIECES.items() if p.target == target}
-        for name, piece in (sources or {target: Piece(target)}).items():
-            heads = model.config.llm.num_heads
-            yield prefix + name, functools.partial(_stack, layers, piece, heads)
+    for target in targets(model.config):
+        layers = tuple(params[path] for path in target.paths)
+        for piece in target.pieces:
+            if target.depth is None:
+                yield piece.path, functools.partial(_same, *layers)
+            else:
+                yield piece.path, functools.partial(_stack, layers, piece)
 
 
 def _same(array: jax.Array) -> jax.Array:
     return array
 
 
+@functools.partial(jax.jit, static_argnames="target")
+def _split(stacked: tuple[jax.Array, ...], target: Target) -> tuple[jax.Array, ...]:
+    """Every layer's parameter."""
+    moved = [
+        [layer.transpose(piece.axes).reshape(-1, *target.shape[1:]) for layer in array]
+        for array, piece in zip(stacked, target.pieces, strict=True)
+    ]
+    return tuple(jnp.concatenate(parts) for parts in zip(*moved, strict=True))
+
+
 @functools.partial(jax.jit, static_argnames="piece")
-def _split(array: jax.Array, piece: Piece) -> tuple[jax.Array, ...]:
-    return tuple(piece.move(layer) for layer in array)
-
-
-@jax.jit
-def _join(first: jax.Array, second: jax.Array) -> jax.Array:
-    return jnp.concatenate([first, second])
-
-
-@functools.partial(jax.jit, static_argnames=("piece", "heads"))
-def _stack(layers: tuple[jax.Array, ...], piece: Piece, heads: int) -> jax.Array:
-    """The inverse of `_split` and `_join`."""
-    if piece.part is not None:
-        layers = tuple(x[:heads] if piece.part == 0 else x[heads:] for x in layers)
-    if piece.merge:
-        layers = tuple(x.reshape(2, -1, *x.shape[1:]) for x in layers)
-    back = tuple(piece.axes.index(axis) for axis in range(len(piece.axes)))
-    return jnp.stack([x.transpose(back) if back else x for x in layers])
+def _stack(layers: tuple[jax.Array, ...], piece: Piece) -> jax.Array:
+    """The inverse of `_split` for one of the pieces."""
+    return jnp.stack([piece.view(layer) for layer in layers])

@@ -26,7 +26,14 @@ from paligemma_jax.weights.companions import (
 from paligemma_jax.weights.huggingface import HuggingFaceSource
 from paligemma_jax.weights.mask_vae import load_mask_vae
 from paligemma_jax.weights.parts import find_parts
-from paligemma_jax.weights.source import Progress, Source, TensorSpec, largest_first
+from paligemma_jax.weights.source import (
+    Fill,
+    Progress,
+    Source,
+    TensorSpec,
+    largest_first,
+    read_tensor,
+)
 from paligemma_jax.weights.store import StoreSource, is_store
 
 _WANTED = (
@@ -140,10 +147,18 @@ class Checkpoint:
         for name in largest_first(self.specs):
             if progress:
                 progress(name, done, self.nbytes)
-            yield name, self._source.read(name, wanted)
+            yield name, self.read(name, wanted or self.specs[name].dtype)
             done += self.specs[name].nbytes
         if progress:
             progress("", done, self.nbytes)
+
+    def read(self, name: str, dtype: np.dtype) -> np.ndarray:
+        """One parameter, its layers stacked, in aligned C order."""
+        return read_tensor(self._source, name, dtype)
+
+    def layers(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
+        """What fills arrays with each layer of a parameter in turn; see `Source`."""
+        return self._source.layers(name, dtype)
 
     def close(self) -> None:
         """Releases open files."""

@@ -43,11 +43,6 @@ class HFTensor:
     def layered(self) -> bool:
         return "{}" in self.key
 
-    @property
-    def same_layout(self) -> bool:
-        """Whether both have the same axes in the same order."""
-        return self.axes in (_SAME, _PLAIN)
-
     def shape(self, ours: Shape) -> Shape:
         """Its shape in their layout, given the shape of ours without layer and part."""
         return tuple(math.prod(ours[axis] for axis in group) for group in self.axes)
@@ -56,6 +51,12 @@ class HFTensor:
         """View of their array in our axis order, `ours` being that shape."""
         order = [axis for group in self.axes for axis in group]
         return theirs.reshape([ours[axis] for axis in order]).transpose(np.argsort(order))
+
+    def as_theirs(self, ours: np.ndarray) -> np.ndarray | None:
+        """The memory of an array of ours in their layout, if it lies in that order; else None."""
+        order = [axis for group in self.axes for axis in group]
+        ordered = ours.transpose(order)
+        return ordered.reshape(self.shape(ours.shape)) if ordered.flags.c_contiguous else None
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
         """C-order array in their layout."""

@@ -1,11 +1,13 @@
 """Hugging Face directories: config.json and safetensors in any of the four key layouts."""
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.weights.arrays import FLOATS, aligned_empty, copy_into
+from paligemma_jax.weights.arrays import FLOATS, copy_into
 from paligemma_jax.weights.hf_config import CONFIG, HFConfig
 from paligemma_jax.weights.hf_names import (
     EMBEDDING,
@@ -19,7 +21,7 @@ from paligemma_jax.weights.hf_names import (
 from paligemma_jax.weights.published import with_text_length
 from paligemma_jax.weights.safetensors_file import SafeTensor
 from paligemma_jax.weights.shards import read_tensors
-from paligemma_jax.weights.source import TensorSpec
+from paligemma_jax.weights.source import Fill, TensorSpec
 from paligemma_jax.weights.strict import find_problems, misfit
 from paligemma_jax.weights.tree import expected_shapes
 
@@ -109,30 +111,32 @@ class HuggingFaceSource:
         (kind,) = kinds if len(kinds) == 1 else (None,)
         return FLOATS["float32"] if kind is None or kind == FLOATS["float64"] else kind
 
-    def read(self, name: str, dtype: np.dtype | None = None) -> np.ndarray:
-        shape = self.specs[name].shape
-        result = aligned_empty(shape, dtype or self.specs[name].dtype)
-        for tensor in self._parts[name]:
-            for layer, key in enumerate(self._keys(tensor)):
-                target = result[layer] if tensor.layered else result
-                target = target if tensor.part is None else target[tensor.part]
-                _read_part(tensor, self._tensors[key], target)
-        return result
+    def layers(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
+        parts = self._parts[name]
+        for keys in zip(*map(self._keys, parts), strict=True):
+            files = [self._tensors[key] for key in keys]
+            yield functools.partial(_read_parts, list(zip(parts, files, strict=True)))
 
     def close(self) -> None:
         """Nothing stays open between reads."""
 
 
+def _read_parts(parts: list[tuple[HFTensor, SafeTensor]], target: np.ndarray) -> None:
+    for tensor, file in parts:
+        _read_part(tensor, file, target if tensor.part is None else target[tensor.part])
+
+
 def _read_part(tensor: HFTensor, file: SafeTensor, target: np.ndarray) -> None:
-    if not tensor.same_layout:
+    theirs = tensor.as_theirs(target)
+    if theirs is None:  # the target lies otherwise in memory
         copy_into(target, tensor.to_ours(file.read(), target.shape))
     elif file.dtype == target.dtype:
-        file.read(slice(0, len(target)), out=target)
+        file.read(slice(0, len(theirs)), out=theirs)
     else:
-        step = max(1, _BLOCK // (target.nbytes // len(target)))
-        for start in range(0, len(target), step):
-            part = slice(start, min(start + step, len(target)))
-            copy_into(target[part], file.read(part))
+        step = max(1, _BLOCK // (theirs.nbytes // len(theirs)))
+        for start in range(0, len(theirs), step):
+            part = slice(start, min(start + step, len(theirs)))
+            copy_into(theirs[part], file.read(part))
 
 
 def _canonical(path: Path, tensors: dict[str, SafeTensor]) -> dict[str, SafeTensor]:

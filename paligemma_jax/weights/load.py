@@ -15,7 +15,7 @@ from paligemma_jax.weights.resample import resample_position_embeddings
 from paligemma_jax.weights.source import Progress
 from paligemma_jax.weights.tree import nest
 
-_POSITIONS = "img/pos_embed"
+POSITIONS = "img/pos_embed"
 
 
 def load_params(
@@ -70,6 +70,6 @@ def load_leaves(
 ) -> Iterator[tuple[str, jax.Array]]:
     """Every parameter by its path, read when asked for, the largest first."""
     for name, array in checkpoint.tensors(dtype, progress):
-        if name == _POSITIONS:
+        if name == POSITIONS:
             array = resample_position_embeddings(array, config.img.num_patches)
         yield name, place(name, array) if place else jax.device_put(array)

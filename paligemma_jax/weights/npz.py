@@ -4,24 +4,27 @@ Not `np.load`: it reads whole arrays into fresh memory, believes any claimed siz
 last of two arrays with one name. Pickled arrays are refused, since unpickling runs code.
 """
 
+import contextlib
 import dataclasses
+import functools
 import io
 import math
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights.arrays import BFLOAT16, aligned_empty, as_bytes, copy_into
+from paligemma_jax.weights.arrays import BFLOAT16, aligned_empty
+from paligemma_jax.weights.npz_stream import ArrayStream, COrderStream, FortranOrderStream
 from paligemma_jax.weights.parts import PartsFile
+from paligemma_jax.weights.source import Fill
 
 _MAX_ARRAYS = 10_000
 _MAX_INFLATION = 100  # weights compress to about half, a bomb of zeros to a thousandth
 _FREE_INFLATION = 64 << 20  # bytes that any file may unpack to
-_READ = 16 << 20  # bytes at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,27 +117,36 @@ class NpzFile:
 
     def read(self, name: str, dtype: np.dtype) -> np.ndarray:
         """One array as aligned C order of `dtype`, cast block by block; raises CheckpointError."""
+        result = aligned_empty(self.arrays[name].shape, dtype)
+        for fill in self.parts(name, 1):
+            fill(result)
+        return result
+
+    def parts(self, name: str, count: int) -> Iterator[Fill]:
+        """What fills arrays with an array's `count` parts in turn; see `Source.layers`.
+
+        Raises CheckpointError, and so does what it gives.
+        """
         array = self.arrays[name]
-        try:
-            with self._zip.open(array.member) as file:
+        with contextlib.ExitStack() as stack:
+            with self._one_error(name):
+                file = stack.enter_context(self._zip.open(array.member))
                 file.read(array.header_size)
                 if array.fortran_order:
-                    data = aligned_empty(array.shape[::-1], array.dtype)
-                    _fill(file.read, as_bytes(data))
-                    result = aligned_empty(array.shape, dtype)
-                    copy_into(result, data.T)
-                    return result
-                result = aligned_empty(array.shape, dtype)
-                if array.dtype == dtype:
-                    _fill(file.read, as_bytes(result))
-                    return result
-                flat = result.reshape(-1)
-                block = np.empty(_READ // array.dtype.itemsize, array.dtype)
-                for start in range(0, flat.size, block.size):
-                    part = flat[start : start + block.size]
-                    _fill(file.read, as_bytes(block[: part.size]))
-                    copy_into(part, block[: part.size])
-                return result
+                    stream = FortranOrderStream(file.read, array.shape, array.dtype)
+                else:
+                    stream = COrderStream(file.read, array.dtype)
+            for _ in range(count):
+                yield functools.partial(self._fill, name, stream)
+
+    def _fill(self, name: str, stream: ArrayStream, target: np.ndarray) -> None:
+        with self._one_error(name):
+            stream.fill(target)
+
+    @contextlib.contextmanager
+    def _one_error(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as e:
             raise CheckpointError(
                 f"{self.path} is damaged at {name}: {e}. A whole file fits. Download it again."
@@ -143,15 +155,6 @@ class NpzFile:
     def close(self) -> None:
         self._zip.close()
         self._raw.close()
-
-
-def _fill(read: Callable[[int], bytes], buffer: memoryview) -> None:
-    for start in range(0, len(buffer), _READ):
-        part = buffer[start : start + _READ]
-        data = read(len(part))
-        if len(data) < len(part):
-            raise EOFError("data ends early")
-        part[:] = data
 
 
 def _sniff(raw: PartsFile, number_of_parts: int) -> str:

@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.weights.arrays import aligned_empty
 
 Progress = Callable[[str, int, int], None]  # what is done, bytes done, bytes in all
+Fill = Callable[[np.ndarray], None]  # copies a tensor into an array of any strides
+LAYERED = ("img/blocks/", "llm/layers/")  # tensors whose first axis is the layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Source(Protocol):
     """An opened checkpoint whose names and shapes already fit `config`.
 
     `specs` maps the model's own paths ("llm/layers/attn/q_einsum/w") to shapes and dtypes. Nothing
-    but headers has been read; `read` reads one tensor, so the whole model is never in memory twice.
+    but headers has been read; weights are read layer by layer, so that the whole model is never in
+    memory twice.
     """
 
     @property
@@ -51,13 +55,26 @@ class Source(Protocol):
     @property
     def specs(self) -> Mapping[str, TensorSpec]: ...
 
-    def read(self, name: str, dtype: np.dtype | None = None) -> np.ndarray:
-        """One tensor in the model's layout, stored dtype unless asked; raises CheckpointError."""
+    def layers(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
+        """What fills arrays of `dtype` with a tensor: with its layers in turn, or with all of it.
+
+        Tensors without layers (see `LAYERED`) have one item. Each is called before the next one is
+        asked for. Both may raise CheckpointError.
+        """
         ...
 
     def close(self) -> None:
         """Releases open files."""
         ...
+
+
+def read_tensor(source: Source, name: str, dtype: np.dtype) -> np.ndarray:
+    """One tensor in C order, its layers stacked; raises CheckpointError."""
+    result = aligned_empty(source.specs[name].shape, dtype)
+    targets = result if name.startswith(LAYERED) else [result]
+    for target, fill in zip(targets, source.layers(name, dtype), strict=True):
+        fill(target)
+    return result
 
 
 def largest_first(specs: Mapping[str, TensorSpec]) -> list[str]:

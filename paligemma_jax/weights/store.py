@@ -10,8 +10,9 @@ MANIFEST.json    sha256 of every file and array, written last
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError, ConfigError
-from paligemma_jax.weights.arrays import aligned_empty, copy_into
+from paligemma_jax.weights.arrays import copy_into
 from paligemma_jax.weights.json_file import read_json
 from paligemma_jax.weights.manifest import (
     MANIFEST,
@@ -28,7 +29,7 @@ from paligemma_jax.weights.manifest import (
     digest_files,
 )
 from paligemma_jax.weights.orbax_tree import TreeReader, write_tree
-from paligemma_jax.weights.source import TensorSpec
+from paligemma_jax.weights.source import LAYERED, Fill, TensorSpec
 from paligemma_jax.weights.staging import staged, sync_tree
 from paligemma_jax.weights.strict import require_fit
 from paligemma_jax.weights.tree import expected_shapes
@@ -116,25 +117,22 @@ class StoreSource:
         """The SentencePiece model."""
         return (self.path / TOKENIZER).read_bytes()
 
-    def read(self, name: str, dtype: np.dtype | None = None) -> np.ndarray:
-        spec = self.specs[name]
-        dtype = dtype or spec.dtype
-        result = aligned_empty(spec.shape, dtype)
-        if dtype.itemsize < spec.dtype.itemsize:
+    def layers(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
+        stored = self.specs[name].dtype
+        if dtype.itemsize < stored.itemsize:
             # The wide array is never whole in memory, where its digest could be taken.
             self._verify_files()
-            copy_into(result, self._load(name, dtype))
-            return result
-        array = self._load(name, spec.dtype)
+            yield from _parts(name, self._load(name, dtype))
+            return
+        array = self._load(name, stored)
         if not self.verify:
-            copy_into(result, array)
-            return result
+            yield from _parts(name, array)
+            return
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             digest = pool.submit(digest_array, array)
-            copy_into(result, array)
+            yield from _parts(name, array)
             if digest.result() != self._manifest.arrays[name]:
                 raise _damaged(self.path, [f"{name} was changed (sha256 differs)"])
-        return result
 
     def _load(self, name: str, dtype: np.dtype) -> np.ndarray:
         try:
@@ -151,6 +149,15 @@ class StoreSource:
 
     def close(self) -> None:
         """Nothing stays open between reads."""
+
+
+def _parts(name: str, array: np.ndarray) -> Iterator[Fill]:
+    for part in array if name.startswith(LAYERED) else [array]:
+        yield functools.partial(_copy, part)
+
+
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    copy_into(target, source)
 
 
 def is_store(path: Path) -> bool:

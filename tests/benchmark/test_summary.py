@@ -43,8 +43,10 @@ def test_the_fastest_peer_in_the_same_precision():
     assert rows[1].peer is None
 
 
-def test_less_than_nothing_is_no_time():
-    assert result(record(DECODE, -0.01, 0.002)).rows[0].median is None
+def test_less_than_nothing_is_no_time_and_is_said():
+    run = result(record(DECODE, -0.01, 0.002))
+    assert run.rows[0].median is None
+    assert f"{DECODE}, ours float32: too little work to be told from noise" in str(run)
 
 
 def whole_run() -> BenchmarkResult:

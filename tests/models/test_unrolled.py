@@ -12,11 +12,10 @@ from paligemma_jax.models.fused_block import FusedAttention
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.paths import flatten
 from paligemma_jax.models.unrolled import (
-    UnrolledParams,
-    abstract_unrolled,
     is_unrolled,
     restack,
     stack_params,
+    targets,
     unroll,
 )
 from tests.tiny import GEMMA, GEMMA2, prompts, random_images, random_model, tiny_config
@@ -106,18 +105,21 @@ def test_unrolling_twice_is_unrolling_once(pair: tuple[PaliGemma, PaliGemma]):
     assert unroll(pair[1]) is pair[1]
 
 
-def test_parameters_in_any_order_and_dtype(pair: tuple[PaliGemma, PaliGemma]):
+def test_targets_and_the_views_of_their_pieces(pair: tuple[PaliGemma, PaliGemma]):
+    """Writing each stacked layer through the view of its piece makes the unrolled parameter."""
     model, layers = pair
     params = flatten(to_params(model))
-    collected = UnrolledParams(model.config)
-    for path in reversed(params):
-        collected.add(path, params[path].astype(jnp.bfloat16))
-    found = collected.model("bfloat16")
-    shapes = abstract_unrolled(model.config, "bfloat16", jnp.bfloat16)
-    assert jax.tree.structure(found) == jax.tree.structure(shapes)
-    for ours, theirs, whole in zip(*map(jax.tree.leaves, (found, shapes, layers)), strict=True):
-        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-        np.testing.assert_array_equal(ours, whole.astype(jnp.bfloat16))
+    wanted = flatten(to_params(layers))
+    found = targets(model.config)
+    assert {path for target in found for path in target.paths} == set(wanted)
+    assert {piece.path for target in found for piece in target.pieces} == set(params)
+    for target in found:
+        for layer, path in enumerate(target.paths):
+            array = np.full(target.shape, np.nan, np.float32)
+            for piece in target.pieces:
+                stacked = np.asarray(params[piece.path])
+                piece.view(array)[...] = stacked if target.depth is None else stacked[layer]
+            np.testing.assert_array_equal(array, wanted[path], err_msg=path)
 
 
 def test_gradients_go_through(tiny_model: PaliGemma):
