@@ -1,0 +1,58 @@
+"""A tiny model as a checkpoint, and records to train it on."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import paligemma_jax as pg
+from paligemma_jax.training.config import TrainConfig
+from paligemma_jax.training.schedules import Constant, Steps
+from tests.tiny import GEMMA, random_model, tiny_config
+
+TOKENIZER = Path(__file__).parents[2] / "checkpoints" / "demo" / "tokenizer.model"
+SIZE = 8  # pixels a side
+
+
+def write_tiny_store(path: Path) -> Path:
+    """Random float32 weights with the demo's vocabulary."""
+    tokenizer = pg.Tokenizer.from_file(TOKENIZER)
+    config = tiny_config(GEMMA)
+    llm = dataclasses.replace(config.llm, vocab_size=tokenizer.vocab_size)
+    config = dataclasses.replace(config, llm=llm)
+    processor = pg.Processor(tokenizer, pg.processing.ImagePreprocessing(config.img.image_size))
+    pg.Pipeline(random_model(config), processor).save(path)
+    return path
+
+
+def records(count: int = 12) -> list[dict[str, Any]]:
+    """Noise, each with a colour to say."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (count, SIZE, SIZE, 3), np.uint8)
+    words = ["red", "green", "blue"]
+    return [
+        {"image": pixels[i], "prefix": "answer en colour?", "suffix": words[i % 3], "id": f"r{i}"}
+        for i in range(count)
+    ]
+
+
+def tiny_run(store: Path, **changes: Any) -> TrainConfig:
+    """Six steps of four rows in float32; the same shapes in every test."""
+    values: dict[str, Any] = dict(
+        model=str(store),
+        train=records(),
+        text_length=16,
+        batch_size=4,
+        duration=Steps(6),
+        learning_rate=1e-2,
+        schedule=Constant(),
+        dtype="float32",
+        log_every=Steps(1),
+        evaluate_every=Steps(3),
+        checkpoint_every=Steps(2),
+        samples=2,
+        sample_tokens=4,
+        tensorboard=False,
+    )
+    return TrainConfig(**{**values, **changes})

@@ -1,0 +1,214 @@
+"""The training loop on a tiny model: what it leaves behind, and that nothing stops it for good."""
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import paligemma_jax as pg
+from paligemma_jax.errors import CheckpointError, ConfigError, DatasetError
+from paligemma_jax.models.lora import LoRA
+from paligemma_jax.training.bad_loss import DivergedError
+from paligemma_jax.training.checkpoints import Best
+from paligemma_jax.training.loop import train
+from paligemma_jax.training.metrics_log import read_metrics
+from paligemma_jax.training.schedules import Steps
+from paligemma_jax.training.sharding import Axes
+from tests.training.runs import records, tiny_run, write_tiny_store
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every run compiles the same step; here it is read back from the disk instead."""
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_store(tmp_path_factory.mktemp("tiny") / "store")
+
+
+@pytest.fixture(scope="module")
+def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    result = train(tiny_run(store), workdir)
+    assert result.finished and result.step == 6 and result.model == workdir / "model"
+    return workdir
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def weights(workdir: Path) -> Mapping[str, np.ndarray]:
+    with pg.weights.open_checkpoint(workdir / "model") as checkpoint:
+        return dict(checkpoint.tensors())
+
+
+def require_same_run(workdir: Path, whole: Path) -> None:
+    assert losses(workdir) == losses(whole)
+    mine, expected = weights(workdir), weights(whole)
+    assert all(np.array_equal(mine[name], expected[name]) for name in expected)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def at(step: int, act: Any) -> Any:
+    def progress(now: int, total: int, values: Mapping[str, float]) -> None:
+        if now == step:
+            act()
+
+    return progress
+
+
+def kill() -> None:
+    raise Killed
+
+
+def test_run_leaves_a_model_numbers_pictures_and_a_report(store: Path, tmp_path: Path):
+    config = tiny_run(store, validation=records(5), evaluate_every=Steps(4))
+    result = train(config, tmp_path)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    checked = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
+    assert list(checked) == [0, 4, 6] and checked[6] < checked[0]
+    assert result.metrics["validation_loss"] == checked[6]
+    assert losses(tmp_path)[6] < losses(tmp_path)[1]
+    assert {"samples_per_second", "tokens_per_second", "grad_norm"} <= rows[-2].keys()
+    for name in ("samples.png", "loss.png", "report.html", "config.json"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        ".lock", "step_000000004", "step_000000006",
+    ]  # fmt: skip
+    answered = result.load(dtype="float32")
+    assert isinstance(answered.answer(records()[0]["image"], "colour?"), str)
+    # The same call again has nothing to do.
+    before = (tmp_path / "model" / "MANIFEST.json").read_bytes()
+    assert train(config, tmp_path).finished
+    assert (tmp_path / "model" / "MANIFEST.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_killed_and_started_again_is_as_if_nothing_had_happened(
+    store: Path, whole: Path, tmp_path: Path, step: int
+):
+    with pytest.raises(Killed):
+        train(tiny_run(store), tmp_path, progress=at(step, kill))
+    assert not (tmp_path / "model").exists()
+    assert train(tiny_run(store), tmp_path).finished
+    require_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_asked_to_stop_it_saves_and_goes_on_later_but_not_with_other_settings(
+    store: Path, whole: Path, tmp_path: Path, number: signal.Signals
+):
+    before = signal.getsignal(number)
+    result = train(tiny_run(store), tmp_path, progress=at(3, lambda: os.kill(os.getpid(), number)))
+    assert signal.getsignal(number) is before
+    assert not result.finished and result.model is None and 3 <= result.step < 6
+    assert (tmp_path / "checkpoints" / f"step_{result.step:09d}").is_dir()
+    assert f"stopped by {number.name}" in (tmp_path / "report.html").read_text()
+    with pytest.raises(CheckpointError, match=f"stopped at step {result.step}"):
+        result.load()
+    with pytest.raises(ConfigError, match="learning_rate is 0.02, and was 0.01"):
+        train(tiny_run(store, learning_rate=0.02), tmp_path)
+    with pytest.raises(DatasetError, match="records"):
+        train(tiny_run(store, train=records(13)), tmp_path)
+    assert train(tiny_run(store), tmp_path).finished
+    require_same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    store: Path, whole: Path, tmp_path: Path
+):
+    with pytest.raises(Killed):
+        train(tiny_run(store), tmp_path, progress=at(5, kill))
+    (tmp_path / "checkpoints" / "step_000000004" / "arrays.json").write_text("")
+    with pytest.warns(UserWarning, match="step 4 is damaged .* step 2 is used"):
+        train(tiny_run(store), tmp_path)
+    require_same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_other_devices_may_go_on(store: Path, whole: Path, tmp_path: Path):
+    with pytest.raises(Killed):
+        train(tiny_run(store), tmp_path, progress=at(5, kill))
+    assert train(tiny_run(store, mesh=Axes(data=2)), tmp_path).finished
+    np.testing.assert_allclose(
+        list(losses(tmp_path).values()), list(losses(whole).values()), rtol=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_loss_that_is_no_number_stops_the_run_with_the_ids(store: Path, tmp_path: Path):
+    with pytest.raises(DivergedError, match="At step 2 the loss was"):
+        train(tiny_run(store, learning_rate=1e30, clip_norm=None), tmp_path)
+    (row,) = map(json.loads, (tmp_path / "bad_batches.jsonl").read_text().splitlines())
+    assert row["step"] == 2 and len(row["ids"]) == 4 and row["ids"][0].startswith("r")
+
+
+@pytest.mark.slow
+def test_adapters_are_saved_alone_and_merged_and_the_best_state_is_the_result(
+    store: Path, tmp_path: Path
+):
+    config = tiny_run(
+        store,
+        lora=LoRA(rank=2, targets="llm/layers/attn/.*"),
+        learning_rate=3.0,  # gets worse, so that the best is not the last
+        clip_norm=None,
+        method=pg.training.optimizer.SGD(),
+        validation=records(3),
+        samples=0,
+        evaluate_every=Steps(2),
+        best=Best("validation_loss"),
+    )
+    result = train(config, tmp_path)
+    before, after = weights(tmp_path), {}
+    with pg.weights.open_checkpoint(store) as checkpoint:
+        after = dict(checkpoint.tensors())
+    changed = {name for name in after if not np.array_equal(before[name], after[name])}
+    assert changed and all(name.startswith("llm/layers/attn/") for name in changed)
+    assert result.adapter is None or (result.adapter / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (dict(train=None), "no records: train is not set"),
+        (dict(batch_size=5), "does not go evenly over 2 devices"),
+        (dict(step=dataclasses.replace(tiny_run(Path()).step, microbatches=3)), "3 microbatches"),
+        (dict(model="paligemma2-3b-pt-222"), "Did you mean"),
+        (dict(trainable="llm/nonsense"), "match no parameter"),
+        (dict(train=records(2)), "do not fill a batch of 4"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_compiles(
+    store: Path, tmp_path: Path, changes: dict[str, Any], problem: str
+):
+    with pytest.raises(pg.PaliGemmaError, match=problem):
+        train(tiny_run(store, **changes), tmp_path)

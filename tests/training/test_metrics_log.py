@@ -1,0 +1,89 @@
+"""Numbers of a run: lines, event files, curve and report."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from paligemma_jax.training.bad_loss import DivergedError, LossWatch, SkipBadLoss, StopAtBadLoss
+from paligemma_jax.training.curve import draw_curve
+from paligemma_jax.training.metrics_log import JsonLines, TensorBoard, read_metrics
+from paligemma_jax.training.report import write_report
+from paligemma_jax.training.speed import work_of
+from tests.tiny import tiny_config
+
+
+def test_lines_after_the_step_that_is_gone_on_from_are_dropped(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    first = JsonLines(path)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": 0.1 + step, "other": math.nan})
+    first.close()
+    path.write_text(path.read_text() + '{"step": 4, "lo')  # killed while writing
+    second = JsonLines(path, after=2)
+    second.write(3, {"loss": 7.0})
+    second.close()
+    rows = read_metrics(path)
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.1), (2, 2.1), (3, 7.0)]
+    assert math.isnan(rows[0]["other"])
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_event_files(tmp_path: Path):
+    pytest.importorskip("tensorboardX")
+    board = TensorBoard(tmp_path)
+    board.write(1, {"loss": 0.5})
+    board.close()
+    assert b"loss" in next(tmp_path.glob("events.*")).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "values", [[], [1.0], [3.0, 2.5, 2.0] * 50, [100.0, 1.0, 0.01], [-1.0, 1.0]]
+)
+def test_curve_is_drawn_of_any_losses(values: list[float]):
+    points = [(i + 1, value) for i, value in enumerate([*values, math.nan, math.inf])]
+    picture = draw_curve(points, points[::2])
+    assert picture.size == (960, 480) and len(picture.getcolors(1 << 16) or [0] * 3) > 2
+
+
+def test_report_is_one_page_that_shows_everything_and_is_no_program(tmp_path: Path):
+    rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_loss": 1.5}]
+    write_report(tmp_path, rows, {"model": "<script>"}, {"run": "finished"})
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;script&gt;" in page and "<script>" not in page
+    assert "validation_loss" in page and "data:image/png;base64," in page
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_losses_stop_the_run_with_their_ids(tmp_path: Path):
+    watch = LossWatch(StopAtBadLoss(factor=10.0), tmp_path)
+    for step in range(1, 21):
+        watch.see(step, 1.0, 1.0, ("a",))
+    with pytest.raises(DivergedError, match="At step 21 the loss was 12, 12 times the usual 1"):
+        watch.see(21, 12.0, 1.0, ("b", "c"))
+    with pytest.raises(DivergedError, match="the loss was nan"):
+        watch.see(22, math.nan, 1.0, ("d",))
+    rows = [json.loads(line) for line in (tmp_path / "bad_batches.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["ids"]) for row in rows] == [(21, ["b", "c"]), (22, ["d"])]
+
+
+def test_bad_losses_are_skipped_but_not_for_ever(tmp_path: Path):
+    watch = LossWatch(SkipBadLoss(skips=2), tmp_path)
+    for loss in (math.nan, 1.0, math.inf, math.nan):
+        watch.see(1, loss, 1.0, ())
+    assert watch.skipped == 3
+    with pytest.raises(
+        DivergedError, match="the gradients' norm was inf, the 3th bad one in a row"
+    ):
+        watch.see(5, 1.0, math.inf, ())
+
+
+def test_work_of_a_step_is_that_of_its_products():
+    config = tiny_config()
+    whole = work_of(config, 16)
+    assert whole.tokens == config.img.num_patches + 16
+    weights = 3 * config.llm.width * config.llm.mlp_dim * config.llm.depth
+    assert whole.operations > 6 * weights * whole.tokens
+    frozen = work_of(config, 16, image_trained=False, text_trained=False)
+    assert frozen.operations < whole.operations < 3.01 / 2 * frozen.operations * 1.5
