@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.processing.batch import Batch
@@ -19,6 +19,7 @@ from paligemma_jax.training.state import TrainState
 from paligemma_jax.training.trainable import Rules
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+AnyMesh = Mesh | AbstractMesh  # the second of devices that need not be there
 Spec = list[str | None]  # the mesh axis that each axis of an array is split over
 
 
@@ -51,7 +52,7 @@ def make_mesh(axes: Axes, devices: Sequence[Any] | None = None) -> Mesh:
 class Layout(Protocol):
     """How an array is split."""
 
-    def split(self, shape: tuple[int, ...], nbytes: int, mesh: Mesh, spec: Spec) -> Spec:
+    def split(self, shape: tuple[int, ...], nbytes: int, mesh: AnyMesh, spec: Spec) -> Spec:
         """`spec` with more axes split, where they can be."""
         ...
 
@@ -60,7 +61,7 @@ class Layout(Protocol):
 class Replicate:
     """Whole on every device."""
 
-    def split(self, shape: tuple[int, ...], nbytes: int, mesh: Mesh, spec: Spec) -> Spec:
+    def split(self, shape: tuple[int, ...], nbytes: int, mesh: AnyMesh, spec: Spec) -> Spec:
         """See `Layout`."""
         return spec
 
@@ -75,7 +76,7 @@ class Fsdp:
     axis: str = FSDP
     small: int = 4 << 20  # bytes
 
-    def split(self, shape: tuple[int, ...], nbytes: int, mesh: Mesh, spec: Spec) -> Spec:
+    def split(self, shape: tuple[int, ...], nbytes: int, mesh: AnyMesh, spec: Spec) -> Spec:
         """See `Layout`."""
         size = mesh.shape[self.axis]
         free = [i for i, n in enumerate(shape) if spec[i] is None and n % size == 0]
@@ -92,7 +93,7 @@ class Split:
     dim: int
     axis: str = TENSOR
 
-    def split(self, shape: tuple[int, ...], nbytes: int, mesh: Mesh, spec: Spec) -> Spec:
+    def split(self, shape: tuple[int, ...], nbytes: int, mesh: AnyMesh, spec: Spec) -> Spec:
         """See `Layout`."""
         size = mesh.shape[self.axis]
         if size == 1 or self.dim >= len(shape) or shape[self.dim] % size or spec[self.dim]:
@@ -120,7 +121,9 @@ RULES: Rules[Layouts] = Rules(
 )
 
 
-def leaf_sharding(path: str, leaf: Any, mesh: Mesh, rules: Rules[Layouts] = RULES) -> NamedSharding:
+def leaf_sharding(
+    path: str, leaf: Any, mesh: AnyMesh, rules: Rules[Layouts] = RULES
+) -> NamedSharding:
     """Of an array (or shape) that belongs to the parameter `path`."""
     spec: Spec = [None] * len(leaf.shape)
     nbytes = math.prod(leaf.shape) * leaf.dtype.itemsize
@@ -131,7 +134,7 @@ def leaf_sharding(path: str, leaf: Any, mesh: Mesh, rules: Rules[Layouts] = RULE
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def state_shardings(state: TrainState, mesh: Mesh, rules: Rules[Layouts] = RULES) -> TrainState:
+def state_shardings(state: TrainState, mesh: AnyMesh, rules: Rules[Layouts] = RULES) -> TrainState:
     """A `TrainState` of shardings for a state of arrays or shapes; moments lie as their weights."""
 
     def of(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -141,7 +144,7 @@ def state_shardings(state: TrainState, mesh: Mesh, rules: Rules[Layouts] = RULES
     return jax.tree_util.tree_map_with_path(of, state)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Rows over "data" and "fsdp", everything else whole."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 

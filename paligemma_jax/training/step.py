@@ -14,6 +14,7 @@ import optax
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.dropout import Dropout
+from paligemma_jax.models.lora import with_dropout
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.remat import KeepInputs, Remat
 from paligemma_jax.models.skeleton import Skeleton
@@ -110,8 +111,9 @@ def loss_and_gradient(
     parts = config.microbatches
 
     def loss(trainable: Params, batch: Batch, weights: jax.Array, key: jax.Array) -> jax.Array:
-        model = skeleton.fill({**frozen, **trainable})
-        return batch_loss(model, batch, weights, config, key)
+        of_decoder, of_adapters = jax.random.split(key)
+        model = with_dropout(skeleton.fill({**frozen, **trainable}), of_adapters)
+        return batch_loss(model, batch, weights, config, of_decoder)
 
     gradient = jax.value_and_grad(loss)
     if parts == 1:

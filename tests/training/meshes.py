@@ -1,0 +1,98 @@
+"""A few training steps on a mesh: run by test_sharding.py, here and in processes of their own.
+
+python -m tests.training.meshes '{"data": 2}' ...
+python -m tests.training.meshes --coordinator ADDRESS --process N '{"data": 2}'
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from paligemma_jax.models.skeleton import take_apart
+from paligemma_jax.processing.batch import Batch
+from paligemma_jax.training.optimizer import OptimizerConfig, make_optimizer
+from paligemma_jax.training.schedules import Constant, Run
+from paligemma_jax.training.sharding import (
+    RULES,
+    Axes,
+    Fsdp,
+    make_mesh,
+    place_batch,
+    place_state,
+    state_shardings,
+)
+from paligemma_jax.training.state import init_state
+from paligemma_jax.training.step import StepConfig, make_train_step
+from paligemma_jax.training.trainable import Rules
+from tests.tiny import prompts, random_model, tiny_config
+
+ROWS, TEXT = 8, 10
+# The models of tests are small; here everything that can be split is.
+SPLIT = Rules(
+    tuple(
+        (pattern, tuple(Fsdp(small=0) if isinstance(x, Fsdp) else x for x in layouts))
+        for pattern, layouts in RULES.rules
+    )
+)
+
+
+def batch() -> Batch:
+    """All rows; between one and four tokens of each are learnt."""
+    rows = prompts([TEXT] * ROWS, TEXT)
+    mask = (np.arange(TEXT)[None] > TEXT - 2 - np.arange(ROWS)[:, None] % 4).astype(np.int32)
+    return dataclasses.replace(rows, mask_ar=mask, mask_loss=mask)
+
+
+def train(axes: Axes, steps: int = 3, microbatches: int = 1) -> dict[str, Any]:
+    """Losses and norms of some steps on the first devices there are for this mesh."""
+    wanted = axes.data * axes.fsdp * axes.tensor
+    mesh = make_mesh(axes, jax.devices()[:wanted])
+    skeleton, params = take_apart(random_model(tiny_config()))
+    rules = Rules((("img/blocks/.*", None), (".*", Constant())))
+    config = OptimizerConfig(learning_rate=1e-3, schedules=rules, weight_decay=1e-4)
+    optimizer = make_optimizer(config, params, Run(total_steps=steps))
+    state = init_state(params, config.trainable(params), optimizer, ema=True)
+    shardings = state_shardings(state, mesh, SPLIT)
+    state = place_state(state, shardings)
+    settings = StepConfig(ema=0.9, microbatches=microbatches, most_supervised=4, logit_columns=2)
+    step = make_train_step(skeleton, optimizer, settings, shardings=shardings)
+    mine = ROWS // jax.process_count()
+    rows = slice(jax.process_index() * mine, (jax.process_index() + 1) * mine)
+    given = place_batch(jax.tree.map(lambda x: x[rows], batch()), mesh)
+    key = jax.random.key(0)
+    seen = []
+    for _ in range(steps):
+        state, metrics = step(state, given, key)
+        seen.append({name: float(metrics[name]) for name in ("loss", "grad_norm", "param_norm")})
+    jax.tree.map(lambda x, s: _check(x.sharding, s, x.ndim), state, shardings)
+    split = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
+    return {"steps": seen, "split": split}
+
+
+def _check(found: Any, wanted: Any, ndim: int) -> None:
+    assert found.is_equivalent_to(wanted, ndim), (found, wanted)
+
+
+def main() -> None:
+    """Prints a line of JSON for each mesh."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--coordinator")
+    parser.add_argument("--process", type=int)
+    parser.add_argument("meshes", nargs="+")
+    args = parser.parse_args()
+    jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_disable_most_optimizations", True)
+    if args.coordinator:
+        jax.distributed.initialize(args.coordinator, 2, args.process)
+    for text in args.meshes:
+        print(json.dumps(train(Axes(**json.loads(text)))))
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
