@@ -17,6 +17,7 @@ from paligemma_jax.cli import (
     mask,
     segment,
     text,
+    train,
     words,
 )
 from paligemma_jax.cli.options import HelpFormatter
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"paligemma {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for group in (words, text, detect, segment, compare, mask, convert, info, bench, demo):
+    for group in (words, text, detect, segment, compare, mask, convert, train, info, bench, demo):
         group.add(commands)
     return parser
 
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(train.take_settings(sys.argv[1:] if argv is None else argv))
     if args.command is None:
         parser.print_help()
         return OK

@@ -116,6 +116,7 @@ class FineTuned:
       model: a directory for `from_pretrained`; None before the run has finished.
       adapter: of LoRA, as PEFT reads it; None without.
       metrics: the last value of each.
+      stopped_by: the name of the signal that ended it early.
     """
 
     workdir: Path
@@ -124,6 +125,7 @@ class FineTuned:
     model: Path | None
     adapter: Path | None
     metrics: dict[str, float]
+    stopped_by: str | None = None
 
     def load(self, **options: Any) -> Any:
         """The trained model, ready to be asked: `from_pretrained(self.model, ...)`."""

@@ -295,6 +295,7 @@ class _Training:
 
     def _finish(self, step: int, stop: StopRequest) -> FineTuned:
         finished = step == self.total
+        stopped_by = None if finished or stop.signal is None else stop.signal.name
         model = adapter = None
         if finished:
             model = self.workdir / MODEL
@@ -311,14 +312,14 @@ class _Training:
             rows = read_metrics(self.workdir / METRICS)
             for row in rows:
                 self.metrics |= {name: value for name, value in row.items() if name != "step"}
-            words = "finished" if finished else f"stopped by {stop.signal and stop.signal.name}"
+            words = "finished" if finished else f"stopped by {stopped_by or 'a request'}"
             outcome = {
                 "run": f"{words} at step {step:,} of {self.total:,}",
                 "records": f"{len(self.records):,} for training",
                 "left out": f"{len(self.batches.skipped)} records, {self.watch.skipped} steps",
             }
             write_report(self.workdir, rows, self.settings, outcome)
-        return FineTuned(self.workdir, step, finished, model, adapter, self.metrics)
+        return FineTuned(self.workdir, step, finished, model, adapter, self.metrics, stopped_by)
 
     def _has_result(self, step: int) -> bool:
         path = self.workdir / _FINISHED

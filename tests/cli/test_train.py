@@ -1,0 +1,105 @@
+"""`paligemma train`: settings, exit codes, and a run that is killed again and again."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from paligemma_jax.cli.train import take_settings
+from paligemma_jax.training.metrics_log import read_metrics
+from tests.cli.conftest import Run
+
+CONFIG = """
+from tests.training.runs import tiny_run
+from paligemma_jax.training.config_file import parse_arg
+
+def get_config(arg: str = ""):
+    return tiny_run(parse_arg(arg, store="").store).to_config()
+"""
+
+
+@pytest.fixture(scope="session")
+def config(store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    return f"{path}:store={store}"
+
+
+def test_settings_are_told_from_options():
+    given = ["train", "--config", "x.py", "--config.a.b=1", "--config.c", "2", "--workdir=w"]
+    assert take_settings(given) == [
+        "train", "--config", "x.py", "--config.NAME=a.b=1", "--config.NAME=c=2", "--workdir=w",
+    ]  # fmt: skip
+
+
+def test_what_does_not_fit_is_one_message(run: Run, config: str, tmp_path: Path):
+    assert run("train", "--workdir", tmp_path).code == 2
+    wrong = ["--config.batch_sise=8", "--config.seed=x"]
+    outcome = run("train", "--config", config, "--workdir", tmp_path, *wrong)
+    assert outcome.code == 1 and not outcome.out
+    assert "--config.batch_sise: there is no such setting. Did you mean batch_size?" in outcome.err
+    assert "--config.seed: 'x' is text" in outcome.err
+    assert not list(tmp_path.iterdir())
+    absent = run("train", "--config", "no.py", "--workdir", tmp_path)
+    assert absent.code == 1 and "no configuration file no.py" in absent.err
+
+
+def start(config: str, workdir: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "paligemma_jax", "train", "--config", config]
+    return subprocess.Popen(
+        [*command, "--workdir", str(workdir), *more],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+
+
+def wait_for_step(workdir: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        rows = read_metrics(workdir / "metrics.jsonl")
+        if rows and rows[-1]["step"] >= step:
+            return
+        time.sleep(0.01)
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in read_metrics(workdir / "metrics.jsonl")}
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out, err
+
+
+@pytest.mark.slow
+def test_killed_twice_then_asked_to_stop_it_ends_as_if_it_had_never_been(
+    config: str, tmp_path: Path
+):
+    more: Sequence[str] = ["--config.duration=Steps(200)", "--config.checkpoint_every=Steps(7)"]
+    out, err = finish(start(config, tmp_path / "whole", *more))
+    assert "model: the trained model" in out and re.search(r"step 200/200 loss [\d.]+", err)
+    workdir = tmp_path / "killed"
+    for step in (15, 63):
+        process = start(config, workdir, *more)
+        wait_for_step(workdir, step, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(config, workdir, *more)
+    wait_for_step(workdir, 110, process)
+    process.send_signal(signal.SIGTERM)
+    out, _ = finish(process)
+    assert re.search(r"saved at step \d+; the same command goes on", out)
+    finish(start(config, workdir, *more))
+    assert losses(workdir) == losses(tmp_path / "whole")
+    assert len(losses(workdir)) == 200
