@@ -8,6 +8,7 @@ from flax import nnx
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.models.abstract import to_params
+from paligemma_jax.models.cache import KVCache
 from paligemma_jax.models.fused_block import FusedAttention
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.paths import flatten
@@ -51,16 +52,24 @@ def test_prefill_and_extend(pair: tuple[PaliGemma, PaliGemma]):
     text = [jnp.asarray(x) for x in (batch.tokens, batch.mask_ar, batch.mask_input)]
 
     @jax.jit
+    def read(model: PaliGemma) -> tuple[jax.Array, KVCache]:
+        images = model.encode_images(jnp.asarray(batch.images))
+        return model.prefill(images, text[0], text[1], text[2], SLOTS)
+
+    @jax.jit
+    def extend(
+        model: PaliGemma, logits: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache, jax.Array]:
+        group = jnp.array([[0, 0, 1], [0, 1, 1]])
+        branches = model.branch(text[0][:, :3], group, cache)
+        return *model.extend(jnp.argmax(logits, axis=1).astype(jnp.int32), cache), branches
+
     def run(model: PaliGemma) -> tuple[jax.Array, ...]:
-        logits, cache = model.prefill(
-            model.encode_images(jnp.asarray(batch.images)), text[0], text[1], text[2], SLOTS
-        )
+        logits, cache = read(model)
         found = [logits]
         for _ in range(3):
-            logits, cache = model.extend(jnp.argmax(logits, axis=1).astype(jnp.int32), cache)
-            found.append(logits)
-        group = jnp.array([[0, 0, 1], [0, 1, 1]])
-        found.append(model.branch(text[0][:, :3], group, cache))
+            logits, cache, branches = extend(model, logits, cache)
+            found += [logits, branches]
         return (*found, *cache.read(0), *cache.read(2))
 
     close(*map(run, pair))
