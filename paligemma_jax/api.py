@@ -97,3 +97,5 @@ from paligemma_jax.viz.attention_mask import AttentionMaskView as AttentionMaskV
 from paligemma_jax.viz.attention_mask import attention_mask as attention_mask
 from paligemma_jax.viz.heat_map import draw_heat_maps as draw_heat_maps
 from paligemma_jax.weights.convert import convert as convert
+from paligemma_jax.weights.peft import load_adapter as load_adapter
+from paligemma_jax.weights.peft import save_adapter as save_adapter

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.abstract import abstract_params, from_params, to_params
 from paligemma_jax.models.einsum_axes import EINSUM_AXES, Axes
@@ -132,7 +133,12 @@ def adaptable(model: PaliGemma) -> dict[str, Place]:
             "This model has adapters already. One without fits. Call merge_lora(model) first to "
             "keep what they learned, or load the model again."
         )
-    shapes = flatten(abstract_params(model.config))
+    return find_places(model)
+
+
+def find_places(model: PaliGemma) -> dict[str, Place]:
+    """Every layer of a stacked model that an adapter can be at, by its path."""
+    shapes = _shapes(model.config)
     places = {}
     for name, axes in EINSUM_AXES.items():
         depth, *shape = shapes[f"llm/layers/{name}/w"].shape
@@ -143,6 +149,11 @@ def adaptable(model: PaliGemma) -> dict[str, Place]:
         places[f"img/blocks/{name}"] = Place(f"img/blocks/{name}", axes, tuple(shape), depth)
     places["img/head"] = Place("img/head", Axes((0,)), shapes["img/head/kernel"].shape, None)
     return places
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(config: PaliGemmaConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    return flatten(abstract_params(config))
 
 
 def adapters(model: nnx.Module) -> dict[str, Adapter]:

@@ -23,6 +23,7 @@ from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.abstract import abstract_params, from_params, to_params
 from paligemma_jax.models.fused_block import make_fused_block
 from paligemma_jax.models.layers import DType
+from paligemma_jax.models.lora import merge_lora
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.paths import flatten, nest
 from paligemma_jax.models.siglip import Block
@@ -122,11 +123,12 @@ def _name(path: str) -> str:
 def unroll(model: PaliGemma) -> PaliGemma:
     """The model with its layers one by one; the very same model if it is that already.
 
-    Weights are copied: while both models are alive they take their memory twice.
+    Weights are copied: while both models are alive they take their memory twice. Adapters are
+    merged into them, see `merge_lora`. Raises ConfigError for stacked weights of few bits.
     """
     if is_unrolled(model):
         return model
-    params = flatten(to_params(model))
+    params = flatten(to_params(_plain(model)))
     arrays: dict[str, jax.Array] = {}
     for target in targets(model.config):
         stacked = tuple(params[piece.path] for piece in target.pieces)
@@ -178,16 +180,10 @@ def restack(model: PaliGemma) -> PaliGemma:
 def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array]]]:
     """Path and maker of every parameter in the stacked form, from a model in either form.
 
-    Each array is made when its maker is called, so that only one need be held at a time. Raises
-    ConfigError for weights that are rounded to integers.
+    Each array is made when its maker is called, so that only one need be held at a time. Adapters
+    are merged, see `merge_lora`. Raises ConfigError for weights that are rounded to integers.
     """
-    if any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(model)):
-        raise ConfigError(
-            "The weights of this model are quantized, and those they were made of are gone. A "
-            "model as it was trained fits. Load it without quantize=, and quantize what you load "
-            "later: from_pretrained(path, quantize='int8')"
-        )
-    params = flatten(to_params(model))
+    params = flatten(to_params(_plain(model)))
     if not is_unrolled(model):
         yield from ((path, functools.partial(_same, array)) for path, array in params.items())
         return
@@ -198,6 +194,18 @@ def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array
                 yield piece.path, functools.partial(_same, *layers)
             else:
                 yield piece.path, functools.partial(_stack, layers, piece)
+
+
+def _plain(model: PaliGemma) -> PaliGemma:
+    """The model without adapters; ConfigError for one whose weights are integers."""
+    model = merge_lora(model)
+    if any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(model)):
+        raise ConfigError(
+            "The weights of this model are quantized, and those they were made of are gone. A "
+            "model as it was trained fits. Load it without quantize=, and quantize what you load "
+            "later: from_pretrained(path, quantize='int8')"
+        )
+    return model
 
 
 def _same(array: jax.Array) -> jax.Array:

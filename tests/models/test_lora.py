@@ -23,7 +23,7 @@ from paligemma_jax.models.lora import (
 from paligemma_jax.models.lora_layers import DropoutKey, LoRADense, LoRAEinsum
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.paths import flatten
-from paligemma_jax.models.unrolled import unroll
+from paligemma_jax.models.unrolled import restack, stack_params, unroll
 from tests.tiny import GEMMA, prompts, random_images, random_model, random_tokens, tiny_config
 
 EVERYTHING = "(llm/layers|img)/.*"
@@ -147,13 +147,19 @@ def test_merged_is_unmerged(adapted: PaliGemma, tiny_model: PaliGemma):
     found = np.asarray(merged.llm.layers.attn.kv_einsum.w[...])  # pyright: ignore
     np.testing.assert_allclose(found, expected, rtol=3e-7, atol=1e-7)
     assert merge_lora(merged) is merged
+    saved = {path: make() for path, make in stack_params(adapted)}
+    same = flatten(to_params(restack(unroll(adapted))))
+    for path, array in flatten(to_params(merged)).items():
+        np.testing.assert_array_equal(saved.pop(path), array)
+        np.testing.assert_array_equal(same.pop(path), array)
+    assert not saved and not same
 
 
 @pytest.mark.slow
 def test_answers_with_adapters_are_those_of_the_merged_model(adapted: PaliGemma):
     batch = prompts([5, 3], 6)
     options: dict[str, Any] = dict(max_new_tokens=4)
-    one_by_one = unroll(merge_lora(adapted))
+    one_by_one = unroll(adapted)  # merges
     assert isinstance(one_by_one.llm.layers, nnx.List)
     for mine, theirs in zip(
         generate(adapted, batch, **options), generate(one_by_one, batch, **options), strict=True

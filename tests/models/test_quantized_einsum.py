@@ -1,5 +1,6 @@
 """Stacked layers of few bits, and adapters trained on them."""
 
+import math
 from typing import Any
 
 import jax
@@ -45,15 +46,15 @@ def test_products_and_gradients_are_those_of_the_rounded_weight(name: str):
     equation, of_x, of_w = EQUATIONS[name]
     axes, rng = EINSUM_AXES[name], np.random.default_rng(0)
     outs = [axis for axis in range(len(of_w)) if axis not in axes.inputs]
-    values = rng.integers(-7, 8, of_w).astype(np.float32)  # what 4 bits can hold
-    values[
-        np.ix_(*([0] if axis in axes.inputs else range(of_w[axis]) for axis in range(len(of_w))))
-    ] = 7
-    matrix = jnp.asarray(values.transpose(*outs, *axes.inputs))
-    matrix = Int4(None).store(matrix.reshape(-1, int(np.prod([of_w[i] for i in axes.inputs]))))
+    order = (*outs, *axes.inputs)
+    turned = tuple(of_w[axis] for axis in order)
+    rows = math.prod(of_w[axis] for axis in outs)
+    weights = jnp.asarray(rng.normal(size=(rows, math.prod(of_w) // rows)), jnp.float32)
+    matrix = Int4(None).store(weights)
+    rounded = np.asarray(matrix.take(jnp.arange(rows))).reshape(turned)
     layer = QuantizedEinsum(matrix, of_w, axes, jnp.float32)
     base = Einsum(of_w, fan_in=1, rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32)
-    base.w[...] = jnp.asarray(values)
+    base.w[...] = jnp.asarray(rounded.transpose(np.argsort(order)))
     x = jnp.asarray(rng.normal(size=of_x), jnp.float32)
 
     @jax.jit
@@ -97,5 +98,7 @@ def test_what_cannot_be(tiny_model: PaliGemma, base: PaliGemma):
         quantize_stacked(unroll(tiny_model), "int8")
     with pytest.raises(ConfigError, match="QuantizedEinsum already"):
         quantize_stacked(base, "int8")
+    with pytest.raises(ConfigError, match="quantized, and those they were made of are gone"):
+        unroll(base)
     with pytest.raises(ConfigError, match="quantized.*save_adapter"):
         merge_lora(add_lora(base, LoRA(), nnx.Rngs(0)))
