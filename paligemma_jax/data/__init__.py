@@ -11,10 +11,13 @@ from paligemma_jax.data.batches import make_batches as make_batches
 from paligemma_jax.data.box_layouts import XYWHPixels as XYWHPixels
 from paligemma_jax.data.box_layouts import XYXYPixels as XYXYPixels
 from paligemma_jax.data.box_layouts import YXYXFractions as YXYXFractions
+from paligemma_jax.data.checking import check as check
+from paligemma_jax.data.checking import check_dataset as check_dataset
 from paligemma_jax.data.coco import CocoDetection as CocoDetection
 from paligemma_jax.data.coco import CocoSegmentation as CocoSegmentation
 from paligemma_jax.data.crops import InceptionCrop as InceptionCrop
 from paligemma_jax.data.crops import RandomCrop as RandomCrop
+from paligemma_jax.data.dataset_report import DatasetReport as DatasetReport
 from paligemma_jax.data.detecting import Detect as Detect
 from paligemma_jax.data.detecting import Segment as Segment
 from paligemma_jax.data.image_folder import ImageFolder as ImageFolder
@@ -23,6 +26,8 @@ from paligemma_jax.data.opening import find_splits as find_splits
 from paligemma_jax.data.opening import open_source as open_source
 from paligemma_jax.data.picture_changes import RandomJpeg as RandomJpeg
 from paligemma_jax.data.picture_changes import RandomResize as RandomResize
+from paligemma_jax.data.problem import Kind as Kind
+from paligemma_jax.data.problem import Problem as Problem
 from paligemma_jax.data.readers import Answer as Answer
 from paligemma_jax.data.readers import Caption as Caption
 from paligemma_jax.data.readers import Fields as Fields

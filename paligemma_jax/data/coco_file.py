@@ -10,6 +10,7 @@ from typing import Any
 
 from paligemma_jax.data.box_layouts import Corners, XYWHPixels, clip
 from paligemma_jax.data.problem import Kind, Problem
+from paligemma_jax.data.record import short_name
 from paligemma_jax.errors import DatasetError, InvalidPromptError
 from paligemma_jax.processing.prompts import split_labels
 
@@ -104,7 +105,7 @@ class _Reading:
         labels = self._labels()
         sizes: dict[Any, tuple[str, int, int]] = {}
         for entry in self.data["images"]:
-            place = f"{self.path.name}:image {_get(entry, 'id')}"
+            place = f"{short_name(self.path)}:image {_get(entry, 'id')}"
             try:
                 width, height = int(entry["width"]), int(entry["height"])
                 name, key = entry["file_name"], entry["id"]
@@ -168,7 +169,7 @@ class _Reading:
         labels: Mapping[Any, str],
         objects: Mapping[Any, list[CocoObject]],
     ) -> None:
-        place = f"{self.path.name}:annotation {_get(entry, 'id')}"
+        place = f"{short_name(self.path)}:annotation {_get(entry, 'id')}"
         picture, label = sizes.get(_get(entry, "image_id")), labels.get(_get(entry, "category_id"))
         if picture is None or label is None:
             what = "picture" if picture is None else "class"

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from paligemma_jax.data.image_folder import ImageFolder
+from paligemma_jax.data.problem import Kind, Problem
 from paligemma_jax.data.readers import Fields, Reader
-from paligemma_jax.data.record import Record, check_number
+from paligemma_jax.data.record import Record, check_number, short_name
 from paligemma_jax.errors import DatasetError
 
 _BOM = b"\xef\xbb\xbf"
@@ -85,7 +86,7 @@ class JsonlSource:
 
     def __getitem__(self, index: int) -> Record:
         index = check_number(index, len(self), self.path)
-        place = f"{self.path.name}:{self._numbers[index]}"
+        place = f"{short_name(self.path)}:{self._numbers[index]}"
         with self.path.open("rb") as file:
             if _stamp(file.fileno()) != self._stamp:
                 raise DatasetError(
@@ -98,6 +99,14 @@ class JsonlSource:
             return self.reader(self._with_paths(_object(line)), place)
         except DatasetError as e:
             raise DatasetError(f"{self.path}:{self._numbers[index]}: {e}") from e
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Blank lines: what is wrong with records is told when they are read."""
+        return tuple(
+            Problem(Kind.BLANK, f"{short_name(self.path)}:{number}", "the line is blank")
+            for number in self.blank_lines
+        )
 
     def fingerprint(self) -> str:
         """Of the file's contents."""

@@ -14,6 +14,7 @@ class Kind(enum.Enum):
     LABEL = "labels that the prompt does not ask for"
     EMPTY = "empty answers"
     TEXT = "prompts and answers with space or line breaks around them"
+    BLANK = "blank lines, passed over"
     LONG = "texts that do not fit"
     REPEATED = "records that come more than once"
     SHARED = "pictures that are in more than one split"

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -70,6 +71,12 @@ def fingerprint(source: RecordSource) -> str:
             parts = (str(e),)
         digest.update(repr(parts).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:32]
+
+
+def short_name(path: Path) -> str:
+    """The name of a data file; with its folder, where the files of all splits share their name."""
+    same = path.name in ("annotations.jsonl", "_annotations.coco.json") and path.parent.name
+    return f"{path.parent.name}/{path.name}" if same else path.name
 
 
 def check_number(index: int, length: int, what: object) -> int:
