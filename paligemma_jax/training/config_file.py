@@ -39,13 +39,13 @@ def load_config(spec: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return config
 
 
-def load_beside(file: str, name: str, arg: str = "") -> ConfigDict:
-    """The configuration of the file `name` beside `file`, to change and return as one's own."""
+def load_beside(file: str, name: str, arg: str = "") -> Any:
+    """The ConfigDict of the file `name` beside `file`, to change and return as one's own."""
     return load_config(f"{Path(file).parent / name}:{arg}")
 
 
-def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
-    """Settings in the argument of a configuration file: "size=10b,resolution=448,final_split".
+def parse_arg(arg: str, **defaults: Any) -> Any:
+    """A ConfigDict of what the argument of a file says: "size=10b,resolution=448,final_split".
 
     Types are those of the defaults; a name alone means True. Raises ConfigError for others, with
     the nearest name.

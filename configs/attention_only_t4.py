@@ -1,0 +1,28 @@
+"""Attention layers of the language model alone, for a T4 with 16 GB: big_vision's notebook.
+
+    paligemma train --config configs/attention_only_t4.py:data=train.jsonl --workdir DIR
+
+Plain gradient descent keeps no moments, and everything that is frozen is in float16. LoRA
+(lora_24gb.py, qlora.py) learns as much with less memory.
+"""
+
+from ml_collections import ConfigDict
+
+from paligemma_jax.training.choices import SGD, Cosine, Examples, Share, Steps
+from paligemma_jax.training.config_file import load_beside
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = load_beside(__file__, "base.py", arg)
+    with config.unlocked():
+        config.trainable = "llm/layers/attn/.*"
+        config.method = SGD()
+        config.learning_rate = 0.03
+        config.schedule = Cosine(warmup=Share(0.1))
+        config.weight_decay = 0.0
+        config.clip_norm = None
+        config.batch_size = 8
+        config.duration = Examples(512)
+        config.evaluate_every = Steps(16)
+        config.dtype = "float16"  # a T4 knows no bfloat16
+    return config

@@ -1,0 +1,21 @@
+"""Detection on a data set in COCO's layout, or exported by Roboflow as COCO.
+
+    paligemma train --config configs/coco_detection.py:data=DIR,validation=DIR --workdir DIR
+
+Boxes come in random order, as none is right, and prompts ask for a few classes that are not there.
+Resolution 448 finds small things better: 38.5 instead of 30.4 mAP on COCO (PaliGemma 2, table 11).
+"""
+
+from ml_collections import ConfigDict
+
+from paligemma_jax.training.choices import AskForSome, ShuffleBoxes
+from paligemma_jax.training.config_file import load_beside
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = load_beside(__file__, "base.py", arg)
+    with config.unlocked():
+        config.transforms = (AskForSome(most=8, negatives=4), ShuffleBoxes())
+        config.text_length = 512  # a box takes five tokens or more
+        config.sample_tokens = 256
+    return config

@@ -1,0 +1,25 @@
+"""Adapters of low rank on a 3B model, for a card of 24 GB such as an RTX 3090, 4090, L4 or A10G.
+
+    paligemma train --config configs/lora_24gb.py:data=train.jsonl --workdir DIR
+
+WORKDIR/adapter is for PEFT, and so for Hugging Face and Roboflow; WORKDIR/model is merged.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from paligemma_jax.training.choices import Epochs, LoRA
+from paligemma_jax.training.config_file import load_beside
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = load_beside(__file__, "base.py", arg)
+    with config.unlocked():
+        config.lora = LoRA(rank=16, alpha=32.0)  # every product of the language model's layers
+        config.learning_rate = 2e-4
+        config.weight_decay = 0.0
+        config.batch_size = 16
+        config.step = dataclasses.replace(config.step, microbatches=4)
+        config.duration = Epochs(5)
+    return config

@@ -1,0 +1,27 @@
+"""Several machines, or a TPU pod: the same command on each of them.
+
+    paligemma train --config configs/multi_host.py:data=DIR,size=10b,chips=8 --workdir DIR \\
+        --distributed                                # SLURM, TPU pods and GKE know the rest
+    paligemma train ... --distributed 10.0.0.1:1234,0,2   # coordinator, this process, processes
+
+Weights are split over the `chips` of each machine, and batches over all. `--workdir` and the data
+must be on a file system that all of them see. If a machine dies, all stop; start all again, and
+they go on from the last checkpoint, with any number of machines.
+"""
+
+from ml_collections import ConfigDict
+
+from paligemma_jax.training.choices import Axes, Steps
+from paligemma_jax.training.config_file import load_beside
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    words = [word for word in arg.split(",") if word]
+    chips = [word for word in words if word.startswith("chips=")]
+    config = load_beside(__file__, "base.py", ",".join(w for w in words if w not in chips))
+    with config.unlocked():
+        config.mesh = Axes(data=-1, fsdp=int(chips[-1].removeprefix("chips=")) if chips else 1)
+        config.batch_size = 256
+        config.workers = 4
+        config.checkpoint_every = Steps(500)
+    return config

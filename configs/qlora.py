@@ -1,0 +1,21 @@
+"""Adapters beside weights of 4 bits: a 3B model in 8 GB, a 10B one in 16 GB.
+
+    paligemma train --config configs/qlora.py:data=train.jsonl,size=10b --workdir DIR
+
+WORKDIR/model has the adapters merged into the weights as they were before rounding.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from paligemma_jax.training.choices import Int4
+from paligemma_jax.training.config_file import load_beside
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = load_beside(__file__, "lora_24gb.py", arg)
+    with config.unlocked():
+        config.quantize = Int4()
+        config.step = dataclasses.replace(config.step, microbatches=8)
+    return config

@@ -1,0 +1,31 @@
+"""Segmentation of what an expression refers to, as PaliGemma on RefCOCO.
+
+    paligemma train --config configs/refcoco_segmentation.py:data=DIR --workdir DIR
+
+`data` is COCO's layout, whose masks become <seg> tokens by the checkpoint's mask codec; or JSON
+lines that have them already: {"image": ..., "prefix": "segment left cat", "suffix": "<loc....".
+Hyperparameters are big_vision's for this task; transfers/refcoco_seg.py has its data set too.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from paligemma_jax.training.choices import Epochs, ShuffleBoxes
+from paligemma_jax.training.config_file import load_beside
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = load_beside(__file__, "base.py", arg)
+    with config.unlocked():
+        if config.train is not None and not config.train.path.endswith(".jsonl"):
+            config.train = dataclasses.replace(config.train, masks=True)
+        if config.validation is not None and not config.validation.path.endswith(".jsonl"):
+            config.validation = dataclasses.replace(config.validation, masks=True)
+        config.transforms = (ShuffleBoxes(labels_too=True),)
+        config.text_length = 128  # a mask and its box take 20 tokens
+        config.batch_size = 64
+        config.duration = Epochs(100)
+        config.weight_decay = 0.0
+        config.step = dataclasses.replace(config.step, label_smoothing=0.3)
+    return config

@@ -1,0 +1,12 @@
+"""RSVQA, low resolution: questions about satellite pictures.
+
+Arguments and hyperparameters are in table.py.
+"""
+
+from ml_collections import ConfigDict
+
+from paligemma_jax.training.config_file import load_beside
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    return load_beside(__file__, "table.py", f"task=rsvqa_lr,{arg}")

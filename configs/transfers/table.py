@@ -1,0 +1,306 @@
+"""The published transfers of PaliGemma and their hyperparameters, one row each.
+
+From big_vision's configs/proj/paligemma/transfers and PaliGemma (arXiv 2407.07726), appendix J.
+All: Adam (b2 0.999), gradients clipped to 1.0, cosine with 5 % warm-up, every weight trained unless
+the row freezes the image encoder. PaliGemma 2 used the same and smaller learning rates; see
+configs/base.py.
+
+    paligemma train --config configs/transfers/cococap.py:data=DIR,resolution=448 --workdir DIR
+
+Arguments:
+  data         prepared data set of tensorflow-datasets (the directory of its version, in
+               array_record files), or JSON lines; ~/tensorflow_datasets/NAME if not given
+  resolution   224, 448 or 896
+  version, size  of the model: 1 (PaliGemma, the default), or 2 with 3b, 10b, 28b
+  final_split  train on validation records too, as the published numbers did
+  freeze_vit   whether the image encoder is frozen, as the row says if not given
+  model        any other checkpoint
+
+Names of columns are those of the data set's builder where it is public; others are set with, for
+example, --config.train.reader.answers=labels.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from paligemma_jax.data.readers import Reader
+from paligemma_jax.data.record import Transform
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.training.choices import (
+    SGD,
+    Adam,
+    Answer,
+    Caption,
+    Data,
+    EachAnswerInTurn,
+    Epochs,
+    Examples,
+    Fields,
+    LowerCase,
+    RandomAnswer,
+    Share,
+    Steps,
+)
+from paligemma_jax.training.config_file import load_beside, parse_arg
+from paligemma_jax.training.optimizer import Method
+
+LANGUAGES = (
+    "ar", "bn", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fil", "fr", "he", "hi", "hr", "hu",
+    "id", "it", "ja", "ko", "mi", "nl", "no", "pl", "pt", "ro", "ru", "sv", "sw", "te", "th", "tr",
+    "uk", "vi", "zh",
+)  # fmt: skip  # of COCO-35L
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """What was best at one resolution."""
+
+    epochs: float
+    rate: float
+    decay: float
+    batch: int = 256
+    freeze_vit: bool = False
+    dropout: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """A task: its data, how rows become records, and the best hyperparameters by resolution.
+
+    Attributes:
+      data: directory below ~/tensorflow_datasets.
+      split, final: of training; of the published numbers, which train on validation data too.
+      smoothing, dropout: of labels; in the language model.
+      measure: metric, and how answers were decoded if not greedily.
+    """
+
+    data: str
+    split: str
+    final: str
+    validation: str
+    reader: Reader
+    length: int
+    best: Mapping[int, Best]
+    measure: str
+    transforms: tuple[Transform, ...] = (RandomAnswer(),)
+    smoothing: float = 0.0
+    dropout: float = 0.0
+    method: Method = Adam()
+    examples: int | None = None  # that one epoch counts for, where it is not the data's size
+
+
+def both(epochs: float, rate: float, decay: float, batch: int = 256) -> dict[int, Best]:
+    """The same at 224 and 448 pixels."""
+    return {size: Best(epochs, rate, decay, batch) for size in (224, 448)}
+
+
+ASK = Answer()
+LOWER = (RandomAnswer(), LowerCase(prefix=False))
+
+TRANSFERS: dict[str, Transfer] = {
+    # Captions.
+    "cococap": Transfer(
+        "coco_captions", "train[:98%]+restval", "train+restval", "val",
+        Caption("image", "captions.text"), 32,
+        both(5, 1e-5, 1e-6), "CIDEr, beam of 2", (EachAnswerInTurn(),),
+    ),
+    "coco35l": Transfer(
+        "coco35l", "train", "train", "dev_en", Caption("image", "captions"), 32,
+        both(5, 1e-5, 1e-6), "CIDEr by language", examples=566_435,
+    ),
+    "textcaps": Transfer(
+        "text_caps", "train[:98%]", "train", "val", Caption("image", "texts"), 32,
+        both(5, 1e-5, 1e-6), "CIDEr, beam of 3", LOWER,
+    ),
+    "scicap": Transfer(
+        "scicap/first_sentence_subfig_no", "train", "train+val", "val",
+        Caption("image", "caption_lowercase"), 96,
+        both(80, 3e-5, 0.0), "CIDEr and BLEU-4", smoothing=0.1, dropout=0.1,
+    ),
+    "screen2words": Transfer(
+        "screen2_words", "train", "train+dev", "dev", Caption("image", "summary"), 24,
+        both(10, 1e-5, 0.0), "CIDEr", smoothing=0.2, dropout=0.3,
+    ),
+    "widgetcap": Transfer(
+        "widgetcap", "train", "train+dev", "dev", Caption("image", "texts"), 32,
+        both(4, 3e-6, 3e-7, 64), "CIDEr", smoothing=0.1, dropout=0.1,
+    ),
+    # Questions.
+    "vqav2": Transfer(
+        "vqa", "train+validation[:-10240]", "train+validation", "validation[-10240:]",
+        Answer("image", "question_text", "answers"), 32,
+        {224: Best(10, 1e-5, 1e-6), 448: Best(10, 1e-5, 0.0)}, "VQA accuracy",
+    ),
+    "okvqa": Transfer(
+        "okvqa", "train[:-10%]", "train", "train[-10%:]",
+        Answer("image", "question", "answers"), 32,
+        both(10, 5e-6, 0.0, 128), "VQA accuracy",
+    ),
+    "aokvqa_da": Transfer(
+        "aokvqa", "train", "train+val", "val", Answer("image", "question", "direct_answers"), 32,
+        both(10, 5e-6, 0.0, 128), "VQA accuracy",
+    ),
+    "aokvqa_mc": Transfer(
+        "aokvqa", "train", "train+val", "val", Fields("image", "prefix", "suffix"), 128,
+        both(15, 5e-6, 0.0, 128), "accuracy",
+    ),
+    "ai2d": Transfer(
+        "ai2d", "train[:-1024]", "train", "train[-1024:]", Fields("image", "prefix", "suffix"), 128,
+        both(10, 1e-5, 1e-6), "accuracy",
+    ),
+    "gqa": Transfer(
+        "gqa", "train_balanced", "train_balanced+val_balanced", "val_balanced", ASK, 32,
+        {224: Best(1, 1e-5, 0.0), 448: Best(1, 1e-5, 0.0, freeze_vit=True)}, "accuracy",
+    ),
+    "nlvr2": Transfer(
+        "nlvr2", "train", "train+dev", "dev", Answer("images", "sentence", "label"), 64,
+        {224: Best(3, 1e-5, 1e-6), 448: Best(10, 3e-6, 3e-7)}, "accuracy",
+    ),
+    "science_qa": Transfer(
+        "science_qa", "train", "train+val", "val", Fields("image", "prefix", "suffix"), 512,
+        {size: Best(20, 1e-5, 0.0, 128, freeze_vit=True) for size in (224, 448)}, "accuracy",
+    ),
+    "rsvqa_lr": Transfer(
+        "rsvqa_lr/nonum", "train", "train+val", "val", ASK, 32,
+        both(3, 3e-6, 0.0), "mean accuracy of the types", LOWER, smoothing=0.2,
+    ),
+    "rsvqa_hr": Transfer(
+        "rsvqa_hr/nonum", "train", "train+val", "val", ASK, 32,
+        both(1, 1e-5, 0.0), "mean accuracy of the types",
+    ),
+    "chartqa": Transfer(
+        "chartqa/human chartqa/augmented", "train", "train+val", "val",
+        Fields("image", "question", "answer"), 48,
+        {size: Best(30, 1e-5, 1e-6) for size in (224, 448, 896)}, "relaxed accuracy",
+        smoothing=0.2, dropout=0.1,
+    ),
+    "vizwizvqa": Transfer(
+        "vizwizvqa", "train", "train+val", "val", Answer("image", "question", "answers"), 48,
+        both(10, 1e-5, 0.0), "VQA accuracy",
+    ),
+    "tallyqa": Transfer(
+        "tallyqa", "train", "train", "train[:1024]", ASK, 32,
+        {224: Best(2, 1e-5, 0.0), 448: Best(2, 1e-5, 1e-6), 896: Best(2, 7e-6, 7e-7)}, "accuracy",
+    ),
+    "ocrvqa": Transfer(
+        "ocrvqa_id", "train+val[20000:]", "train+val", "val[:20000]", ASK, 32,
+        {224: Best(3, 3e-6, 0.0, 128), 448: Best(3, 3e-6, 0.0, 128), 896: Best(3, 1e-5, 0.0, 128)},
+        "accuracy",
+    ),
+    "textvqa": Transfer(
+        "textvqa", "train", "train+val", "val", Answer("image", "question", "answers"), 32,
+        {224: Best(5, 3e-6, 0.0), 448: Best(10, 3e-6, 3e-7), 896: Best(10, 3e-6, 0.0)},
+        "VQA accuracy",
+    ),
+    "docvqa": Transfer(
+        "docvqa", "train[:-5%]", "train+val", "val", Fields("image", "question", "answers"), 32,
+        {size: Best(10, 1e-5, 1e-6) for size in (224, 448, 896)}, "ANLS",
+    ),
+    "infovqa": Transfer(
+        "infovqa", "train", "train+val", "val", Answer("image", "question", "answers"), 48,
+        {224: Best(3, 1e-5, 1e-6), 448: Best(3, 1e-5, 1e-6, 128), 896: Best(3, 3e-6, 3e-7, 32)},
+        "ANLS", LOWER, smoothing=0.4,
+    ),
+    "stvqa": Transfer(
+        "stvqa", "train", "train+val", "val", Answer("image", "question", "answers"), 48,
+        {224: Best(3, 1e-5, 1e-6), 448: Best(3, 1e-5, 1e-6, 128), 896: Best(3, 3e-6, 3e-7, 32)},
+        "ANLS", LOWER, smoothing=0.1,
+    ),
+    "pope": Transfer(
+        "pope_random", "test", "test", "test", Fields("image", "question", "answer"), 48,
+        {size: Best(1, 1e-5, 0.0) for size in (224, 448)}, "accuracy",
+    ),
+    # Masks.
+    "refcoco_seg": Transfer(
+        "ref_coco_bv/refcocox_combined", "train", "train", "val",
+        Fields("image", "prefix", "suffix"), 48,
+        {224: Best(100, 3e-5, 0.0, dropout=0.1), 448: Best(100, 1e-5, 0.0),
+         896: Best(100, 1e-5, 0.0, 64)},
+        "mean IoU", smoothing=0.3,
+    ),
+    # Videos, as several pictures: 16 frames (MSVD 8) of a stride of 30, 70, 9, 9, 26, 7.
+    "activitynet_cap": Transfer(
+        "activitynet_captions_mr", "train", "train+valid", "valid", Caption("image", "caption"), 64,
+        {224: Best(1, 1e-5, 1e-6, 128, freeze_vit=True)}, "CIDEr",
+    ),
+    "activitynet_qa": Transfer(
+        "activitynet_qa", "train", "train+valid", "valid", ASK, 64,
+        {224: Best(1, 1e-5, 1e-6, 128)}, "accuracy",
+    ),
+    "msrvtt_cap": Transfer(
+        "msrvtt", "train", "train+valid", "valid", Caption("image", "caption"), 32,
+        {224: Best(20, 1e-5, 0.0, 128, freeze_vit=True)}, "CIDEr",
+    ),
+    "msrvtt_qa": Transfer(
+        "msrvtt_qa", "train", "train+valid", "valid", ASK, 64,
+        {224: Best(1, 1e-5, 0.0, 128, freeze_vit=True)}, "accuracy",
+    ),
+    "msvd_qa": Transfer(
+        "msvd_qa", "train", "train+valid", "valid", ASK, 64,
+        {224: Best(1, 3e-6, 3e-7, 128)}, "accuracy",
+    ),
+    "vatex_cap": Transfer(
+        "vatex", "train", "train+valid", "valid", Caption("image", "caption"), 64,
+        {224: Best(10, 3e-6, 3e-7, 128)}, "CIDEr",
+    ),
+    # big_vision's two of 100 long captions, in JSON lines.
+    "longcap100": Transfer(
+        "longcap100", "train90", "train", "val10", Caption("image", "suffix"), 128,
+        {224: Best(15, 1e-5, 3e-7, 32)}, "loss",
+    ),
+    "longcap100_l4": Transfer(
+        "longcap100", "train90", "train", "val10", Caption("image", "suffix"), 128,
+        {224: Best(1, 0.1, 0.0, 4)}, "loss", method=SGD(),
+    ),
+}  # fmt: skip
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    args = parse_arg(
+        arg, task="", data="", resolution=224, version=1, size="3b", final_split=False,
+        freeze_vit="", model="",
+    )  # fmt: skip
+    if args.task not in TRANSFERS:
+        raise ConfigError(
+            f"There is no transfer {args.task!r}. {', '.join(TRANSFERS)} fit. Write for example "
+            "--config configs/transfers/table.py:task=vqav2"
+        )
+    task = TRANSFERS[args.task]
+    best = task.best.get(args.resolution) or task.best[max(task.best)]
+    freeze = args.freeze_vit in ("True", "yes", "1") if args.freeze_vit else best.freeze_vit
+    names = dict(model=args.model, version=args.version, size=args.size, resolution=args.resolution)
+    base = ",".join(f"{name}={value}" for name, value in names.items())
+    config = load_beside(__file__, "../base.py", base)
+    root = "~/tensorflow_datasets"
+    places = [args.data] if args.data else [f"{root}/{name}" for name in task.data.split()]
+    split = task.final if args.final_split else task.split
+    train = [Data(place, split, task.reader) for place in places]
+    if args.task == "coco35l":
+        train = [
+            Data(places[0], f"train_{language}", Caption("image", "captions", language))
+            for language in LANGUAGES
+        ]
+    with config.unlocked():
+        config.train = tuple(train) if len(train) > 1 else train[0]
+        config.validation = Data(places[0], task.validation, task.reader)
+        config.transforms = task.transforms
+        config.text_length = task.length
+        config.sample_tokens = task.length
+        config.batch_size = best.batch
+        config.duration = Epochs(best.epochs)
+        if task.examples:
+            config.duration = Examples(best.epochs * task.examples)
+        config.learning_rate = best.rate
+        config.method = task.method
+        config.weight_decay = best.decay
+        config.trainable = "llm/.*" if freeze else None
+        config.step = dataclasses.replace(
+            config.step,
+            label_smoothing=task.smoothing,
+            dropout=task.dropout if best.dropout is None else best.dropout,
+        )
+        config.checkpoint_every = Steps(1000)
+        config.evaluate_every = Share(0.1)
+    return config

@@ -1,0 +1,135 @@
+"""Every configuration file: its hyperparameters, and steps of it on the tiny model."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from paligemma_jax.config import VARIANTS
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.training.config import TrainConfig
+from paligemma_jax.training.config_file import load_config
+from paligemma_jax.training.loop import train
+from paligemma_jax.training.optimizer import SGD, make_optimizer
+from paligemma_jax.training.schedules import Epochs, Run, Steps
+from paligemma_jax.training.sharding import Axes
+from paligemma_jax.training.state import init_state
+from paligemma_jax.weights.tree import expected_shapes
+from tests.tiny import tiny_config
+from tests.training.runs import records, tiny_run, write_tiny_store
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+OTHERS = {"demo.py", "table.py"}  # another model's recipe; what the transfers are made of
+FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.name not in OTHERS)
+
+
+def read(spec: object) -> TrainConfig:
+    return TrainConfig.from_config(load_config(f"{spec}"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_file_is_read_and_its_optimizer_fits_the_model(path: Path):
+    config = read(path)
+    assert config.model in VARIANTS
+    shapes = expected_shapes(tiny_config())
+    arrays = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    if config.lora is not None:
+        arrays = {f"{name}/lora_a": leaf for name, leaf in arrays.items()} | arrays
+    optimizer = make_optimizer(config.optimizer, arrays, Run(total_steps=100))
+    trained = config.optimizer.trainable(arrays)
+    state = jax.eval_shape(lambda arrays: init_state(arrays, trained, optimizer), arrays)
+    assert set(state.trainable) == set(trained) and trained
+
+
+@pytest.mark.parametrize("name", sorted(name for name in VARIANTS if "-pt-" in name))
+def test_every_published_size_and_resolution_is_reached(name: str):
+    version = 2 if name.startswith("paligemma2") else 1
+    size, _, resolution = name.split("-")[1:]
+    spec = f"{CONFIGS / 'base.py'}:version={version},size={size},resolution={resolution}"
+    assert read(spec).model == name
+
+
+def test_hyperparameters_are_the_published_ones():
+    def transfer(arg: str) -> TrainConfig:
+        name, _, rest = arg.partition(":")
+        return read(f"{CONFIGS / 'transfers' / name}.py:{rest}")
+
+    vqa = transfer("vqav2:resolution=448,final_split=True")
+    assert (vqa.model, vqa.learning_rate, vqa.weight_decay) == ("paligemma-3b-pt-448", 1e-5, 0.0)
+    assert (vqa.text_length, vqa.batch_size, vqa.duration) == (32, 256, Epochs(10))
+    assert vqa.train.split == "train+validation"
+    small = transfer("tallyqa:resolution=896,version=2,size=10b")
+    assert (small.model, small.learning_rate) == ("paligemma2-10b-pt-896", 7e-6)
+    assert transfer("gqa:resolution=448").trainable == "llm/.*"
+    assert transfer("gqa:resolution=448,freeze_vit=False").trainable is None
+    assert transfer("refcoco_seg").step.dropout == 0.1
+    assert transfer("refcoco_seg:resolution=448").step == dataclasses.replace(
+        transfer("refcoco_seg").step, dropout=0.0
+    )
+    assert [one.reader.language for one in transfer("coco35l").train][:3] == ["ar", "bn", "cs"]
+    assert len(transfer("chartqa:resolution=896").train) == 2
+    assert transfer("longcap100_l4").method == SGD()
+    t4 = read(CONFIGS / "attention_only_t4.py")
+    assert (t4.learning_rate, t4.total_steps(90), t4.dtype) == (0.03, 64, "float16")
+    with pytest.raises(ConfigError, match="'reso' is unknown. Did you mean resolution"):
+        transfer("vqav2:reso=448")
+    with pytest.raises(ConfigError, match="no transfer 'vqa'"):
+        read(f"{CONFIGS / 'transfers' / 'table.py'}:task=vqa")
+
+
+def on_the_tiny_model(config: TrainConfig, store: Path) -> TrainConfig:
+    """The same recipe with the shapes that all tests share."""
+    tiny = tiny_run(store)
+    shared = ("model", "train", "text_length", "dtype", "log_every", "tensorboard")
+    changes: dict[str, Any] = {name: getattr(tiny, name) for name in shared}
+    parts = min(config.step.microbatches, 2)
+    mesh = Axes(data=-1) if config.mesh.data == -1 else config.mesh
+    return dataclasses.replace(
+        config,
+        **changes,
+        batch_size=4,
+        duration=Steps(2),
+        validation=None,
+        best=None,
+        mesh=mesh,
+        workers=0,
+        step=dataclasses.replace(config.step, microbatches=parts),
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_store(tmp_path_factory.mktemp("tiny") / "store")
+
+
+def require_steps(path: Path, store: Path, workdir: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        result = train(on_the_tiny_model(read(path), store), workdir)
+    assert result.finished and np.isfinite(result.metrics["loss"])
+    assert len(records()) > 4
+
+
+def test_quantized_base_with_adapters_steps(store: Path, tmp_path: Path):
+    require_steps(CONFIGS / "qlora.py", store, tmp_path)
+
+
+def recipes() -> list[Path]:
+    """One file of each different kind of program."""
+    found: dict[str, Path] = {}
+    for path in FILES:
+        config = read(path)
+        kind = (config.trainable, config.lora, config.quantize, config.method, config.mesh)
+        step = (config.step.label_smoothing > 0, config.step.dropout > 0, config.step.microbatches)
+        found.setdefault(repr((*kind, *step)), path)
+    return list(found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", recipes(), ids=lambda path: path.stem)
+def test_every_kind_of_step_on_the_tiny_model(path: Path, store: Path, tmp_path: Path):
+    require_steps(path, store, tmp_path)
