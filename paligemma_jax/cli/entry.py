@@ -13,6 +13,7 @@ from paligemma_jax.cli import (
     convert,
     demo,
     detect,
+    evaluate,
     info,
     mask,
     segment,
@@ -64,7 +65,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"paligemma {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    for group in (words, text, detect, segment, compare, mask, convert, train, info, bench, demo):
+    for group in (
+        words,
+        text,
+        detect,
+        segment,
+        compare,
+        mask,
+        convert,
+        train,
+        info,
+        evaluate,
+        bench,
+        demo,
+    ):
         group.add(commands)
     return parser
 

@@ -1,0 +1,197 @@
+"""`paligemma eval`: a model's figure on a benchmark, and the examples behind it."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paligemma_jax.cli import asking, options
+from paligemma_jax.cli.progress import DELAY, wanted
+from paligemma_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paligemma_jax.evaluation.benchmarks.benchmark import Benchmark
+
+DEMO = "demo"
+
+_EPILOG = """\
+Examples:
+  paligemma eval --list                                 every benchmark
+  paligemma eval --list --task docvqa                   what data it expects
+  paligemma eval --task demo                            the table of the demo model's card
+  paligemma eval --model paligemma2-3b-mix-448 --task docvqa --data docvqa/ --out docvqa-mix
+  paligemma eval --model my-store --task detection --data valid.jsonl --limit 200
+
+The folder of --out gets predictions.jsonl, metrics.json, report.html, and server.json where a
+test server takes one. Run again with the same settings, it goes on where it stopped. Questions
+whose pictures cannot be read are left out, counted and named.
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the parser of this command."""
+    parser = options.add_command(
+        commands, "eval", run, "measure a model on a benchmark",
+        "Asks a model all questions of a benchmark, and prints its figures with 95 % confidence "
+        "intervals beside the published ones.", _EPILOG,
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="show all benchmarks, or one's data")
+    parser.add_argument("--task", metavar="NAME", help="of the benchmark; see --list")
+    parser.add_argument("--data", metavar="PATH", help="folder with NAME.jsonl, or a .jsonl file")
+    parser.add_argument("--out", metavar="FOLDER", help="keep predictions and report here")
+    parser.add_argument(
+        "--limit", type=options.positive(10**9), metavar="N",
+        help="only the first N questions (scenes of the demo)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="instead of the benchmark's, such as 'answer en {question}'",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=options.positive(options.CONTEXT), metavar="N",
+        help="where an answer without end is cut (default: the benchmark's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--beams", type=options.positive(64), metavar="N",
+        help="of beam search; 1 is greedy (default: the benchmark's)",
+    )  # fmt: skip
+    options.add_json(parser, "print metrics.json instead of a table")
+    options.add_batch_size(parser, "questions")
+    options.add_model(parser, masks=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """`paligemma eval`; returns the exit code."""
+    from paligemma_jax.evaluation.benchmarks.registry import find_benchmark
+
+    if args.list:
+        print(_data_of(args.task) if args.task else _all())
+        return 0
+    if not args.task:
+        args.usage_error("which benchmark? --task NAME; all of them: paligemma eval --list")
+    if args.task == DEMO:
+        return _run_demo(args)
+    benchmark = find_benchmark(args.task)
+    if args.data is None:
+        from paligemma_jax.evaluation.benchmarks.records import expected_files
+
+        raise ConfigError(
+            f"{args.task} was asked for without data. {expected_files(benchmark)}\nPass it: "
+            f"paligemma eval --task {args.task} --data FOLDER"
+        )
+    return _run(args, benchmark)
+
+
+def _run(args: argparse.Namespace, benchmark: "Benchmark") -> int:
+    from paligemma_jax.evaluation.benchmarks.evaluate import evaluate
+    from paligemma_jax.evaluation.benchmarks.metrics_file import as_dict, write_metrics
+    from paligemma_jax.evaluation.benchmarks.records import read_examples
+    from paligemma_jax.evaluation.benchmarks.report import write_report
+    from paligemma_jax.evaluation.benchmarks.server_format import write_server_file
+
+    examples = read_examples(benchmark, args.data, limit=args.limit, prompt=args.prompt)
+    pipeline = asking.load_pipeline(args)
+    out = None if args.out is None else Path(args.out).expanduser()
+    with _bar(args, len(examples)) as progress:
+        done = evaluate(
+            pipeline,
+            benchmark,
+            examples,
+            out=out,
+            model=args.model,
+            batch_size=args.batch_size,
+            max_new_tokens=args.max_new_tokens,
+            beams=args.beams,
+            progress=progress,
+        )
+    written = []
+    if out is not None:
+        written.append(write_metrics(done, out, args.model))
+        written.append(write_report(done, out, model=args.model, codec=pipeline.mask_codec))
+        server = write_server_file(done, out)
+        written += [server] if server else []
+    figures = as_dict(done, args.model)
+    if args.json:
+        print(json.dumps(figures, ensure_ascii=False))
+        return 0
+    main = done.main
+    interval = f"{main.low:.2f} to {main.high:.2f}"
+    print(f"{benchmark.title}: {figures['figure']} {main.value:.2f} ({interval})")
+    for name, figure in done.figures.items():
+        print(f"  {name:24} {figure.value:8.4f}  {figure.low:.4f} to {figure.high:.4f}")
+    print(f"  questions {done.counts['num']:,.0f}, left out {done.counts['left_out']:,.0f}")
+    for id, reason in done.metric.left_out.items():
+        print(f"    {id}: {reason}")
+    if benchmark.published:
+        print(f"  published (times {benchmark.scale:g}):")
+        for name, value in benchmark.published.items():
+            print(f"    {name:20} {value:g}")
+    if benchmark.notes:
+        print(f"  {benchmark.notes}")
+    for path in written:
+        print(path)
+    return 0
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    from paligemma_jax.evaluation.benchmarks.demo import SCENES, evaluate_demo, write_demo_metrics
+
+    done = evaluate_demo(asking.load_pipeline(args), scenes=args.limit or SCENES)
+    if args.out is not None:
+        write_demo_metrics(done, Path(args.out).expanduser(), args.model)
+    if args.json:
+        print(json.dumps({name.strip(): r.value for name, r in done.results.items()}))
+        return 0
+    print(done.table())
+    print(f"\n{done.scenes} scenes of seed {done.seed}")
+    return 0
+
+
+def _all() -> str:
+    from paligemma_jax.evaluation.benchmarks.registry import BENCHMARKS
+
+    lines = [f"{DEMO:16} the table of the demo model's card; needs no data"]
+    lines += [f"{b.name:16} {b.title} ({b.source}): {b.measured.main}" for b in BENCHMARKS.values()]
+    return "\n".join([*lines, "", "The data of one: paligemma eval --list --task docvqa"])
+
+
+def _data_of(task: str) -> str:
+    from paligemma_jax.evaluation.benchmarks.records import expected_files
+    from paligemma_jax.evaluation.benchmarks.registry import find_benchmark
+
+    if task == DEMO:
+        return "The demo world is drawn as it is asked about; it needs no data."
+    benchmark = find_benchmark(task)
+    lines = [
+        f"{benchmark.title} ({benchmark.source})",
+        expected_files(benchmark),
+        f"prompt: {benchmark.prompt(benchmark.example)!r}",
+        f"answers: {benchmark.max_new_tokens} tokens at most, "
+        + (f"{benchmark.beams} beams" if benchmark.beams > 1 else "greedy"),
+        f"figure: {benchmark.measured.main}, times {benchmark.scale:g}",
+        *[f"published: {name} {value:g}" for name, value in benchmark.published.items()],
+    ]
+    return "\n".join([*lines, *([benchmark.notes] if benchmark.notes else [])])
+
+
+@contextlib.contextmanager
+def _bar(args: argparse.Namespace, total: int) -> Iterator[Callable[[int], None]]:
+    if not wanted(args):
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    delay = 0 if args.progress else DELAY
+    with tqdm(
+        total=total,
+        desc="questions",
+        unit="question",
+        file=sys.stderr,
+        delay=delay,
+        leave=not delay,
+    ) as bar:
+        yield lambda count: (bar.update(count), None)[1]
