@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from paligemma_jax.models.frozen_product import frozen_product
 from paligemma_jax.models.fused_block import Projection
 from paligemma_jax.models.gemma import Embedder, Head
 from paligemma_jax.models.layers import Dense, DType
@@ -102,5 +103,5 @@ def _multiply(
 ) -> Float[Array, "..."]:
     """x [*rows, *in], summed over the `axes` axes of in: f32[*rows, *out_shape]."""
     rows = x.shape[: x.ndim - axes]
-    y = matrix.product(x.reshape(math.prod(rows), -1))
+    y = frozen_product(matrix, x.reshape(math.prod(rows), -1))
     return y.reshape(*rows, *out_shape)
