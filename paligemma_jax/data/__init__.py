@@ -28,6 +28,10 @@ from paligemma_jax.data.picture_changes import RandomJpeg as RandomJpeg
 from paligemma_jax.data.picture_changes import RandomResize as RandomResize
 from paligemma_jax.data.problem import Kind as Kind
 from paligemma_jax.data.problem import Problem as Problem
+from paligemma_jax.data.published_readers import MultipleChoice as MultipleChoice
+from paligemma_jax.data.published_readers import Outlined as Outlined
+from paligemma_jax.data.published_readers import ScienceQuestion as ScienceQuestion
+from paligemma_jax.data.published_readers import ShuffleOptions as ShuffleOptions
 from paligemma_jax.data.readers import Answer as Answer
 from paligemma_jax.data.readers import Caption as Caption
 from paligemma_jax.data.readers import Fields as Fields

@@ -149,6 +149,11 @@ class Batches(Iterator[TrainBatch]):
             self.close()
             if isinstance(e, PaliGemmaError):
                 e.__notes__ = []  # grain's, about its own frames
+            elif isinstance(e, RuntimeError) and "Worker process was terminated" in str(e):
+                raise DatasetError(
+                    "A process that reads data has ended from outside; often memory ran out. Fewer "
+                    "of them fit. Start again from the last checkpoint with: workers=1"
+                ) from e
             raise
         self._count(arrays)
         self._next += 1

@@ -43,17 +43,16 @@ def open_source(
     Raises DatasetError for an unknown layout or split.
     """
     found = find_splits(path)
-    part, cut, _ = split.partition("[")  # "train[:90%]" is for TensorFlow Datasets to read
-    name = next((name for name in found if name in ("", part) or _same(name, part)), None)
-    if name is None or (cut and not found[name].is_dir()):
+    name = next((name for name in found if name in ("", split) or _same(name, split)), None)
+    place = next(iter(found.values())) if name is None else found[name]
+    if place.is_dir():  # tfds reads "train[:90%]" and "train+validation" too
+        return TfdsSource(place, name or split, reader)
+    if name is None:
         near = next(iter(found))
         raise DatasetError(
             f"{path} has no split {split!r}. {', '.join(found)} fits. Open for example: "
             f"open_source({os.fspath(path)!r}, {near!r})"
         )
-    place, split = found[name], split.replace(part, name, 1)
-    if place.is_dir():
-        return TfdsSource(place, split, reader)
     if place.suffix == ".jsonl":
         return JsonlSource(place, images, reader)
     if images is None:

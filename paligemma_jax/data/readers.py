@@ -30,16 +30,19 @@ class Reader(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pictured:
-    image: str = "image"
+class Pictured:
+    """A reader of rows with pictures; `image` is their column, or a tuple of several."""
+
+    image: str | tuple[str, ...] = "image"
 
     @property
     def image_fields(self) -> tuple[str, ...]:
-        return (self.image,)
+        """The columns of pictures."""
+        return (self.image,) if isinstance(self.image, str) else self.image
 
 
 @dataclasses.dataclass(frozen=True)
-class Fields(_Pictured):
+class Fields(Pictured):
     """Rows that hold the prompt and the answer; a list of answers gives `Record.answers`.
 
     A list of pictures under `image`, or under its plural, gives several for one prompt. Also for
@@ -52,22 +55,23 @@ class Fields(_Pictured):
 
     @property
     def image_fields(self) -> tuple[str, ...]:
-        return (self.image, f"{self.image}s")
+        named = super().image_fields
+        return (*named, *(f"{name}s" for name in named))
 
     def __call__(self, row: Row, place: str) -> Record:
         name = self.image
-        if name not in row and f"{name}s" in row:
+        if isinstance(name, str) and name not in row and f"{name}s" in row:
             name = f"{name}s"
         given = row.get(self.id)
         number = isinstance(given, int | np.integer) and not isinstance(given, bool)
         known = str(given) if number or (isinstance(given, str) and given) else place
-        return _record(
+        return record_of(
             images_in(row, name), text_in(row, self.prefix), texts_in(row, self.suffix), known
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Caption(_Pictured):
+class Caption(Pictured):
     """`caption en`; `text` is a column with one caption or several."""
 
     text: str = "caption"
@@ -75,12 +79,12 @@ class Caption(_Pictured):
 
     def __call__(self, row: Row, place: str) -> Record:
         prefix = prompts.caption(self.language)
-        return _record(images_in(row, self.image), prefix, texts_in(row, self.text), place)
+        return record_of(images_in(row, self.image), prefix, texts_in(row, self.text), place)
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer(_Pictured):
-    """`answer en ...`; `answers` is a column with one answer or several."""
+class Answer(Pictured):
+    """`answer en ...`; `answers` is a column with one answer or several, or with a number."""
 
     question: str = "question"
     answers: str = "answer"
@@ -91,18 +95,21 @@ class Answer(_Pictured):
             prefix = prompts.answer(text_in(row, self.question), self.language)
         except InvalidPromptError as e:
             raise DatasetError(f"{self.question}: {e}") from e
-        return _record(images_in(row, self.image), prefix, texts_in(row, self.answers), place)
+        number = column(row, self.answers)
+        whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+        answers = (str(number),) if whole else texts_in(row, self.answers)
+        return record_of(images_in(row, self.image), prefix, answers, place)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ocr(_Pictured):
+class Ocr(Pictured):
     """`ocr`; `text` is a column with what can be read."""
 
     text: str = "text"
 
     def __call__(self, row: Row, place: str) -> Record:
         prefix = prompts.ocr()
-        return _record(images_in(row, self.image), prefix, texts_in(row, self.text), place)
+        return record_of(images_in(row, self.image), prefix, texts_in(row, self.text), place)
 
 
 def column(row: Row, name: str) -> Any:
@@ -124,8 +131,10 @@ def column(row: Row, name: str) -> Any:
     return value
 
 
-def images_in(row: Row, name: str) -> tuple[ImageSource, ...]:
-    """One picture or several; raises DatasetError for none."""
+def images_in(row: Row, name: str | tuple[str, ...]) -> tuple[ImageSource, ...]:
+    """One picture or several, of one column or several; raises DatasetError for none."""
+    if not isinstance(name, str):
+        return tuple(image for one in name for image in images_in(row, one))
     value = column(row, name)
     several = isinstance(value, list | tuple)
     images = tuple(_image(entry) for entry in (value if several else [value]))
@@ -156,9 +165,10 @@ def texts_in(row: Row, name: str) -> tuple[str, ...]:
     return tuple(_text(entry, name) for entry in value)
 
 
-def _record(
+def record_of(
     images: tuple[ImageSource, ...], prefix: str, answers: tuple[str, ...], place: str
 ) -> Record:
+    """A record of one answer or several."""
     suffix = answers[0]
     kept = answers if len(answers) > 1 else ()
     return Record(images=images, prefix=prefix, suffix=suffix, id=place, answers=kept)

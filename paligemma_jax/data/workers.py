@@ -1,11 +1,11 @@
 """Processes that read data: they end with the trainer, and leave accelerators alone."""
 
-import ctypes
 import os
 import signal
-import sys
+import threading
+import time
 
-_SET_PDEATHSIG = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_INTERVAL = 1.0  # seconds
 
 
 def start_worker(index: int, count: int) -> None:
@@ -14,9 +14,15 @@ def start_worker(index: int, count: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Ctrl-C goes to all processes of a terminal; the trainer decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # Otherwise a killed trainer would leave its workers behind for ever.
-        ctypes.CDLL(None, use_errno=True).prctl(_SET_PDEATHSIG, signal.SIGKILL)
+    # Otherwise a killed trainer would leave its workers behind for ever.
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process once `parent` is no longer its parent."""
+    while os.getppid() == parent:
+        time.sleep(_INTERVAL)
+    os._exit(1)
 
 
 def parse_absl_flags() -> None:

@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -211,3 +217,52 @@ def test_workers_change_nothing(make):
 def test_errors_come_out_of_workers(make):
     with pytest.raises(DatasetError, match="it is damaged"):
         list(make(Numbers(10, bad=(3,)), epochs=1, workers=1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_killed_worker_stops_and_a_killed_trainer_leaves_none(tmp_path: Path):
+    program = """
+        import multiprocessing, os, signal, sys, time
+        from paligemma_jax.data import make_batches
+        from paligemma_jax.errors import DatasetError
+        from paligemma_jax.processing.image import ImagePreprocessing
+        from paligemma_jax.processing.processor import Processor
+        from paligemma_jax.processing.tokenizer import Tokenizer
+        from tests.data.conftest import MODEL
+        from tests.data.records import Numbers
+
+        if __name__ == "__main__":
+            processor = Processor(Tokenizer.from_file(MODEL), ImagePreprocessing(size=8))
+            batches = make_batches(
+                Numbers(64), processor, batch_size=4, length=12, seed=0, workers=1
+            )
+            next(batches)
+            (worker,) = multiprocessing.active_children()
+            if sys.argv[1] == "trainer":
+                print(worker.pid, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(worker.pid, signal.SIGKILL)
+            try:
+                for _ in range(50):
+                    next(batches)
+            except DatasetError as e:
+                print(e)
+    """
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(program))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def run(victim: str) -> str:
+        command = [sys.executable, str(script), victim]
+        result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        return result.stdout
+
+    assert "A process that reads data has ended from outside" in run("worker")
+    worker = Path(f"/proc/{int(run('trainer'))}/stat")
+    for _ in range(100):
+        # Ended; or only its exit status is left, for whoever is to collect it.
+        if not worker.exists() or worker.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker is still there")

@@ -97,8 +97,9 @@ def test_readers(prepared: Path):
 
 def test_splits_in_part_and_unknown_ones(prepared: Path):
     assert len(TfdsSource(prepared, "train[:40%]")) == 2
+    assert len(open_source(prepared, "train[:40%]+validation")) == 4
     with pytest.raises(DatasetError, match="cannot be read"):
-        TfdsSource(prepared, "nonsense")
+        open_source(prepared, "nonsense")
     with pytest.raises(DatasetError, match="train:0: the field 'question' is missing"):
         TfdsSource(prepared, reader=Fields(prefix="question"))[0]
     with pytest.raises(DatasetError, match="no dataset_info.json"):
