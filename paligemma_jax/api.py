@@ -91,6 +91,10 @@ from paligemma_jax.processing.mask_source import load_mask as load_mask
 from paligemma_jax.processing.mask_source import mask_from_coco as mask_from_coco
 from paligemma_jax.processing.segmentations import Segmentations as Segmentations
 from paligemma_jax.processing.video import read_frames as read_frames
+from paligemma_jax.training.config import TrainConfig as TrainConfig
+from paligemma_jax.training.finetune import finetune as finetune
+from paligemma_jax.training.finish import FineTuned as FineTuned
+from paligemma_jax.training.loop import train as train
 from paligemma_jax.viz import draw as draw
 from paligemma_jax.viz import draw_boxes as draw_boxes
 from paligemma_jax.viz.attention_mask import AttentionMaskView as AttentionMaskView
