@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.weights.json_file import read_json
 from paligemma_jax.weights.peft_config import AdapterConfig, parse_config
 from paligemma_jax.weights.peft_config_writer import config_values
-from paligemma_jax.weights.peft_names import Module, find_modules, read_key
-from paligemma_jax.weights.peft_whole import WholeTensors
+from paligemma_jax.weights.peft_names import Module, find_modules, read_key, spell
+from paligemma_jax.weights.peft_whole import WholeTensors, whole_tensors
 from paligemma_jax.weights.safetensors_file import SafeTensor, read_header
 from paligemma_jax.weights.safetensors_writer import write_tensors
 from paligemma_jax.weights.staging import staged
@@ -61,17 +61,20 @@ def save_adapter(
     path: str | os.PathLike[str],
     *,
     base: str | None = None,
+    whole: Collection[str] = (),
     old_names: bool = False,
 ) -> None:
     """Writes the model's adapters as a new directory that PEFT loads onto Hugging Face's PaliGemma.
 
-    The weights beside the adapters are not written, whatever they are. A Roboflow package is such a
-    directory with the base's Hugging Face directory in it as `base/`.
+    Other weights are written only where `whole` says so. A Roboflow package is such a directory
+    with the base's Hugging Face directory in it as `base/`.
 
     Args:
       model: with adapters, from `add_lora` or `load_adapter`; its base may be quantized.
       path: which does not exist yet.
       base: name or path of the base, for programs that look for it by themselves.
+      whole: paths of other parameters that were trained, such as "img/head/kernel"; their layers
+        are written whole (PEFT's modules_to_save). Not the tables of tokens.
       old_names: name tensors as transformers did before 4.52; otherwise as in transformers 5.
 
     Raises ConfigError for a model without adapters, CheckpointError where nothing can be written.
@@ -98,7 +101,9 @@ def save_adapter(
             saved[module] = rank, factor
             tensors[module.key("A", old_names)] = ours[0].reshape(ins, -1)[:, :rank].T
             tensors[module.key("B", old_names)] = ours[1].reshape(-1, outs)[:rank].T
-    config = config_values(spec, saved, modules.values(), base)
+    others, names = whole_tensors(model, whole)
+    tensors |= {spell(name, old_names): tensor for name, tensor in others.items()}
+    config = config_values(spec, saved, modules.values(), base, names)
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     with staged(Path(path).expanduser(), nbytes) as directory:
         (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

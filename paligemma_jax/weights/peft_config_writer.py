@@ -1,7 +1,7 @@
 """What adapter_config.json says of our adapters, in words that hold for every version's names."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,11 @@ def config_values(
     saved: Mapping[Module, tuple[int, float]],
     modules: Iterable[Module],
     base: str | None,
+    modules_to_save: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The fields, for adapters of the given ranks and scales on some of all modules.
+
+    `modules_to_save` names modules that are beside them whole.
 
     Regular expressions name the modules: PEFT's lists of endings such as "q_proj" would have the
     image encoder's too.
@@ -50,7 +53,7 @@ def config_values(
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "modules_to_save": None,
+        "modules_to_save": list(modules_to_save) or None,
         "layers_to_transform": None,
         "layers_pattern": None,
         "use_dora": False,

@@ -34,14 +34,12 @@ class Module:
 
     @property
     def spellings(self) -> tuple[str, str, str]:
-        """Its names in transformers 5, in 4.52 and later, and before."""
-        with_room = re.sub(r"^vision_tower\.", "vision_tower.vision_model.", self.name)
-        old = re.sub(r"^language_model\.", "language_model.model.", with_room)
-        return f"model.{self.name}", f"model.{with_room}", old
+        """See `spellings`."""
+        return spellings(self.name)
 
     def key(self, side: str, old_names: bool = False) -> str:
         """PEFT's key of lora_A or lora_B, in transformers 5 or as before 4.52."""
-        return f"base_model.model.{self.spellings[2 if old_names else 0]}.lora_{side}.weight"
+        return spell(f"{self.name}.lora_{side}.weight", old_names)
 
     @property
     def shapes(self) -> tuple[int, int]:
@@ -67,6 +65,18 @@ class AdapterKey:
     name: str
     side: str | None
     adapter: str | None = None
+
+
+def spellings(name: str) -> tuple[str, str, str]:
+    """What a canonical name is in transformers 5, in 4.52 and later, and before."""
+    with_room = re.sub(r"^vision_tower\.", "vision_tower.vision_model.", name)
+    old = re.sub(r"^language_model\.", "language_model.model.", with_room)
+    return f"model.{name}", f"model.{with_room}", old
+
+
+def spell(name: str, old_names: bool) -> str:
+    """PEFT's key of a tensor with this canonical name."""
+    return f"base_model.model.{spellings(name)[2 if old_names else 0]}"
 
 
 def find_modules(config: PaliGemmaConfig, places: dict[str, Place]) -> dict[str, Module]:

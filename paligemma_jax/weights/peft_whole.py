@@ -1,13 +1,16 @@
-"""Tensors that an adapter brings whole (modules_to_save of PEFT), in place of the model's."""
+"""Tensors that an adapter has whole (modules_to_save of PEFT), in place of the base's."""
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.abstract import from_params, to_params
+from paligemma_jax.models.lora import adapters
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.weights.hf_names import EMBEDDING, LM_HEAD, HFTensor, hf_tensors, part_shape
 from paligemma_jax.weights.safetensors_file import SafeTensor
@@ -93,3 +96,35 @@ class WholeTensors:
         if path == _TABLES[LM_HEAD] and path not in self._params:
             path = _TABLES[EMBEDDING]
         return self._params.get(path)
+
+
+def whole_tensors(
+    model: PaliGemma, paths: Iterable[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The parameters at `paths` under canonical names, and the modules that these are of.
+
+    A module comes with all of its parameters. Raises ConfigError for what is no parameter of
+    floats, for tables, which have more rows at Hugging Face, and for layers with an adapter.
+    """
+    params = flatten(to_params(model))
+    owners = {path.rpartition("/")[0] for path in paths} - adapters(model).keys()
+    chosen = [
+        tensor
+        for tensor in hf_tensors(model.config)
+        if tensor.path.rpartition("/")[0] in owners and tensor.path not in _TABLES.values()
+    ]
+    unfit = set(paths) - {tensor.path for tensor in chosen if tensor.path in params}
+    if unfit:
+        raise ConfigError(
+            f"{', '.join(sorted(unfit))} cannot be written whole beside adapters. Kernels, biases "
+            "and scales of layers without an adapter fit. Try whole=['img/head/kernel']."
+        )
+    arrays: dict[str, np.ndarray] = {}
+    for tensor in chosen:
+        ours = np.asarray(params[tensor.path])
+        for layer in range(len(ours)) if tensor.layered else (None,):
+            index = (() if layer is None else (layer,)) + (
+                () if tensor.part is None else (tensor.part,)
+            )
+            arrays[tensor.key.format(layer)] = tensor.to_theirs(ours[index])
+    return arrays, sorted({key.rpartition(".")[0] for key in arrays})

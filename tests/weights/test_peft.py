@@ -215,7 +215,7 @@ def test_spellings(name: str, tiny_model: PaliGemma, write: Write):
     )
 
 
-def test_tensors_trained_whole(tiny_model: PaliGemma, write: Write):
+def test_tensors_trained_whole(tiny_model: PaliGemma, write: Write, tmp_path: Path):
     rng = np.random.default_rng(0)
     config = dict(target_modules=r".*language_model.*q_proj")
     weight, bias = rng.normal(size=(WIDTH, 12)), rng.normal(size=WIDTH)
@@ -235,6 +235,14 @@ def test_tensors_trained_whole(tiny_model: PaliGemma, write: Write):
     table = "llm/embedder/input_embedding"
     np.testing.assert_array_equal(params[table], before[table])
     assert before["img/head/bias"] is not params["img/head/bias"]
+    with pytest.raises(ConfigError, match="llm/lm_head/w, nothing cannot be written whole"):
+        save_adapter(model, tmp_path / "out", whole=["llm/lm_head/w", "nothing"])
+    whole = ["img/head/kernel", "llm/layers/pre_ffw_norm/scale"]
+    save_adapter(model, tmp_path / "out", whole=whole)
+    again = load_adapter(tiny_model, tmp_path / "out")
+    for path in ("img/head/kernel", "img/head/bias", "llm/layers/pre_ffw_norm/scale"):
+        np.testing.assert_array_equal(flatten(to_params(again))[path], params[path])
+    assert len(read(tmp_path / "out")) == 2 * DEPTH + 2 + DEPTH
     tied = tensors(["self_attn.q_proj"])
     tied["base_model.model.lm_head.weight"] = np.asarray(before[table])
     model = load_adapter(tiny_model, write(tied, **config, modules_to_save=["lm_head"]))
