@@ -1,0 +1,122 @@
+"""What rounding a model's weights changes: memory, speed, distributions, and scores."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paligemma_jax.demo.agreement import Agreement, agreement, ask
+from paligemma_jax.demo.evaluate import evaluate
+from paligemma_jax.demo.render import render
+from paligemma_jax.demo.splits import held_out_scenes
+from paligemma_jax.generation.loop import decode
+from paligemma_jax.generation.prefix import read_prefix
+from paligemma_jax.generation.sampling import Greedy
+from paligemma_jax.models.quantization import quantize
+from paligemma_jax.pipeline import Pipeline
+
+BEFORE = "before"
+# Points that no score may fall by, out of 100.
+GOALS = {"int8": 0.5, "int8-dynamic": 0.5, "int4": 2.0}
+_NEW_TOKENS, _REPEATS = 64, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One form of the model.
+
+    Attributes:
+      nbytes, text_nbytes: of all weights, and of the language model's.
+      tokens_per_second: of one answer, on this machine and while this was measured.
+      agreement: with the model before; None for that one itself.
+      scores: of the demo benchmark, in 0..1; empty where it was not run.
+    """
+
+    nbytes: int
+    text_nbytes: int
+    tokens_per_second: float
+    agreement: Agreement | None
+    scores: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationReport:
+    """Every form by its name, `BEFORE` first; `scenes` is what scores are over."""
+
+    dtype: str
+    scenes: int
+    forms: Mapping[str, Measured]
+
+    def losses(self, recipe: str) -> dict[str, float]:
+        """Points out of 100 that each score falls by; below 0 where it rises."""
+        before, after = self.forms[BEFORE].scores, self.forms[recipe].scores
+        return {name: 100 * (before[name] - after[name]) for name in before}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found = dataclasses.asdict(self)
+        for name in list(self.forms)[1:] if self.scenes else []:
+            found["forms"][name]["largest_loss"] = max(self.losses(name).values())
+        return found
+
+
+def report(
+    pipeline: Pipeline,
+    recipes: Sequence[str],
+    *,
+    scenes: int,
+    prompts: int,
+    seed: int = 2026,
+) -> QuantizationReport:
+    """Measures a model that is not quantized, and then by each recipe's name.
+
+    `scenes` (and as many pairs) are for the demo benchmark, 0 leaves it out; `prompts` are those
+    whose answers, the model's own, are compared token by token.
+    """
+    answered = ask(pipeline, prompts, seed + 3)
+    forms: dict[str, Measured] = {}
+    for name in (BEFORE, *recipes):
+        model = pipeline.model if name == BEFORE else quantize(pipeline.model, name)
+        form = dataclasses.replace(pipeline, model=model)
+        close = None if name == BEFORE else agreement(pipeline.model, model, answered)
+        speed = _tokens_per_second(form)
+        scores = {k: r.value for k, r in evaluate(form, seed, scenes).items()} if scenes else {}
+        forms[name] = Measured(_nbytes(model), _nbytes(model.llm), speed, close, scores)
+    return QuantizationReport(jnp.dtype(pipeline.model.dtype).name, scenes, forms)
+
+
+def _nbytes(tree: Any) -> int:
+    def bits(leaf: jax.Array) -> int:
+        integer = jnp.issubdtype(leaf.dtype, jnp.integer)
+        return jnp.iinfo(leaf.dtype).bits if integer else 8 * leaf.dtype.itemsize
+
+    return sum(leaf.size * bits(leaf) // 8 for leaf in jax.tree.leaves(tree))
+
+
+def _tokens_per_second(pipeline: Pipeline) -> float:
+    """Of one row that never ends, the prompt not counted; the median of a few."""
+    picture = render(held_out_scenes(0, 1)[0], 224)
+    batch = pipeline.processor([picture], ["caption en"])
+    took = []
+    for _ in range(1 + _REPEATS):  # the first compiles
+        logits, cache = jax.block_until_ready(read_prefix(pipeline.model, batch, room=_NEW_TOKENS))
+        began = time.perf_counter()
+        found = decode(
+            pipeline.model,
+            cache,
+            logits,
+            jnp.ones(1, bool),
+            jnp.zeros(1, jnp.uint32),
+            jnp.asarray(_NEW_TOKENS, jnp.int32),
+            sampler=Greedy(),
+            capacity=_NEW_TOKENS,
+            eos_id=-1,
+        )
+        np.asarray(found[0])
+        took.append(time.perf_counter() - began)
+    return (_NEW_TOKENS - 1) / statistics.median(took[1:])
