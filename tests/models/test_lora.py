@@ -87,10 +87,9 @@ def test_new_adapters_change_nothing(tiny_model: PaliGemma, new: PaliGemma):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_new_adapters_change_no_bit(dtype: str):
+def test_new_adapters_change_no_bit():
     """Operation by operation, where nothing is fused."""
-    model = random_model(tiny_config(GEMMA, depth=1), dtype, dtype)
+    model = random_model(tiny_config(GEMMA, depth=1))
     new = add_lora(model, LoRA(rank=2, targets=EVERYTHING), nnx.Rngs(0))
     with jax.disable_jit():
         np.testing.assert_array_equal(new(*inputs()), model(*inputs()))
