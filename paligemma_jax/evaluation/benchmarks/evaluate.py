@@ -80,7 +80,7 @@ def evaluate(
     file = None
     if out is not None:
         file = PredictionFile(out, _settings(benchmark, examples, model, *limits))
-        done = file.done
+        done = dict(file.done)
     wanted = [example for example in examples if example.id not in done]
     progress(len(examples) - len(wanted))
     step = batch_size * _BATCHES_A_SAVE
@@ -89,7 +89,7 @@ def evaluate(
         new = _predict(pipeline, benchmark, part, batch_size, *limits)
         if file is not None:
             file.append(new)
-        done = done | {one.id: one for one in new}
+        done |= {one.id: one for one in new}
         progress(len(part))
     metric = _score(pipeline, benchmark, examples, done)
     intervals = bootstrap(metric, resamples=resamples, seed=seed)

@@ -9,7 +9,7 @@ from paligemma_jax.data.image_folder import ImageFolder
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.evaluation.benchmarks.benchmark import Answer, Benchmark, Row
 from paligemma_jax.evaluation.benchmarks.fields import template
-from paligemma_jax.evaluation.benchmarks.objects import true_mask
+from paligemma_jax.evaluation.benchmarks.objects import found_boxes, true_mask
 from paligemma_jax.evaluation.metrics.misfit import Misfit, refuse
 
 
@@ -46,6 +46,8 @@ def read_examples(
     path = _find(benchmark, Path(data).expanduser())
     folder = ImageFolder(path.parent)
     ask = template(prompt) if prompt is not None else benchmark.prompt
+    # The metric reads each reference before hours are spent on predictions.
+    metric = benchmark.measured.make()
     examples: list[Example] = []
     problems: list[str] = []
     seen: dict[str | int, int] = {}
@@ -56,6 +58,7 @@ def read_examples(
             continue
         try:
             example = _example(benchmark, folder, line, ask)
+            metric._row(_any_prediction(benchmark), example.reference)
             if example.id in seen:
                 raise Misfit(f"the id {example.id!r} is that of line {seen[example.id]} too")
         except Misfit as e:
@@ -91,14 +94,10 @@ def _example(benchmark: Benchmark, folder: ImageFolder, line: str, ask: Any) -> 
         reference: Any = true_mask(row, folder.root)
     else:
         reference = benchmark.reference(row)
-    # The metric reads each reference once before hours are spent on predictions.
-    benchmark.measured.make()._row(_any_prediction(benchmark), reference)
     return Example(id, images, ask(row), reference, row)
 
 
 def _any_prediction(benchmark: Benchmark) -> Any:
-    from paligemma_jax.evaluation.benchmarks.objects import found_boxes
-
     return {Answer.TEXT: "", Answer.MASK: None, Answer.BOXES: found_boxes(())}[benchmark.answer]
 
 

@@ -37,18 +37,19 @@ class LabelCurves:
         NaN where there are no objects.
         """
         objects = weights @ self.objects[:, area]
-        values = np.full((len(weights), len(THRESHOLDS)), np.nan)
+        values = np.zeros((len(weights), len(THRESHOLDS)))
         of_detection = weights[:, self._picture]
         for place in range(len(THRESHOLDS)):
             right = np.cumsum(of_detection * self._right[area, place], axis=1)
             wrong = np.cumsum(of_detection * self._wrong[area, place], axis=1)
             precision = right / (right + wrong + _SMALL)
             envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            for row in np.flatnonzero(objects):
-                # The first detection with at least each recall; none, and the precision is 0.
-                first = np.searchsorted(right[row] / objects[row], _RECALLS, side="left")
-                reached = first < envelope.shape[1]
-                values[row, place] = envelope[row, first[reached]].sum() / len(_RECALLS)
+            # Each recall counts at the first detection that reaches it; one never reached, as 0.
+            recall = right / np.maximum(objects, 1)[:, None]
+            reached = np.searchsorted(_RECALLS, recall, side="right")
+            here = np.diff(reached, axis=1, prepend=0)
+            values[:, place] = (here * envelope).sum(axis=1) / len(_RECALLS)
+        values[objects == 0] = np.nan
         return values
 
     def recall(self, weights: np.ndarray, area: int, most: int = MOST) -> np.ndarray:
