@@ -39,8 +39,12 @@ from paligemma_jax.training.choices import (
     Examples,
     Fields,
     LowerCase,
+    MultipleChoice,
+    Outlined,
     RandomAnswer,
+    ScienceQuestion,
     Share,
+    ShuffleOptions,
     Steps,
 )
 from paligemma_jax.training.config_file import load_beside, parse_arg
@@ -124,7 +128,7 @@ TRANSFERS: dict[str, Transfer] = {
         both(10, 1e-5, 0.0), "CIDEr", smoothing=0.2, dropout=0.3,
     ),
     "widgetcap": Transfer(
-        "widgetcap", "train", "train+dev", "dev", Caption("image", "texts"), 32,
+        "widgetcap", "train", "train+dev", "dev", Outlined(Caption("image", "texts"), 224), 32,
         both(4, 3e-6, 3e-7, 64), "CIDEr", smoothing=0.1, dropout=0.1,
     ),
     # Questions.
@@ -143,11 +147,13 @@ TRANSFERS: dict[str, Transfer] = {
         both(10, 5e-6, 0.0, 128), "VQA accuracy",
     ),
     "aokvqa_mc": Transfer(
-        "aokvqa", "train", "train+val", "val", Fields("image", "prefix", "suffix"), 128,
+        "aokvqa", "train", "train+val", "val",
+        MultipleChoice("image", "question", "choices", "correct_choice_idx"), 128,
         both(15, 5e-6, 0.0, 128), "accuracy",
     ),
     "ai2d": Transfer(
-        "ai2d", "train[:-1024]", "train", "train[-1024:]", Fields("image", "prefix", "suffix"), 128,
+        "ai2d", "train[:-1024]", "train", "train[-1024:]",
+        MultipleChoice("image", "question", "choices", "answer"), 128,
         both(10, 1e-5, 1e-6), "accuracy",
     ),
     "gqa": Transfer(
@@ -155,12 +161,14 @@ TRANSFERS: dict[str, Transfer] = {
         {224: Best(1, 1e-5, 0.0), 448: Best(1, 1e-5, 0.0, freeze_vit=True)}, "accuracy",
     ),
     "nlvr2": Transfer(
-        "nlvr2", "train", "train+dev", "dev", Answer("images", "sentence", "label"), 64,
+        "nlvr2", "train", "train+dev", "dev",
+        Answer(("left_image", "right_image"), "sentence", "label"), 64,
         {224: Best(3, 1e-5, 1e-6), 448: Best(10, 3e-6, 3e-7)}, "accuracy",
     ),
     "science_qa": Transfer(
-        "science_qa", "train", "train+val", "val", Fields("image", "prefix", "suffix"), 512,
-        {size: Best(20, 1e-5, 0.0, 128, freeze_vit=True) for size in (224, 448)}, "accuracy",
+        "science_qa", "train", "train+val", "val", ScienceQuestion(), 512,
+        {size: Best(20, 1e-5, 0.0, 128, freeze_vit=True) for size in (224, 448)},
+        "accuracy", (ShuffleOptions(),),
     ),
     "rsvqa_lr": Transfer(
         "rsvqa_lr/nonum", "train", "train+val", "val", ASK, 32,
@@ -273,10 +281,13 @@ def get_config(arg: str = "") -> ConfigDict:
     names = dict(model=args.model, version=args.version, size=args.size, resolution=args.resolution)
     base = ",".join(f"{name}={value}" for name, value in names.items())
     config = load_beside(__file__, "../base.py", base)
+    reader = task.reader
+    if isinstance(reader, Outlined):
+        reader = dataclasses.replace(reader, size=args.resolution)
     root = "~/tensorflow_datasets"
     places = [args.data] if args.data else [f"{root}/{name}" for name in task.data.split()]
     split = task.final if args.final_split else task.split
-    train = [Data(place, split, task.reader) for place in places]
+    train = [Data(place, split, reader) for place in places]
     if args.task == "coco35l":
         train = [
             Data(places[0], f"train_{language}", Caption("image", "captions", language))
@@ -284,7 +295,7 @@ def get_config(arg: str = "") -> ConfigDict:
         ]
     with config.unlocked():
         config.train = tuple(train) if len(train) > 1 else train[0]
-        config.validation = Data(places[0], task.validation, task.reader)
+        config.validation = Data(places[0], task.validation, reader)
         config.transforms = task.transforms
         config.text_length = task.length
         config.sample_tokens = task.length

@@ -16,12 +16,16 @@ from paligemma_jax.data import InceptionCrop as InceptionCrop
 from paligemma_jax.data import JsonlSource as JsonlSource
 from paligemma_jax.data import LowerCase as LowerCase
 from paligemma_jax.data import MostFrequentAnswer as MostFrequentAnswer
+from paligemma_jax.data import MultipleChoice as MultipleChoice
 from paligemma_jax.data import Ocr as Ocr
+from paligemma_jax.data import Outlined as Outlined
 from paligemma_jax.data import RandomAnswer as RandomAnswer
 from paligemma_jax.data import RandomCrop as RandomCrop
 from paligemma_jax.data import RandomJpeg as RandomJpeg
 from paligemma_jax.data import RandomResize as RandomResize
+from paligemma_jax.data import ScienceQuestion as ScienceQuestion
 from paligemma_jax.data import ShuffleBoxes as ShuffleBoxes
+from paligemma_jax.data import ShuffleOptions as ShuffleOptions
 from paligemma_jax.data import SkipBadRecords as SkipBadRecords
 from paligemma_jax.data import StopAtBadRecord as StopAtBadRecord
 from paligemma_jax.data import TfdsSource as TfdsSource
