@@ -31,11 +31,16 @@ class Axes:
     fsdp: int = 1
     tensor: int = 1
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """In the order of the mesh."""
+        return self.data, self.fsdp, self.tensor
+
 
 def make_mesh(axes: Axes, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices of all processes, or over the given ones."""
     devices = jax.devices() if devices is None else list(devices)
-    sizes = [axes.data, axes.fsdp, axes.tensor]
+    sizes = list(axes.sizes)
     known = math.prod(size for size in sizes if size != -1)
     fits = sizes.count(-1) <= 1 and known > 0 and len(devices) % known == 0
     sizes = [len(devices) // known if fits and size == -1 else size for size in sizes]

@@ -69,7 +69,8 @@ def assert_same_run(actual: dict[str, Any], expected: dict[str, Any]) -> None:
         np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=2e-5)
 
 
-def test_two_devices_compute_what_one_does():
+@pytest.mark.slow
+def test_parts_on_two_devices_compute_what_one_does():
     one, two = train(Axes(), steps=2), train(Axes(fsdp=2), steps=2, microbatches=2)
     assert_same_run(two, one)
     assert one["split"] == 0 and two["split"] > 60

@@ -1,0 +1,117 @@
+"""What the planner says is what XLA reserves, and what must follow from arithmetic."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+
+from paligemma_jax.config import VARIANTS, GemmaConfig, PaliGemmaConfig, SigLIPConfig
+from paligemma_jax.models.abstract import abstract_model, parameter_count
+from paligemma_jax.models.remat import KeepAll, KeepInputs, KeepProducts
+from paligemma_jax.training.optimizer import SGD, OptimizerConfig
+from paligemma_jax.training.planner import (
+    BatchShape,
+    MemoryPlan,
+    compiled_memory,
+    plan_memory,
+    what_fits,
+)
+from paligemma_jax.training.schedules import Constant
+from paligemma_jax.training.sharding import Axes
+from paligemma_jax.training.step import StepConfig
+from paligemma_jax.training.trainable import Rules
+from tests.goldens import optimized
+from tests.tiny import tiny_config
+
+MIDDLE = PaliGemmaConfig(
+    img=SigLIPConfig(image_size=112, width=192, depth=4, mlp_dim=768, num_heads=4),
+    llm=GemmaConfig(
+        width=256,
+        depth=6,
+        mlp_dim=1024,
+        num_heads=4,
+        num_kv_heads=1,
+        head_dim=64,
+        query_scale=64**-0.5,
+        vocab_size=8192,
+    ),
+)
+ADAM = OptimizerConfig(learning_rate=1e-3)
+ATTENTION = OptimizerConfig(
+    learning_rate=1e-3, schedules=Rules((("llm/layers/attn/.*", Constant()), (".*", None)))
+)
+
+
+def plan(
+    config: PaliGemmaConfig,
+    step: StepConfig | None = None,
+    rows: int = 16,
+    optimizer: OptimizerConfig = ADAM,
+    text: int = 32,
+    **kw: Any,
+) -> MemoryPlan:
+    shape = BatchShape(rows=rows, text=text)
+    return plan_memory(abstract_model(config), optimizer, step or StepConfig(), shape, **kw)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "rows", "step", "optimizer"),
+    [
+        (tiny_config(), 64, StepConfig(), ADAM),
+        (MIDDLE, 16, StepConfig(remat=KeepAll()), ATTENTION),
+        (MIDDLE, 16, StepConfig(remat=KeepProducts(), microbatches=2, ema=0.9), ADAM),
+    ],
+)
+def test_plans_are_within_a_tenth_of_what_is_reserved(
+    config: PaliGemmaConfig, rows: int, step: StepConfig, optimizer: OptimizerConfig
+):
+    with optimized():
+        reserved = compiled_memory(
+            abstract_model(config), optimizer, step, BatchShape(rows=rows, text=32)
+        )
+    assert plan(config, step, rows, optimizer).total == pytest.approx(reserved, rel=0.1)
+
+
+def test_weights_and_moments_of_a_published_model():
+    config = VARIANTS["paligemma-3b-pt-224"]
+    count = parameter_count(config)
+    full = plan(config, rows=8)
+    assert full.trainable == full.gradients == 4 * count
+    assert full.optimizer == pytest.approx(8 * count, abs=16)
+    shape = BatchShape(rows=8, text=32)
+    sgd = OptimizerConfig(learning_rate=0.03, method=SGD(), schedules=ATTENTION.schedules)
+    some = plan_memory(abstract_model(config, jnp.bfloat16, jnp.bfloat16), sgd, StepConfig(), shape)
+    assert some.trainable + 2 * some.frozen == pytest.approx(4 * count, rel=1e-6)
+    assert some.optimizer < 100 and some.total < 9e9  # a card of 16 GB is enough
+    assert "total" in str(some) and "trainable" in str(some)
+
+
+def test_more_devices_hold_less_each():
+    one, four = plan(MIDDLE, rows=16), plan(MIDDLE, rows=16, axes=Axes(fsdp=4))
+    assert four.kept < one.kept / 3 and four.resident < one.resident
+    alone = plan(MIDDLE, rows=4)
+    assert plan(MIDDLE, rows=16, axes=Axes(data=4)).total == alone.total
+
+
+def test_what_is_kept():
+    keep_all, products, inputs = (
+        plan(MIDDLE, StepConfig(remat=remat)) for remat in (KeepAll(), KeepProducts(), KeepInputs())
+    )
+    assert inputs.kept < products.kept / 4 < keep_all.kept / 12
+    assert inputs.layer > products.layer > keep_all.layer
+
+
+@pytest.mark.slow
+def test_what_fits():
+    model, shape = abstract_model(MIDDLE), BatchShape(rows=4, text=32)
+
+    def ways(memory: int) -> list[tuple[str, int]]:
+        found = what_fits(memory, model, ADAM, StepConfig(), shape)
+        assert all(plan.total <= memory for _, plan in found)
+        return [(type(step.remat).__name__, step.microbatches) for step, _ in found]
+
+    least = plan(MIDDLE, rows=4).total
+    assert ways(10 * least)[0] == ("KeepAll", 1)
+    few = ways(least)
+    assert ("KeepInputs", 1) in few and ("KeepAll", 1) not in few
