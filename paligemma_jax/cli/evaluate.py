@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     if args.task == DEMO:
         return _run_demo(args)
     benchmark = find_benchmark(args.task)
+    if args.prompt is not None and "labels" in benchmark.example:
+        args.usage_error(f"the prompt of {args.task} is made of its labels; leave --prompt out")
     if args.data is None:
         from paligemma_jax.evaluation.benchmarks.records import expected_files
 

@@ -49,6 +49,7 @@ def test_figures_and_files(run: Run, says: Says, data: Path):
 
 def test_without_task_or_data(run: Run, tmp_path: Path):
     assert run("eval").code == 2
+    assert "made of its labels" in run("eval", "--task", "detection", "--prompt", "x").err
     asked = run("eval", "--task", "docvqa")
     assert asked.code == 1 and "docvqa.jsonl" in asked.err and "--data FOLDER" in asked.err
     assert "is not there" in run("eval", "--task", "docvqa", "--data", tmp_path).err

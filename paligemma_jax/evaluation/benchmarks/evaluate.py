@@ -19,6 +19,7 @@ from paligemma_jax.evaluation.metrics.accumulator import Accumulator
 from paligemma_jax.evaluation.metrics.bootstrap import Interval, bootstrap
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.image_source import load_image
+from paligemma_jax.processing.prompts import split_labels
 
 _BATCHES_A_SAVE = 4
 Progress = Callable[[int], None]  # questions done since the last call
@@ -119,7 +120,7 @@ def _predict(
     prompts = [example.prompt for example in readable]
     limits: Any = dict(max_new_tokens=max_new_tokens, batch_size=batch_size)
     if benchmark.answer is Answer.BOXES:
-        labels = [prompt.removeprefix("detect ").split(" ; ") for prompt in prompts]
+        labels = [split_labels(example.row["labels"]) for example in readable]
         for example, found in zip(
             readable,
             pipeline.detect_batch([row[0] for row in pictures], labels, **limits),

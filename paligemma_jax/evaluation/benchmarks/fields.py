@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from paligemma_jax.errors import InvalidPromptError
 from paligemma_jax.evaluation.benchmarks.benchmark import Row
 from paligemma_jax.evaluation.metrics.by_group import Grouped
 from paligemma_jax.evaluation.metrics.misfit import Misfit, check_text, check_texts
 from paligemma_jax.evaluation.metrics.options import Choice
 from paligemma_jax.evaluation.metrics.paired import OfPair
+from paligemma_jax.processing import prompts
 
 Prompt = Callable[[Row], str]
 Reference = Callable[[Row], Any]
@@ -59,6 +61,14 @@ def science_prompt(row: Row) -> str:
     question = check_text(_get(row, "question"), "question")
     hint = check_text(row.get("hint", ""), "hint")
     return f"Question: {question}\nContext: {hint}\nOptions: {options}\nAnswer:"
+
+
+def detect_prompt(row: Row) -> str:
+    """Of the field labels: a list, or "cat ; dog"."""
+    try:
+        return prompts.detect(_get(row, "labels"))
+    except (InvalidPromptError, TypeError) as e:
+        raise Misfit(f"the labels do not fit: {e}") from e
 
 
 def of_pair(row: Row) -> OfPair:

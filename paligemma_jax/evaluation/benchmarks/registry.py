@@ -8,6 +8,7 @@ from paligemma_jax.evaluation.benchmarks.benchmark import Answer, Benchmark
 from paligemma_jax.evaluation.benchmarks.fields import (
     choice,
     choice_prompt,
+    detect_prompt,
     field,
     grouped,
     of_pair,
@@ -158,8 +159,8 @@ def _all() -> Iterable[Benchmark]:
     yield _referring("refcocog", "RefCOCOg segmentation", "Mao et al. 2016")
     yield _benchmark(
         "detection", "Detection, COCO protocol", "Lin et al. 2014", reference=true_boxes,
-        prompt=template("detect {labels}"), answer=Answer.BOXES, max_new_tokens=512,
-        example={"id": "17", "image": "17.jpg", "labels": "cup ; cat",
+        prompt=detect_prompt, answer=Answer.BOXES, max_new_tokens=512,
+        example={"id": "17", "image": "17.jpg", "labels": ["cup", "cat"],
                  "objects": [{"label": "cup", "box": [10, 20, 110, 90]}]},
         notes="Boxes are ranked by scores of this library. Published: COCO, models fine-tuned to "
         "score boxes.",

@@ -274,6 +274,8 @@ def test_boxes(tmp_path: Path):
     again = evaluate(fake({})[1], benchmark, examples, out=tmp_path / "out", resamples=2)
     assert again.figures == done.figures  # from the file alone
     assert write_report(done, tmp_path).read_text().count("<figcaption>right") == 2
+    with pytest.raises(DatasetError, match="the labels do not fit: The list of labels is empty"):
+        read_examples(benchmark, write(tmp_path, "detection", [rows[0] | {"labels": []}]))
     wrong = rows[0] | {"objects": [{"label": "cat"}]}
     with pytest.raises(DatasetError, match="lacks its label or its box"):
         read_examples(benchmark, write(tmp_path, "detection", [wrong]))
