@@ -8,7 +8,9 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.models.abstract import from_params
 from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.quantization import quantize_in_place
 from paligemma_jax.models.recipe import Recipe, find_recipe
+from paligemma_jax.models.unrolled import unroll
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.mask_codec import MaskCodec
 from paligemma_jax.processing.processor import Processor
@@ -17,6 +19,7 @@ from paligemma_jax.weights.arrays import DTypeLike, as_float_dtype
 from paligemma_jax.weights.checkpoint import Checkpoint, open_checkpoint
 from paligemma_jax.weights.load import load_from, with_resolution
 from paligemma_jax.weights.load_unrolled import load_unrolled
+from paligemma_jax.weights.peft import load_adapter
 from paligemma_jax.weights.source import Progress
 
 
@@ -29,6 +32,7 @@ def from_pretrained(
     mask_codec: str | os.PathLike[str] | None = None,
     config: PaliGemmaConfig | None = None,
     quantize: Recipe | str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Pipeline:
     """Loads a checkpoint of any format, with the preprocessing it was trained with.
@@ -50,6 +54,7 @@ def from_pretrained(
       quantize: "int8", "int4", or an `Int8`, `Int8Dynamic`, `Int4` or `Mixed`: weights of the
         language model are rounded to so many bits as they are read, and those of bfloat16 or
         float32 are never held together. Activations keep `dtype`.
+      adapter: a directory of PEFT's (LoRA), added to the weights before they are rounded.
       progress: called with what is being read, bytes done and bytes in all.
 
     Raises:
@@ -66,7 +71,13 @@ def from_pretrained(
         processor = _processor(checkpoint, resolution)
         vae = checkpoint.mask_codec
         config = with_resolution(checkpoint.config, resolution)
-        model = load_unrolled(checkpoint, config, name, recipe=recipe, progress=progress)
+        if adapter is None:
+            model = load_unrolled(checkpoint, config, name, recipe=recipe, progress=progress)
+        else:
+            _, params = load_from(checkpoint, name, resolution=resolution, progress=progress)
+            model = unroll(load_adapter(from_params(config, params, name), adapter))
+            if recipe is not None:
+                quantize_in_place(model, recipe)
     codec = None if vae is None else MaskCodec(vae)
     return Pipeline(model, processor, codec)
 

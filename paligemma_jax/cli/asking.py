@@ -54,6 +54,7 @@ def load_pipeline(args: argparse.Namespace) -> "Pipeline":
             tokenizer=args.tokenizer,
             mask_codec=getattr(args, "mask_codec", None),
             quantize=args.quantize,
+            adapter=args.adapter,
             progress=progress,
         )
 

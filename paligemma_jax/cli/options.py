@@ -148,6 +148,9 @@ def add_model(
             choices=RECIPES,
             help="round the language model's weights to so many bits as they are read",
         )
+        group.add_argument(
+            "--adapter", metavar="DIR", help="a PEFT directory (LoRA) to add to the weights"
+        )
     group.add_argument(
         "--tokenizer", metavar="FILE", help="tokenizer.model, where none lies beside the weights"
     )
