@@ -20,6 +20,7 @@ from paligemma_jax.processing.processor import Processor
 _ENDLESS = 1 << 40  # batches
 _READ_AHEAD = 2  # batches, of each worker
 _FORMAT = 1
+_ARRAYS = ("images", "tokens", "mask_ar", "mask_input", "mask_loss")
 _log = logging.getLogger(__name__)
 
 
@@ -157,8 +158,8 @@ class Batches(Iterator[TrainBatch]):
             raise
         self._count(arrays)
         self._next += 1
-        names = ("images", "tokens", "mask_ar", "mask_input", "mask_loss")
-        return TrainBatch(Batch(**{name: arrays[name] for name in names}), tuple(arrays["ids"]))
+        own: dict[str, Any] = {name: self._own(arrays[name]) for name in _ARRAYS}
+        return TrainBatch(Batch(**own), tuple(arrays["ids"]))
 
     def state(self) -> bytes:
         """The place behind the last batch that was given, for `restore`."""
@@ -225,6 +226,10 @@ class Batches(Iterator[TrainBatch]):
                 worker_init_fn=start_worker,
             )
         return iter(data)
+
+    def _own(self, array: np.ndarray | None) -> np.ndarray | None:
+        """A copy of what lies in a worker's shared memory, which goes when the worker does."""
+        return np.array(array) if self._workers and array is not None else array
 
     def _identity(self) -> dict[str, Any]:
         """What decides which batches come."""

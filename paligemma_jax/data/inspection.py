@@ -36,7 +36,6 @@ class Inspected:
     number: int
     place: str
     problems: tuple[Problem, ...]
-    task: str = ""
     labels: tuple[str, ...] = ()
     pictures: tuple[str, ...] = ()
     key: str = ""  # equal for records that are the same
@@ -109,7 +108,6 @@ class Inspector:
             number=number,
             place=record.id,
             problems=tuple(problems),
-            task=record.prefix.split(" ")[0] if ASK.fullmatch(record.prefix) else "",
             labels=tuple(thing.label for thing in parse_answer(record.suffix).objects),
             pictures=tuple(picture.digest for picture in opened),
             key=repr((names, record.prefix, record.suffix, record.answers)),

@@ -136,6 +136,8 @@ def images_in(row: Row, name: str | tuple[str, ...]) -> tuple[ImageSource, ...]:
     if not isinstance(name, str):
         return tuple(image for one in name for image in images_in(row, one))
     value = column(row, name)
+    if isinstance(value, np.ndarray) and (value.ndim == 4 or value.dtype == object):
+        value = list(value)  # frames, or pictures that are encoded
     several = isinstance(value, list | tuple)
     images = tuple(_image(entry) for entry in (value if several else [value]))
     if not images or any(image is None for image in images):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -10,8 +11,11 @@ _INTERVAL = 1.0  # seconds
 
 def start_worker(index: int, count: int) -> None:
     """Runs first in each process that reads data."""
-    # Whoever imports jax here must not take the accelerator's memory.
+    # Whoever uses jax here must not take the accelerator's memory. If it is imported already, as by
+    # what is read here, it no longer looks at the environment.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
     # Ctrl-C goes to all processes of a terminal; the trainer decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Otherwise a killed trainer would leave its workers behind for ever.

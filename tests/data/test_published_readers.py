@@ -63,3 +63,5 @@ def test_an_outlined_widget():
 def test_numbers_as_answers_and_pictures_of_two_columns():
     record = RowSource([ROW], Answer(("left", "right")))[0]
     assert record.suffix == "1" and len(record.images) == 2
+    frames = ROW | {"image": np.zeros((3, 10, 20, 3), np.uint8)}
+    assert len(RowSource([frames], Answer())[0].images) == 3
