@@ -41,3 +41,7 @@ class MissingExtraError(PaliGemmaError, ImportError):
             f"{feature} needs packages that are not installed. They come with the extra "
             f'"{extra}". Run: pip install "paligemma-jax[{extra}]"'
         )
+        self._about = feature, extra
+
+    def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str]]:
+        return type(self), self._about  # it may be raised in a worker process
