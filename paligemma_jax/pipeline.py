@@ -4,11 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import jax
-import numpy as np
 
 from paligemma_jax.answering.generation import Generation as Generation
 from paligemma_jax.answering.objects import OnePicture, find_objects
@@ -20,7 +16,6 @@ from paligemma_jax.generation.classifying import Classification, classify
 from paligemma_jax.generation.grammar import MAX_OBJECTS, detection_grammar, segmentation_grammar
 from paligemma_jax.generation.sampling import Greedy, Temperature
 from paligemma_jax.generation.scoring import ScoredAnswer, score
-from paligemma_jax.models.unrolled import stack_params
 from paligemma_jax.processing import prompts
 from paligemma_jax.processing.candidates import check_labels
 from paligemma_jax.processing.confidence import WeighedAnswer, box_score
@@ -30,8 +25,13 @@ from paligemma_jax.processing.numbers import parse_number
 from paligemma_jax.processing.prompts import Labels
 from paligemma_jax.processing.roboflow import picture_list
 from paligemma_jax.processing.segmentations import Segmentations
+from paligemma_jax.weights.arrays import DTypeLike
+from paligemma_jax.weights.contents import Contents
+from paligemma_jax.weights.export import export_weights
+from paligemma_jax.weights.formats import Format
 from paligemma_jax.weights.mask_vae import mask_vae_bytes
-from paligemma_jax.weights.store import StoreContents, write_store
+from paligemma_jax.weights.model_weights import model_weights
+from paligemma_jax.weights.source import Progress
 
 MAX_OBJECT_TOKENS = 512  # room for 20 masks or 60 boxes; an answer ends when it is complete
 
@@ -191,22 +191,42 @@ class Pipeline(PromptedModel):
         ends = ["" if skip_special_tokens or eos not in a.tokens else "<eos>" for a in answers]
         return [answer.text + end for answer, end in zip(answers, ends, strict=True)]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a self-contained directory that `from_pretrained` reads; never replaces one.
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        format: str | Format = "orbax",
+        *,
+        dtype: DTypeLike = None,
+        verify: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Writes a directory that `from_pretrained` reads; never replaces one.
+
+        Adapters are merged. Peak memory beyond the model's is that of some layers.
+
+        Args:
+          path: which does not exist yet.
+          format: "orbax" (our store, which keeps everything), "huggingface" (what transformers
+            reads, too), "big_vision" (an npz where `path` ends in .npz, else a directory with one).
+          dtype: of the weights written; the model's own otherwise.
+          verify: reads what was written again, and compares it with the model.
+          progress: called with what is being written, bytes done and bytes in all.
 
         Raises CheckpointError where it cannot be written, and ConfigError for a quantized model.
         """
-        arrays = stack_params(self.model)
-        write_store(
-            Path(path).expanduser(),
-            StoreContents(
-                self.config,
-                self.processor.to_dict(),
-                self.processor.tokenizer.to_bytes(),
-                None if self.mask_codec is None else mask_vae_bytes(self.mask_codec.model),
-            ),
-            ((name, np.asarray(make())) for name, make in arrays),
-            sum(array.nbytes for array in jax.tree.leaves(self.model)),
+        contents = Contents(
+            self.processor.to_dict(),
+            self.processor.tokenizer.to_bytes(),
+            None if self.mask_codec is None else mask_vae_bytes(self.mask_codec.model),
+        )
+        export_weights(
+            path,
+            model_weights(self.model),
+            contents,
+            format,
+            dtype=dtype,
+            verify=verify,
+            progress=progress,
         )
 
     def _ask(self, image: Pictures, prompt: str) -> str:

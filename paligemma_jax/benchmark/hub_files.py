@@ -10,13 +10,6 @@ from paligemma_jax.processing.tokenizer import LOC_PIECES, SEG_PIECES
 _CHARACTERS = "\u2581" + "".join(map(chr, range(33, 127)))
 
 
-def hub_key(key: str) -> str:
-    """Canonical key -> the layout of the published repositories."""
-    key = key.replace("language_model.", "language_model.model.", 1)
-    key = key.replace("lm_head.", "language_model.lm_head.", 1)
-    return key.replace("vision_tower.", "vision_tower.vision_model.", 1)
-
-
 def hub_config(config: PaliGemmaConfig, dtype: str) -> dict[str, Any]:
     """config.json with the fields that published files have, and without those they omit."""
     img, llm = config.img, config.llm
@@ -77,33 +70,6 @@ def hub_config(config: PaliGemmaConfig, dtype: str) -> dict[str, Any]:
         "vision_config": vision,
         "hidden_size": 2048,  # stale in published files of PaliGemma 2
     }
-
-
-def hub_preprocessor(config: PaliGemmaConfig) -> dict[str, Any]:
-    """preprocessor_config.json as published."""
-    size = config.img.image_size
-    return {
-        "do_convert_rgb": None,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_processor_type": "SiglipImageProcessor",
-        "image_seq_length": config.img.num_patches,
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "PaliGemmaProcessor",
-        "resample": 3,
-        "rescale_factor": 0.00392156862745098,
-        "size": {"height": size, "width": size},
-    }
-
-
-def hub_generation(config: PaliGemmaConfig) -> dict[str, Any]:
-    """generation_config.json as published."""
-    values: dict[str, Any] = {"_from_model_config": True, "bos_token_id": 2, "eos_token_id": 1}
-    if config.llm.post_norms:
-        values["cache_implementation"] = "hybrid"
-    return values | {"pad_token_id": 0, "transformers_version": "4.47.0"}
 
 
 def smallest_vocabulary() -> int:

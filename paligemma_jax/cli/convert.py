@@ -1,4 +1,4 @@
-"""`paligemma convert`: a published checkpoint into a self-contained directory."""
+"""`paligemma convert`: a checkpoint of any format into any other."""
 
 import argparse
 from pathlib import Path
@@ -8,17 +8,23 @@ from paligemma_jax.cli import options
 from paligemma_jax.cli.progress import byte_bar
 from paligemma_jax.cli.sizes import data_size
 
+FORMATS = ("orbax", "huggingface", "big_vision")  # as `weights.formats` has them
 _EPILOG = """\
 Examples:
   paligemma convert paligemma2-3b-mix-448 store/
   paligemma convert paligemma-3b-pt-224.npz store/ --tokenizer paligemma_tokenizer.model
-  paligemma convert paligemma2-3b-mix-448 store/ --mask-codec vae-oid.npz
-  paligemma caption photo.jpg --model store/
+  paligemma convert store/ for_transformers/ --to huggingface --verify
+  paligemma convert store/ model.npz --to big_vision --dtype bfloat16
+  paligemma convert paligemma2-3b-pt-224 pt-448/ --resolution 448
 
-The directory holds weights, configuration, preprocessing, tokenizer and, where there is one, the
-mask codec that paligemma segment needs. It loads faster than the published formats. Digests of all
-files and arrays are in its MANIFEST.json, written last: a directory that was not finished cannot be
-taken for a whole one. Dtypes stay as they are. Nothing that exists is overwritten.
+  orbax        one directory with everything in it, digests of all arrays included; loads fastest
+  huggingface  sharded safetensors with tokenizer and settings: for transformers, and Roboflow's
+               deploy
+  big_vision   an npz; a directory of it and the tokenizer where TARGET does not end in .npz
+
+Layers pass one by one, so that memory does not depend on the size of the model. TARGET appears when
+all of it is written, and nothing that exists is overwritten. Dtypes stay as they are without
+--dtype. `paligemma info TARGET --check` finds a changed byte later.
 """
 
 
@@ -28,20 +34,36 @@ def add(commands: Any) -> None:
         commands,
         "convert",
         run,
-        "make a checkpoint self-contained",
-        "Writes a checkpoint of any format as one directory with everything in it.",
+        "write a checkpoint in another format",
+        "Writes a checkpoint of any format as our own store, for transformers, or as big_vision's "
+        "npz.",
         _EPILOG,
     )
     parser.add_argument(
-        "source", metavar="SOURCE", help="Hugging Face directory, big_vision .npz, or demo"
+        "source",
+        metavar="SOURCE",
+        help="Hugging Face directory, big_vision .npz, converted directory, or demo",
     )
-    parser.add_argument("target", metavar="TARGET", help="directory to write; must not exist")
+    parser.add_argument("target", metavar="TARGET", help="what to write; must not exist")
+    parser.add_argument("--to", choices=FORMATS, default="orbax", help="(default: %(default)s)")
+    parser.add_argument("--dtype", choices=options.DTYPES, help="cast all weights")
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        metavar="PIXELS",
+        help="resample the position embeddings to pictures of so many pixels a side",
+    )
     parser.add_argument(
         "--tokenizer",
         metavar="FILE",
         help="tokenizer.model or tokenizer.json, where none lies beside the weights",
     )
     options.add_mask_codec(parser)
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read TARGET again, and compare it with SOURCE tensor by tensor",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,14 +77,22 @@ def run(args: argparse.Namespace) -> int:
         convert(
             source,
             args.target,
+            format=args.to,
+            dtype=args.dtype,
+            resolution=args.resolution,
             tokenizer=args.tokenizer,
             mask_codec=args.mask_codec,
+            verify=args.verify,
             progress=progress,
         )
-    written = describe(Path(args.target).expanduser())
-    rest = ", tokenizer and mask codec" if written.has_mask_codec else " and tokenizer"
-    print(
-        f"{args.target}: {written.parameters:,} parameters in {' and '.join(written.dtypes)}, "
-        f"{data_size(written.nbytes)}, with configuration, preprocessing{rest}"
-    )
+    target = Path(args.target).expanduser()
+    written = describe(target)
+    size = f"{written.parameters:,} parameters in {' and '.join(written.dtypes)}"
+    rest = ""
+    if target.is_dir():
+        rest = ", tokenizer and mask codec" if written.has_mask_codec else " and tokenizer"
+        rest = f", with configuration, preprocessing{rest}"
+    print(f"{args.target}: {size}, {data_size(written.nbytes)}{rest}")
+    if args.verify:
+        print(f"{args.target}: every tensor is as in {args.source}")
     return 0

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from paligemma_jax.cli import options
 from paligemma_jax.cli.progress import byte_bar
 from paligemma_jax.config import VARIANTS
-from paligemma_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
     from paligemma_jax.weights.checkpoint import CheckpointInfo
@@ -70,17 +69,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checkpoint(args: argparse.Namespace, path: Path) -> "CheckpointInfo":
-    from paligemma_jax.weights.checkpoint import describe, open_checkpoint
+    from paligemma_jax.weights.check import check
+    from paligemma_jax.weights.checkpoint import describe
 
     if args.check:
-        with open_checkpoint(path) as checkpoint, byte_bar(args, "checking") as progress:
-            if checkpoint.kind != "store":
-                raise CheckpointError(
-                    f"{path} carries no digests to check. A directory written by paligemma convert "
-                    f"does. Run: paligemma convert {path} TARGET"
-                )
-            for _ in checkpoint.tensors(progress=progress):
-                pass
+        with byte_bar(args, "checking") as progress:
+            check(path, progress)
     return describe(path)
 
 

@@ -11,8 +11,10 @@ from ml_collections import config_flags
 from paligemma_jax.demo.recipe import Recipe
 from paligemma_jax.demo.run_state import initial_state, restore_state
 from paligemma_jax.processing import ImagePreprocessing, Processor
+from paligemma_jax.weights.array_weights import ArrayWeights
+from paligemma_jax.weights.contents import Contents
+from paligemma_jax.weights.export import export_weights
 from paligemma_jax.weights.mask_vae import load_mask_vae
-from paligemma_jax.weights.store import StoreContents, write_store
 from paligemma_jax.weights.tree import flatten
 
 
@@ -30,19 +32,13 @@ def export(recipe: Recipe, workdir: Path, mask_codec: Path, target: Path) -> int
         ImagePreprocessing(run.config.img.image_size),
         max_text_length=run.config.text_length,
     )
-    arrays = flatten(params)
-    write_store(
-        target,
-        StoreContents(
-            run.config,
-            processor.to_dict(),
-            run.tokenizer.to_bytes(),
-            mask_codec.read_bytes(),
-            {"kind": "demo", "step": step},
-        ),
-        arrays.items(),
-        sum(array.nbytes for array in arrays.values()),
+    contents = Contents(
+        processor.to_dict(),
+        run.tokenizer.to_bytes(),
+        mask_codec.read_bytes(),
+        {"kind": "demo", "step": step},
     )
+    export_weights(target, ArrayWeights(run.config, flatten(params)), contents)
     return step
 
 

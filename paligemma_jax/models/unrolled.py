@@ -128,7 +128,7 @@ def unroll(model: PaliGemma) -> PaliGemma:
     """
     if is_unrolled(model):
         return model
-    params = flatten(to_params(_plain(model)))
+    params = flatten(to_params(plain(model)))
     arrays: dict[str, jax.Array] = {}
     for target in targets(model.config):
         stacked = tuple(params[piece.path] for piece in target.pieces)
@@ -183,7 +183,7 @@ def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array
     Each array is made when its maker is called, so that only one need be held at a time. Adapters
     are merged, see `merge_lora`. Raises ConfigError for weights that are rounded to integers.
     """
-    params = flatten(to_params(_plain(model)))
+    params = flatten(to_params(plain(model)))
     if not is_unrolled(model):
         yield from ((path, functools.partial(_same, array)) for path, array in params.items())
         return
@@ -196,7 +196,7 @@ def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array
                 yield piece.path, functools.partial(_stack, layers, piece)
 
 
-def _plain(model: PaliGemma) -> PaliGemma:
+def plain(model: PaliGemma) -> PaliGemma:
     """The model without adapters; ConfigError for one whose weights are integers."""
     model = merge_lora(model)
     if any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(model)):

@@ -1,14 +1,15 @@
-"""Writing SentencePiece model files: the few fields of its protocol buffer that are needed.
+"""SentencePiece model files: the few fields of its protocol buffer that are needed.
 
 Field numbers: google/sentencepiece, src/sentencepiece_model.proto. The protobuf package is not
-needed to write them, and reading is left to the sentencepiece library.
+needed for them. Reading text is left to the sentencepiece library, which does not tell the types of
+pieces; hence `read_pieces`.
 """
 
 import enum
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-_VARINT, _BYTES, _FLOAT = 0, 2, 5  # wire types
+_VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5  # wire types
 _BPE = 2
 
 
@@ -19,6 +20,7 @@ class PieceType(enum.IntEnum):
     UNKNOWN = 2
     CONTROL = 3
     USER_DEFINED = 4
+    UNUSED = 5
     BYTE = 6
 
 
@@ -40,6 +42,49 @@ def _field(number: int, value: int | bytes | float) -> bytes:
 
 def _piece(piece: str, score: float, kind: PieceType) -> bytes:
     return _field(1, _field(1, piece.encode()) + _field(2, score) + _field(3, int(kind)))
+
+
+def read_pieces(model: bytes) -> list[tuple[str, float, PieceType]]:
+    """Text, score and type of every piece, in order of their ids, of a model that loads."""
+    pieces = []
+    for number, value in _fields(model):
+        if number == 1 and isinstance(value, bytes):
+            fields = dict(_fields(value))
+            text, score = fields.get(1, b""), fields.get(2, b"\0\0\0\0")
+            assert isinstance(text, bytes) and isinstance(score, bytes)
+            kind = PieceType(int(fields.get(3, PieceType.NORMAL)))
+            pieces.append((text.decode(), struct.unpack("<f", score)[0], kind))
+    return pieces
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Number and value of each field; numbers that are not varints as their bytes."""
+    place = 0
+    while place < len(message):
+        key, place = _read_varint(message, place)
+        wire = key & 7
+        if wire == _VARINT:
+            value, place = _read_varint(message, place)
+            yield key >> 3, value
+            continue
+        if wire == _BYTES:
+            size, place = _read_varint(message, place)
+        else:
+            size = {_FLOAT: 4, _DOUBLE: 8}[wire]
+        yield key >> 3, message[place : place + size]
+        place += size
+
+
+def _read_varint(message: bytes, place: int) -> tuple[int, int]:
+    """The number at a place, and the place behind it."""
+    value = shift = 0
+    while True:
+        byte = message[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+        shift += 7
 
 
 def append_user_pieces(model: bytes, pieces: Iterable[str]) -> bytes:

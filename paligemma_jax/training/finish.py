@@ -2,25 +2,25 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
-from paligemma_jax.models.abstract import to_params
 from paligemma_jax.models.lora import merge_lora
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.paths import flatten
 from paligemma_jax.models.skeleton import take_apart
 from paligemma_jax.training.config import TrainConfig
 from paligemma_jax.training.processes import barrier
 from paligemma_jax.training.start import Start, load_base
 from paligemma_jax.training.state import TrainState
 from paligemma_jax.weights.arrays import as_float_dtype
-from paligemma_jax.weights.store import StoreContents, write_store
+from paligemma_jax.weights.changed_weights import Cast
+from paligemma_jax.weights.contents import Contents
+from paligemma_jax.weights.export import export_weights
+from paligemma_jax.weights.model_weights import model_weights
+from paligemma_jax.weights.source import largest_first
 
 MODEL, ADAPTER = "model", "adapter"
 
@@ -50,30 +50,24 @@ def write_model(target: Path, config: TrainConfig, start: Start, state: TrainSta
     One that is there already is kept under another name. In a run of several processes each of
     them calls this. Raises CheckpointError.
     """
-    model = trained_model(config, start, state)
-    arrays = flatten(to_params(model))
+    weights = model_weights(trained_model(config, start, state))
     dtypes = dict(start.stored_dtypes)
     if config.save_dtype is not None:
-        dtypes = dict.fromkeys(arrays, as_float_dtype(config.save_dtype))
-
-    def host() -> Iterator[tuple[str, np.ndarray]]:
-        for name in sorted(arrays, key=lambda name: -arrays[name].nbytes):
-            yield name, np.ascontiguousarray(gather(arrays[name]).astype(dtypes[name]))
-
+        dtypes = dict.fromkeys(weights.specs, as_float_dtype(config.save_dtype))
+    weights = Cast(weights, dtypes)
     if jax.process_index() == 0:
         _make_room(target)
-        contents = StoreContents(
-            start.config,
+        contents = Contents(
             start.processor.to_dict(),
             start.processor.tokenizer.to_bytes(),
             start.mask_codec,
             {"kind": "fine-tuned", "base": start.path.name, "step": int(state.step)},
         )
-        nbytes = sum(array.size * dtypes[name].itemsize for name, array in arrays.items())
-        write_store(target, contents, host(), nbytes)
+        export_weights(target, weights, contents)
     else:
-        for _ in host():  # every process takes part in gathering
-            pass
+        for name in largest_first(weights.specs):  # every process takes part in gathering
+            for _ in weights.pieces(name, dtypes[name]):
+                pass
     barrier("model written")
 
 
@@ -86,15 +80,6 @@ def write_adapter(target: Path, config: TrainConfig, start: Start, state: TrainS
     _make_room(target)
     save_adapter(start.skeleton.fill({**state.params, **(state.ema or {})}), target)
     return True
-
-
-def gather(array: Any) -> np.ndarray:
-    """The whole array in every process."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
 
 
 def _make_room(target: Path) -> None:

@@ -16,7 +16,7 @@ from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.weights.arrays import FLOATS
 from paligemma_jax.weights.npz import NpzFile
 from paligemma_jax.weights.published import with_text_length
-from paligemma_jax.weights.source import LAYERED, Fill, TensorSpec
+from paligemma_jax.weights.source import Fill, TensorSpec, piece_places
 from paligemma_jax.weights.strict import find_problems, misfit, require_fit
 from paligemma_jax.weights.tree import Shape, expected_shapes
 
@@ -100,8 +100,8 @@ class BigVisionSource:
             raise misfit(self.path, wrong)
         return {n: prefix + big_vision_name(n) for n in expected_shapes(config)}, config
 
-    def layers(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
-        count = self.specs[name].shape[0] if name.startswith(LAYERED) else 1
+    def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
+        count = len(piece_places(name, self.specs[name].shape))
         return self._file.parts(self._names[name], count)
 
     def close(self) -> None:

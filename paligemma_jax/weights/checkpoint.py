@@ -156,9 +156,9 @@ class Checkpoint:
         """One parameter, its layers stacked, in aligned C order."""
         return read_tensor(self._source, name, dtype)
 
-    def layers(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
-        """What fills arrays with each layer of a parameter in turn; see `Source`."""
-        return self._source.layers(name, dtype)
+    def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
+        """What fills arrays with each piece of a parameter in turn; see `Weights`."""
+        return self._source.pieces(name, dtype)
 
     def close(self) -> None:
         """Releases open files."""

@@ -13,10 +13,19 @@ from paligemma_jax.processing.encoding import OnePieceEncoding, ThreePieceEncodi
 from paligemma_jax.processing.image import Bicubic, BilinearTruncated, ImagePreprocessing
 from paligemma_jax.weights.json_file import read_json
 
+BIG_VISION_TOKENIZER = "paligemma_tokenizer.model"
 _HF_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
-_BIG_VISION_TOKENIZERS = ("paligemma_tokenizer.model", "tokenizer.model", "gemma_tokenizer.model")
+_BIG_VISION_TOKENIZERS = (BIG_VISION_TOKENIZER, "tokenizer.model", "gemma_tokenizer.model")
+# All that a Hugging Face directory says about its tokenizer.
+_HF_TOKENIZER_FILES = (
+    *_HF_TOKENIZERS,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 # Ours, in stores and beside weights, and the published one.
-MASK_CODECS = ("mask_codec.npz", "vae-oid.npz")
+MASK_CODEC = "mask_codec.npz"
+MASK_CODECS = (MASK_CODEC, "vae-oid.npz")
 _PIL_BICUBIC = 3
 
 
@@ -80,6 +89,12 @@ def find_tokenizer(kind: str, path: Path) -> Path | None:
     names = _HF_TOKENIZERS if kind == "huggingface" else _BIG_VISION_TOKENIZERS
     directory = path if path.is_dir() else path.parent
     return next((directory / name for name in names if (directory / name).is_file()), None)
+
+
+def hugging_face_tokenizer_files(directory: Path) -> dict[str, Path]:
+    """What lies there of a tokenizer, by name."""
+    found = {name: directory / name for name in _HF_TOKENIZER_FILES}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def find_mask_codec(path: Path) -> Path | None:

@@ -1,68 +1,85 @@
-"""`paligemma convert`: a published checkpoint into a self-contained store."""
+"""`paligemma convert`: a checkpoint of any format into any other."""
 
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights.arrays import as_bytes
-from paligemma_jax.weights.checkpoint import open_checkpoint
+from paligemma_jax.weights.arrays import DTypeLike
+from paligemma_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from paligemma_jax.weights.companions import hugging_face_tokenizer_files
+from paligemma_jax.weights.contents import Contents
+from paligemma_jax.weights.export import export_weights
+from paligemma_jax.weights.formats import Format, find_format
+from paligemma_jax.weights.load import with_resolution
 from paligemma_jax.weights.source import Progress
-from paligemma_jax.weights.store import StoreContents, write_store
-
-# Bits of the exponent, all set in infinities and NaNs.
-_EXPONENT = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
-_BLOCK = 16 << 20  # elements
 
 
 def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
+    format: str | Format = "orbax",
+    dtype: DTypeLike = None,
+    resolution: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     mask_codec: str | os.PathLike[str] | None = None,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Writes the store `target` from a big_vision npz, a Hugging Face directory, or another store.
+    """Writes `target` from a big_vision npz, a Hugging Face directory, or a store.
 
-    Dtypes stay. `tokenizer` is needed where none lies beside the weights; `mask_codec`, such as
-    vae-oid.npz, where masks are wanted and none lies there. Tensors pass one by one; `target`
-    appears when all is written and digested, and never replaces anything. Raises CheckpointError.
+    Layers pass one by one, so that memory does not depend on the model's size. `target` appears
+    when all is written, and never replaces anything.
+
+    Args:
+      source: path of the checkpoint.
+      target: path of the new one.
+      format: "orbax" (our store), "huggingface" (sharded safetensors with all that transformers
+        wants), "big_vision" (an npz where `target` ends in .npz, else a directory with one), or one
+        of their classes, such as `HuggingFace(shard_bytes=2_000_000_000)`.
+      dtype: "bfloat16", "float32" or "float16"; the stored dtypes stay without it.
+      resolution: resamples the position embeddings to pictures of so many pixels a side.
+      tokenizer: needed where none lies beside the weights.
+      mask_codec: such as vae-oid.npz, where masks are wanted and none lies beside the weights.
+      verify: reads `target` again and compares it with `source` tensor by tensor.
+      progress: called with what is being written, bytes done and bytes in all.
+
+    Raises CheckpointError and ConfigError; nothing is left behind then.
     """
+    writer = find_format(format)
     with open_checkpoint(source, tokenizer=tokenizer, mask_codec=mask_codec) as checkpoint:
         words = checkpoint.tokenizer_bytes
-        if words is None:
+        if words is None and writer.needs_tokenizer(Path(target)):
             raise CheckpointError(
                 f"There is no tokenizer beside {checkpoint.path}. A tokenizer.model, or a Hugging "
                 "Face tokenizer.json, of PaliGemma fits. Copy it there, or name it: paligemma "
                 f"convert {source} {target} --tokenizer tokenizer.model"
             )
-        contents = StoreContents(
-            checkpoint.config,
-            checkpoint.processor_settings,
+        from_hub = checkpoint.kind == "huggingface" and tokenizer is None
+        contents = Contents(
+            _processor(checkpoint, resolution),
             words,
             checkpoint.mask_codec_bytes,
             checkpoint.origin,
+            hugging_face_tokenizer_files(checkpoint.path) if from_hub else {},
         )
-        arrays = _finite(checkpoint.path, checkpoint.tensors(progress=progress))
-        write_store(Path(target).expanduser(), contents, arrays, checkpoint.nbytes)
+        export_weights(
+            target,
+            checkpoint,
+            contents,
+            writer,
+            what=str(checkpoint.path),
+            dtype=dtype,
+            resolution=resolution,
+            verify=verify,
+            progress=progress,
+        )
 
 
-def _finite(
-    path: Path, arrays: Iterable[tuple[str, np.ndarray]]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Passes arrays on; CheckpointError at the first that has an infinity or NaN."""
-    for name, array in arrays:
-        bits = np.frombuffer(as_bytes(array), f"u{array.itemsize}")
-        exponent = bits.dtype.type(_EXPONENT[array.dtype.name])
-        for start in range(0, bits.size, _BLOCK):
-            if np.any((bits[start : start + _BLOCK] & exponent) == exponent):
-                raise CheckpointError(
-                    f"{name} of {path} holds infinite values or NaN. Finite weights fit: the "
-                    "training that made them diverged. Take an earlier checkpoint."
-                )
-        del bits
-        yield name, array
-        del array  # or it would stay while the next one is read
+def _processor(checkpoint: Checkpoint, resolution: int | None) -> dict[str, object]:
+    """The processor's settings, for pictures of the new size."""
+    settings = dict(checkpoint.processor_settings)
+    size = with_resolution(checkpoint.config, resolution).img.image_size
+    if size != checkpoint.config.img.image_size:
+        settings["image"] = {**settings["image"], "size": size}
+    return settings

@@ -75,6 +75,13 @@ def canonical_key(key: str) -> str:
     return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", key)
 
 
+def published_key(key: str) -> str:
+    """The name in the published repositories, which all versions read, of a canonical one."""
+    key = re.sub(r"^language_model\.", "language_model.model.", key)
+    key = re.sub(r"^lm_head\.", "language_model.lm_head.", key)
+    return re.sub(r"^vision_tower\.", "vision_tower.vision_model.", key)
+
+
 def is_buffer(key: str) -> bool:
     """Whether a tensor is a constant that old versions saved along, e.g. position ids."""
     return key.endswith((".position_ids", ".rotary_emb.inv_freq"))

@@ -21,7 +21,7 @@ from paligemma_jax.weights.hf_names import (
 from paligemma_jax.weights.published import with_text_length
 from paligemma_jax.weights.safetensors_file import SafeTensor
 from paligemma_jax.weights.shards import read_tensors
-from paligemma_jax.weights.source import Fill, TensorSpec
+from paligemma_jax.weights.source import Fill, TensorSpec, piece_places
 from paligemma_jax.weights.strict import find_problems, misfit
 from paligemma_jax.weights.tree import expected_shapes
 
@@ -111,32 +111,36 @@ class HuggingFaceSource:
         (kind,) = kinds if len(kinds) == 1 else (None,)
         return FLOATS["float32"] if kind is None or kind == FLOATS["float64"] else kind
 
-    def layers(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
+    def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
         parts = self._parts[name]
+        places = piece_places(name, self.specs[name].shape)
+        rows = [place for place in places if isinstance(place, slice)] or [slice(None)]
         for keys in zip(*map(self._keys, parts), strict=True):
             files = [self._tensors[key] for key in keys]
-            yield functools.partial(_read_parts, list(zip(parts, files, strict=True)))
+            for some in rows:
+                yield functools.partial(_read_parts, list(zip(parts, files, strict=True)), some)
 
     def close(self) -> None:
         """Nothing stays open between reads."""
 
 
-def _read_parts(parts: list[tuple[HFTensor, SafeTensor]], target: np.ndarray) -> None:
+def _read_parts(parts: list[tuple[HFTensor, SafeTensor]], rows: slice, target: np.ndarray) -> None:
     for tensor, file in parts:
-        _read_part(tensor, file, target if tensor.part is None else target[tensor.part])
+        _read_part(tensor, file, rows, target if tensor.part is None else target[tensor.part])
 
 
-def _read_part(tensor: HFTensor, file: SafeTensor, target: np.ndarray) -> None:
+def _read_part(tensor: HFTensor, file: SafeTensor, rows: slice, target: np.ndarray) -> None:
     theirs = tensor.as_theirs(target)
+    first = rows.start or 0
     if theirs is None:  # the target lies otherwise in memory
-        copy_into(target, tensor.to_ours(file.read(), target.shape))
+        copy_into(target, tensor.to_ours(file.read(rows), target.shape))
     elif file.dtype == target.dtype:
-        file.read(slice(0, len(theirs)), out=theirs)
+        file.read(slice(first, first + len(theirs)), out=theirs)
     else:
         step = max(1, _BLOCK // (theirs.nbytes // len(theirs)))
         for start in range(0, len(theirs), step):
-            part = slice(start, min(start + step, len(theirs)))
-            copy_into(theirs[part], file.read(part))
+            stop = min(start + step, len(theirs))
+            copy_into(theirs[start:stop], file.read(slice(first + start, first + stop)))
 
 
 def _canonical(path: Path, tensors: dict[str, SafeTensor]) -> dict[str, SafeTensor]:

@@ -10,12 +10,11 @@ import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.weights.arrays import DTypeLike
+from paligemma_jax.weights.changed_weights import POSITIONS as POSITIONS
 from paligemma_jax.weights.checkpoint import Checkpoint, open_checkpoint
 from paligemma_jax.weights.resample import resample_position_embeddings
 from paligemma_jax.weights.source import Progress
 from paligemma_jax.weights.tree import nest
-
-POSITIONS = "img/pos_embed"
 
 
 def load_params(

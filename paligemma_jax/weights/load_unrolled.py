@@ -70,7 +70,11 @@ def _arrays(
 def _layers_of(
     checkpoint: Checkpoint, target: Target, dtype: np.dtype
 ) -> Iterator[tuple[str, jax.Array]]:
-    layers = zip(*(checkpoint.layers(piece.path, dtype) for piece in target.pieces), strict=True)
+    if target.depth is None:
+        (path,) = target.paths
+        yield path, jax.device_put(checkpoint.read(path, dtype))
+        return
+    layers = zip(*(checkpoint.pieces(piece.path, dtype) for piece in target.pieces), strict=True)
     for path, fills in zip(target.paths, layers, strict=True):
         array = aligned_empty(target.shape, dtype)
         for piece, copy in zip(target.pieces, fills, strict=True):

@@ -20,7 +20,8 @@ from paligemma_jax.weights.source import TensorSpec
 
 MANIFEST = "MANIFEST.json"
 FORMAT = "paligemma-jax"
-VERSION = 1
+STACKED = 1  # the version in which every parameter was one array
+VERSION = 2  # layers, and groups of rows of the table of tokens, are arrays of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +48,15 @@ class ArrayDigest:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Digests by relative path and by parameter path."""
+    """Digests by relative path and by path of the array, in a store of some version."""
 
     files: Mapping[str, FileDigest]
     arrays: Mapping[str, ArrayDigest]
+    version: int = VERSION
 
     def write(self, directory: Path) -> None:
         """Writes and synchronises MANIFEST.json; the last file of a store."""
-        content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        content = {"format": FORMAT, **dataclasses.asdict(self)}
         with (directory / MANIFEST).open("w") as file:
             json.dump(content, file, indent=1)
             file.flush()
@@ -76,6 +78,7 @@ class Manifest:
             return cls(
                 files={name: _file_digest(v) for name, v in content["files"].items()},
                 arrays={name: _array_digest(v) for name, v in content["arrays"].items()},
+                version=version,
             )
         except OSError as e:
             raise _unfit(directory, f"has no readable {MANIFEST}, so it is unfinished") from e

@@ -123,7 +123,7 @@ class NpzFile:
         return result
 
     def parts(self, name: str, count: int) -> Iterator[Fill]:
-        """What fills arrays with an array's `count` parts in turn; see `Source.layers`.
+        """What fills arrays with an array's `count` parts in turn; see `Weights.pieces`.
 
         Raises CheckpointError, and so does what it gives.
         """

@@ -57,11 +57,13 @@ class FortranOrderStream:
         self._next = 0
 
     def fill(self, target: np.ndarray) -> None:
-        if target.shape == self._array.shape:
-            copy_into(target, self._array)
-        else:
+        if target.ndim < self._array.ndim:
             copy_into(target, self._array[self._next])
             self._next += 1
+        else:
+            stop = self._next + len(target)
+            copy_into(target, self._array[self._next : stop])
+            self._next = stop
 
 
 def read_into(read: Read, buffer: memoryview) -> None:

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from paligemma_jax.weights.manifest import ArrayDigest, digest_array
-from paligemma_jax.weights.source import TensorSpec, largest_first
+from paligemma_jax.weights.source import TensorSpec
 from paligemma_jax.weights.tree import flatten, nest
 
 _CHUNK = 64 << 20  # bytes; what reading and writing need beyond the array itself is a few of these
 _IN_FLIGHT = 2 * _CHUNK
+_GROUPS = 4  # that may be read in turn: more than a layer has parameters that are fused
 _COMMITTED = "commit_success.txt"  # orbax's
 
 T = TypeVar("T")
@@ -55,22 +56,35 @@ def write_tree(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str
 
 
 class TreeReader:
-    """Reads arrays of a tree that are stored as `specs` say; raises OSError where they are not."""
+    """Reads arrays of a tree that are stored as `specs` say; raises OSError where they are not.
 
-    def __init__(self, path: Path, specs: Mapping[str, TensorSpec]):
+    Every call of orbax takes 20 ms, so small arrays come together: `families` are those that are
+    read one after the other. Of some families at once each may be at its own place.
+    """
+
+    def __init__(
+        self, path: Path, specs: Mapping[str, TensorSpec], families: Iterable[Sequence[str]]
+    ):
         self._path = str(path.absolute())  # orbax takes no other
         self._specs = specs
-        self._groups = list(_group(largest_first(specs), lambda name: specs[name].nbytes))
+        self._groups: dict[str, tuple[str, ...]] = {}
+        for group in _groups(families, lambda name: specs[name].nbytes):
+            self._groups |= dict.fromkeys(group, tuple(group))
         self._stored: dict[str, Any] | None = None
-        self._loaded: dict[tuple[str, np.dtype], np.ndarray] = {}
+        self._loaded: dict[tuple[tuple[str, ...], np.dtype], dict[str, np.ndarray]] = {}
 
     def read(self, name: str, dtype: np.dtype) -> np.ndarray:
         """One array, cast chunk by chunk if `dtype` is not the stored one."""
-        if (name, dtype) not in self._loaded:
-            # Every call of orbax takes 20 ms, so small arrays come together.
-            group = next(group for group in self._groups if name in group)
-            self._loaded = {(n, dtype): array for n, array in self._load(group, dtype).items()}
-        return self._loaded.pop((name, dtype))
+        key = self._groups[name], dtype
+        if name not in self._loaded.get(key, {}):
+            self._loaded.pop(key, None)
+            if len(self._loaded) >= _GROUPS:  # the oldest was left in the middle
+                self._loaded.pop(next(iter(self._loaded)))
+            self._loaded[key] = self._load(key[0], dtype)
+        array = self._loaded[key].pop(name)
+        if not self._loaded[key]:
+            del self._loaded[key]
+        return array
 
     def _load(self, names: Sequence[str], dtype: np.dtype) -> dict[str, np.ndarray]:
         import orbax.checkpoint.experimental.v1 as ocp
@@ -92,6 +106,17 @@ class TreeReader:
             found = f"{stored.dtype} {stored.shape}"
             raise OSError(errno.EIO, f"{name} is {found}, not {spec.dtype} {spec.shape}")
         return dataclasses.replace(stored, dtype=dtype)
+
+
+def _groups(families: Iterable[Sequence[str]], size: Callable[[str], int]) -> Iterator[list[str]]:
+    """Names in groups of at least `_CHUNK` bytes; only small families share one."""
+    small: list[str] = []
+    for family in families:
+        if sum(map(size, family)) < _CHUNK:
+            small += family
+        else:
+            yield from _group(family, size)
+    yield from _group(small, size)
 
 
 def _group(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:

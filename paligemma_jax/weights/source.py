@@ -1,26 +1,29 @@
-"""What every checkpoint format offers the loader: a configuration and tensors, one at a time."""
+"""What checkpoints, models and arrays all offer: a configuration, and tensors piece by piece."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.weights.arrays import aligned_empty
 
+Shape = tuple[int, ...]
 Progress = Callable[[str, int, int], None]  # what is done, bytes done, bytes in all
-Fill = Callable[[np.ndarray], None]  # copies a tensor into an array of any strides
+Fill = Callable[[np.ndarray], None]  # copies a piece into an array of any strides, with a cast
 LAYERED = ("img/blocks/", "llm/layers/")  # tensors whose first axis is the layer
+TABLES = ("llm/embedder/input_embedding", "llm/lm_head/w")  # a row for each token
+TABLE_ROWS = 8192  # of a piece; a part of the format of stores
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
     """Shape and stored dtype of one tensor, known without reading it."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: np.dtype
 
     @property
@@ -33,12 +36,33 @@ class TensorSpec:
 
 
 @runtime_checkable
-class Source(Protocol):
+class Weights(Protocol):
+    """A model's weights, wherever they are, to be read piece by piece.
+
+    `specs` maps the model's own paths ("llm/layers/attn/q_einsum/w") to shapes and dtypes. A piece
+    is a layer, a group of rows of a table of tokens, or a whole tensor that has neither; so the
+    model is never in memory twice, nor, while it is written, once.
+    """
+
+    @property
+    def config(self) -> PaliGemmaConfig: ...
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]: ...
+
+    def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
+        """What fills arrays of `dtype` with the pieces of a tensor in turn; see `piece_shapes`.
+
+        Each is called before the next one is asked for. Both may raise CheckpointError.
+        """
+        ...
+
+
+@runtime_checkable
+class Source(Weights, Protocol):
     """An opened checkpoint whose names and shapes already fit `config`.
 
-    `specs` maps the model's own paths ("llm/layers/attn/q_einsum/w") to shapes and dtypes. Nothing
-    but headers has been read; weights are read layer by layer, so that the whole model is never in
-    memory twice.
+    Nothing but headers has been read.
     """
 
     @property
@@ -49,30 +73,47 @@ class Source(Protocol):
     @property
     def path(self) -> Path: ...
 
-    @property
-    def config(self) -> PaliGemmaConfig: ...
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]: ...
-
-    def layers(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
-        """What fills arrays of `dtype` with a tensor: with its layers in turn, or with all of it.
-
-        Tensors without layers (see `LAYERED`) have one item. Each is called before the next one is
-        asked for. Both may raise CheckpointError.
-        """
-        ...
-
     def close(self) -> None:
         """Releases open files."""
         ...
 
 
-def read_tensor(source: Source, name: str, dtype: np.dtype) -> np.ndarray:
-    """One tensor in C order, its layers stacked; raises CheckpointError."""
-    result = aligned_empty(source.specs[name].shape, dtype)
-    targets = result if name.startswith(LAYERED) else [result]
-    for target, fill in zip(targets, source.layers(name, dtype), strict=True):
+def is_split(name: str) -> bool:
+    """Whether a tensor has pieces."""
+    return name.startswith(LAYERED) or name in TABLES
+
+
+def piece_places(name: str, shape: Shape) -> list[Any]:
+    """Where each piece of a tensor is on its first axis: a number, a slice, or `...` for all."""
+    if name.startswith(LAYERED):
+        return list(range(shape[0]))
+    if name in TABLES:
+        starts = range(0, shape[0], TABLE_ROWS)
+        return [slice(start, min(start + TABLE_ROWS, shape[0])) for start in starts]
+    return [...]
+
+
+def piece_shapes(name: str, shape: Shape) -> list[Shape]:
+    """The shape of each piece of a tensor, which has no axis of layers."""
+    return [
+        shape[1:]
+        if isinstance(place, int)
+        else (place.stop - place.start, *shape[1:])
+        if isinstance(place, slice)
+        else shape
+        for place in piece_places(name, shape)
+    ]
+
+
+def split(name: str, whole: np.ndarray) -> list[np.ndarray]:
+    """Views of a tensor's pieces."""
+    return [whole[place] for place in piece_places(name, whole.shape)]
+
+
+def read_tensor(weights: Weights, name: str, dtype: np.dtype) -> np.ndarray:
+    """One tensor in C order, its pieces together; raises CheckpointError."""
+    result = aligned_empty(weights.specs[name].shape, dtype)
+    for target, fill in zip(split(name, result), weights.pieces(name, dtype), strict=True):
         fill(target)
     return result
 

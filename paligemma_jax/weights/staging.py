@@ -1,4 +1,4 @@
-"""Writing a directory so that it exists whole or not at all."""
+"""Writing a directory, or a file, so that it exists whole or not at all."""
 
 import contextlib
 import os
@@ -15,8 +15,8 @@ except ImportError:  # Windows: two conversions at once are not noticed
 
 
 @contextlib.contextmanager
-def staged(target: Path, nbytes: int) -> Iterator[Path]:
-    """Yields a new directory beside `target` which is renamed to `target` after the block.
+def staged(target: Path, nbytes: int, *, is_file: bool = False) -> Iterator[Path]:
+    """Yields a new directory or file beside `target`, renamed to `target` after the block.
 
     An error in the block, or the end of the process, leaves no `target`. What an earlier process
     left behind is removed; one that is still writing is not disturbed. `nbytes` is about what the
@@ -29,7 +29,10 @@ def staged(target: Path, nbytes: int) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         _require_space(target, nbytes)
         _remove_leftover(staging)
-        staging.mkdir()
+        if is_file:
+            staging.touch(exist_ok=False)
+        else:
+            staging.mkdir()
         lock = _lock(staging)
     except OSError as e:
         raise CheckpointError(
@@ -43,7 +46,7 @@ def staged(target: Path, nbytes: int) -> Iterator[Path]:
         os.rename(staging, target)
         _sync(target.parent)
     except BaseException as e:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
         if isinstance(e, OSError):
             raise CheckpointError(
                 f"Writing {target} failed: {e.strerror or e}. Nothing of it was left behind. A "
@@ -60,7 +63,9 @@ def staging_path(target: Path) -> Path:
 
 
 def sync_tree(directory: Path) -> None:
-    """Makes sure that every file under `directory` outlives a power failure."""
+    """Makes sure that a file, or every one under a directory, outlives a power failure."""
+    if directory.is_file():
+        _sync(directory)
     for root, _, files in os.walk(directory):
         for name in files:
             _sync(Path(root, name))
@@ -89,14 +94,21 @@ def _spell(nbytes: int) -> str:
 
 
 def _remove_leftover(staging: Path) -> None:
-    if staging.is_dir():
+    if staging.exists():
         lock = _lock(staging)  # only a dead process has let go of it
-        shutil.rmtree(staging)
+        _remove(staging)
         os.close(lock)
 
 
-def _lock(directory: Path) -> int:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _remove(staging: Path) -> None:
+    if staging.is_file():
+        staging.unlink()
+    else:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDONLY)
     if fcntl is None:
         return descriptor
     try:
@@ -104,7 +116,7 @@ def _lock(directory: Path) -> int:
     except BlockingIOError as e:
         os.close(descriptor)
         raise CheckpointError(
-            f"Another process is writing {directory}. One at a time fits. Wait for it, or choose "
+            f"Another process is writing {path}. One at a time fits. Wait for it, or choose "
             "another target."
         ) from e
     except OSError:

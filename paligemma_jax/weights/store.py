@@ -4,78 +4,76 @@ config.json      the architecture
 processor.json   how pictures and prompts are prepared
 tokenizer.model  the SentencePiece model
 mask_codec.npz   the codec of <seg> tokens, where there is one
-params/          the arrays, by orbax
+params/          the arrays, by orbax: each layer of a parameter by itself
 MANIFEST.json    sha256 of every file and array, written last
 """
 
-import concurrent.futures
 import dataclasses
-import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError, ConfigError
-from paligemma_jax.weights.arrays import copy_into
+from paligemma_jax.weights.arrays import aligned_empty
+from paligemma_jax.weights.companions import MASK_CODEC
+from paligemma_jax.weights.contents import Contents
 from paligemma_jax.weights.json_file import read_json
-from paligemma_jax.weights.manifest import (
-    MANIFEST,
-    Manifest,
-    digest_array,
-    digest_files,
-)
-from paligemma_jax.weights.orbax_tree import TreeReader, write_tree
-from paligemma_jax.weights.source import LAYERED, Fill, TensorSpec
-from paligemma_jax.weights.staging import staged, sync_tree
-from paligemma_jax.weights.strict import require_fit
+from paligemma_jax.weights.manifest import MANIFEST, Manifest, digest_files
+from paligemma_jax.weights.orbax_tree import write_tree
+from paligemma_jax.weights.source import Fill, TensorSpec, Weights, largest_first, piece_shapes
+from paligemma_jax.weights.staging import sync_tree
+from paligemma_jax.weights.store_arrays import PARAMS, damaged, open_arrays, stored_names
 from paligemma_jax.weights.tree import expected_shapes
 
-CONFIG, PROCESSOR, TOKENIZER, PARAMS = "config.json", "processor.json", "tokenizer.model", "params"
-MASK_CODEC = "mask_codec.npz"
+CONFIG, PROCESSOR, TOKENIZER = "config.json", "processor.json", "tokenizer.model"
 
 
 @dataclasses.dataclass(frozen=True)
-class StoreContents:
-    """What a store holds besides its arrays; `origin` says where the weights came from."""
+class Orbax:
+    """Our store; it keeps everything, loads fastest, and carries digests of all its arrays."""
 
-    config: PaliGemmaConfig
-    processor: Mapping[str, Any]
-    tokenizer: bytes
-    mask_codec: bytes | None = None
-    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: ClassVar[str] = "orbax"
 
+    def is_file(self, target: Path) -> bool:
+        """Whether `target` is to be one file."""
+        return False
 
-def write_store(
-    target: Path,
-    contents: StoreContents,
-    arrays: Iterable[tuple[str, np.ndarray]],
-    nbytes: int,
-) -> None:
-    """Writes a new store; `arrays` are (path, C-order array), taken and written one by one.
+    def needs_tokenizer(self, target: Path) -> bool:
+        """Whether a tokenizer goes along."""
+        return True
 
-    `nbytes` is their size in all. An existing `target` is never touched, and an error or a kill
-    leaves none. Raises CheckpointError, also where the arrays do not fit the configuration.
-    """
-    companions = len(contents.tokenizer) + len(contents.mask_codec or b"")
-    with staged(target, nbytes + companions) as directory:
+    def check(self, target: Path, weights: Weights) -> None:
+        """Raises for what cannot be written, before anything is."""
+
+    def write(self, target: Path, weights: Weights, contents: Contents) -> None:
+        """Writes into an empty directory, layer by layer."""
         settings = {
-            CONFIG: {**contents.config.to_dict(), "origin": dict(contents.origin)},
+            CONFIG: {**weights.config.to_dict(), "origin": dict(contents.origin)},
             PROCESSOR: dict(contents.processor),
         }
         for name, values in settings.items():
-            (directory / name).write_text(json.dumps(values, indent=1) + "\n")
-        (directory / TOKENIZER).write_bytes(contents.tokenizer)
+            (target / name).write_text(json.dumps(values, indent=1) + "\n")
+        (target / TOKENIZER).write_bytes(contents.tokenizer or b"")
         if contents.mask_codec is not None:
-            (directory / MASK_CODEC).write_bytes(contents.mask_codec)
-        digests = write_tree(directory / PARAMS, arrays)
-        shapes = {name: digest.shape for name, digest in digests.items()}
-        require_fit(target, shapes, expected_shapes(contents.config))
-        sync_tree(directory)
-        Manifest(digest_files(directory), digests).write(directory)
+            (target / MASK_CODEC).write_bytes(contents.mask_codec)
+        digests = write_tree(target / PARAMS, _arrays(weights))
+        sync_tree(target)
+        Manifest(digest_files(target), digests).write(target)
+
+
+def _arrays(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
+    for name in largest_first(weights.specs):
+        spec = weights.specs[name]
+        names, shapes = stored_names(name, spec.shape), piece_shapes(name, spec.shape)
+        for part, shape, fill in zip(names, shapes, weights.pieces(name, spec.dtype), strict=True):
+            array = aligned_empty(shape, spec.dtype)
+            fill(array)
+            yield part, array
+            del array  # or it would stay while the next one is read
 
 
 class StoreSource:
@@ -89,15 +87,14 @@ class StoreSource:
 
     def __init__(self, path: Path, config: PaliGemmaConfig | None = None, *, verify: bool = True):
         self.path = path.absolute()  # orbax takes no other
-        self.verify = verify
-        self._manifest = Manifest.read(path)
-        problems = self._manifest.find_lost_files(path)
+        manifest = Manifest.read(path)
+        problems = manifest.find_lost_files(path)
         if verify and not problems:
             # Arrays are checked when they are read.
             for name in (CONFIG, PROCESSOR, TOKENIZER, MASK_CODEC):
-                problems += self._manifest.find_changed_files(path, name)
+                problems += manifest.find_changed_files(path, name)
         if problems:
-            raise _damaged(path, problems)
+            raise damaged(path, problems)
         values = read_json(path / CONFIG)
         self.origin: dict[str, Any] = values.pop("origin", {})
         try:
@@ -108,69 +105,21 @@ class StoreSource:
                 "Convert again: paligemma convert SOURCE TARGET"
             ) from e
         self.processor: dict[str, Any] = read_json(path / PROCESSOR)
-        self.specs: dict[str, TensorSpec] = {n: d.spec for n, d in self._manifest.arrays.items()}
-        require_fit(path, {n: s.shape for n, s in self.specs.items()}, expected_shapes(self.config))
-        self._tree = TreeReader(path / PARAMS, self.specs)
-        self._files_verified = not verify
+        shapes = expected_shapes(self.config)
+        self._arrays = open_arrays(self.path, manifest, shapes, verify=verify)
+        self.specs: dict[str, TensorSpec] = dict(self._arrays.specs)
 
     def read_tokenizer(self) -> bytes:
         """The SentencePiece model."""
         return (self.path / TOKENIZER).read_bytes()
 
-    def layers(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
-        stored = self.specs[name].dtype
-        if dtype.itemsize < stored.itemsize:
-            # The wide array is never whole in memory, where its digest could be taken.
-            self._verify_files()
-            yield from _parts(name, self._load(name, dtype))
-            return
-        array = self._load(name, stored)
-        if not self.verify:
-            yield from _parts(name, array)
-            return
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            digest = pool.submit(digest_array, array)
-            yield from _parts(name, array)
-            if digest.result() != self._manifest.arrays[name]:
-                raise _damaged(self.path, [f"{name} was changed (sha256 differs)"])
-
-    def _load(self, name: str, dtype: np.dtype) -> np.ndarray:
-        try:
-            return self._tree.read(name, dtype)
-        except OSError as e:
-            raise _damaged(self.path, [f"{name} cannot be read: {e.strerror}"]) from e
-
-    def _verify_files(self) -> None:
-        if not self._files_verified:
-            problems = self._manifest.find_changed_files(self.path, f"{PARAMS}/")
-            if problems:
-                raise _damaged(self.path, problems)
-            self._files_verified = True
+    def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
+        return self._arrays.pieces(name, dtype)
 
     def close(self) -> None:
         """Nothing stays open between reads."""
 
 
-def _parts(name: str, array: np.ndarray) -> Iterator[Fill]:
-    for part in array if name.startswith(LAYERED) else [array]:
-        yield functools.partial(_copy, part)
-
-
-def _copy(source: np.ndarray, target: np.ndarray) -> None:
-    copy_into(target, source)
-
-
 def is_store(path: Path) -> bool:
     """Whether a directory is a store, or a part of one."""
     return (path / MANIFEST).exists() or (path / PARAMS).is_dir()
-
-
-def _damaged(path: Path, problems: list[str]) -> CheckpointError:
-    listing = "\n  ".join(problems)
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return CheckpointError(
-        f"{path} is damaged ({count}):\n"
-        f"  {listing}\n"
-        "A store exactly as it was converted fits. Copy it again, or convert again: paligemma "
-        "convert SOURCE TARGET"
-    )

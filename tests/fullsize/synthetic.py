@@ -12,7 +12,6 @@ import numpy as np
 from paligemma_jax.benchmark.hub_files import hub_config as hub_config
 from paligemma_jax.benchmark.hub_files import make_tokenizer as make_tokenizer
 from paligemma_jax.benchmark.hub_writer import write_hugging_face as write_hugging_face
-from paligemma_jax.benchmark.hub_writer import write_safetensors_header as write_safetensors_header
 from paligemma_jax.benchmark.random_tensors import RandomTensors
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.weights.arrays import FLOATS, aligned_empty, as_bytes, copy_into

@@ -14,6 +14,7 @@ import pytest
 
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
 from paligemma_jax.weights.arrays import BFLOAT16
+from paligemma_jax.weights.safetensors_writer import write_tensors
 
 TESTS = Path(__file__).parents[1]
 PIECES = 1600  # bytes, ASCII, <loc> and <seg>, and some filler
@@ -108,15 +109,11 @@ def npz(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def safetensors(synthetic: ModuleType) -> Callable[[Path, Mapping[str, np.ndarray]], None]:
+def safetensors() -> Callable[[Path, Mapping[str, np.ndarray]], None]:
     """Writes float32 tensors to a safetensors file."""
 
     def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-        with path.open("wb") as file:
-            shapes = {name: tensor.shape for name, tensor in tensors.items()}
-            synthetic.write_safetensors_header(file, shapes, "F32")
-            for tensor in tensors.values():
-                file.write(np.ascontiguousarray(tensor, np.float32).tobytes())
+        write_tensors(path, {name: np.asarray(a, np.float32) for name, a in tensors.items()})
 
     return write
 

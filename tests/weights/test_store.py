@@ -14,10 +14,13 @@ import pytest
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.weights import convert, open_checkpoint
+from paligemma_jax.weights.array_weights import ArrayWeights
 from paligemma_jax.weights.big_vision import big_vision_name
+from paligemma_jax.weights.contents import Contents
+from paligemma_jax.weights.export import export_weights
 from paligemma_jax.weights.manifest import MANIFEST
-from paligemma_jax.weights.staging import staging_path
-from paligemma_jax.weights.store import StoreContents, write_store
+from paligemma_jax.weights.source import Fill
+from paligemma_jax.weights.staging import staged, staging_path
 
 DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"
 
@@ -55,7 +58,7 @@ def test_its_files(store: Path):
     files = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
     assert set(manifest["files"]) == files - {MANIFEST}
     assert {"config.json", "processor.json", "tokenizer.model"} < files
-    embedding = manifest["arrays"]["llm/embedder/input_embedding"]
+    embedding = manifest["arrays"]["llm/embedder/input_embedding/0"]
     assert embedding["dtype"] == "bfloat16" and embedding["bytes"] == 1600 * 16 * 2
     assert [path.name for path in store.parent.iterdir()] == [store.name]  # nothing beside it
 
@@ -74,7 +77,7 @@ def test_casting_while_reading(store: Path, all_arrays):
 
 
 def test_narrowing_while_reading(published: Path, tmp_path: Path, all_arrays, npz, flip):
-    """Cast by orbax chunk by chunk, and rounded as numpy rounds."""
+    """Rounded as numpy rounds, and digests are those of what is stored."""
     arrays = all_arrays(published / "model.npz", "float32")
     random = np.random.default_rng(0)
     for array in arrays.values():
@@ -87,7 +90,7 @@ def test_narrowing_while_reading(published: Path, tmp_path: Path, all_arrays, np
             assert array.tobytes() == arrays[name].astype(array.dtype).tobytes(), name
     largest = data_files(tmp_path / "wide")[-1]
     flip(largest, largest.stat().st_size // 2)
-    with pytest.raises(CheckpointError, match="params/.* was changed"):
+    with pytest.raises(CheckpointError, match="/[01] was changed"):
         all_arrays(tmp_path / "wide", "bfloat16")
 
 
@@ -99,7 +102,7 @@ def data_files(store: Path) -> list[Path]:
 def test_a_flipped_bit_of_a_weight_is_found(copy: Path, store: Path, all_arrays, flip):
     largest = data_files(copy)[-1]
     flip(largest, largest.stat().st_size // 2)
-    with pytest.raises(CheckpointError, match=r"/w was changed|embedding was changed") as error:
+    with pytest.raises(CheckpointError, match=r"/\d was changed") as error:
         all_arrays(copy)
     assert "is damaged (1 problem)" in str(error.value)
     assert all_arrays(copy, verify=False).keys() == all_arrays(store).keys()
@@ -121,7 +124,8 @@ def test_a_flipped_bit_anywhere_is_found_or_harmless(
         except CheckpointError:
             pass
         else:
-            assert path.is_relative_to(copy / "params"), path
+            # The manifest has spaces, and digests of files whose arrays are digested themselves.
+            assert path.is_relative_to(copy / "params") or path.name == MANIFEST, path
             assert all(found[n].tobytes() == a.tobytes() for n, a in expected.items()), path
         path.write_bytes(content)
 
@@ -178,8 +182,8 @@ def test_a_damaged_manifest(content: str, copy: Path):
 
 def test_a_newer_format_is_refused(copy: Path, edit_json):
     with edit_json(copy / MANIFEST) as manifest:
-        manifest["version"] = 2
-    with pytest.raises(CheckpointError, match="store of version 2; this library reads up to 1"):
+        manifest["version"] = 3
+    with pytest.raises(CheckpointError, match="store of version 3; this library reads up to 2"):
         open_checkpoint(copy)
 
 
@@ -222,8 +226,8 @@ def test_a_changed_mask_codec_is_noticed(tmp_path: Path):
         open_checkpoint(target)
 
 
-def contents(config: PaliGemmaConfig, tokenizer: bytes) -> StoreContents:
-    return StoreContents(config, {"image": {}, "encoding": "big_vision"}, tokenizer)
+def contents(tokenizer: bytes) -> Contents:
+    return Contents({"image": {}, "encoding": "big_vision"}, tokenizer)
 
 
 def test_arrays_must_fit_the_config(tmp_path: Path, pg2, tokenizer: bytes, published, all_arrays):
@@ -231,26 +235,42 @@ def test_arrays_must_fit_the_config(tmp_path: Path, pg2, tokenizer: bytes, publi
     arrays["img/head/biass"] = arrays.pop("img/head/bias")
     target = tmp_path / "target"
     with pytest.raises(CheckpointError, match=r"missing     img/head/bias \(16,\)"):
-        write_store(target, contents(pg2, tokenizer), arrays.items(), 1)
+        export_weights(target, ArrayWeights(pg2, arrays), contents(tokenizer))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_leave_nothing(tmp_path: Path, pg2, tokenizer: bytes):
-    def broken(error: BaseException) -> Iterator[tuple[str, np.ndarray]]:
-        yield "img/head/bias", np.zeros(16, np.float32)
-        raise error
+class Broken(ArrayWeights):
+    """Weights that cannot be read to the end."""
 
+    error: BaseException
+
+    def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
+        yield from super().pieces(name, dtype)
+        if name == "llm/layers/mlp/linear/w":
+            raise self.error
+
+
+@pytest.mark.parametrize("format", ["orbax", "huggingface", "big_vision"])
+@pytest.mark.parametrize("name", ["target", "target.npz"])
+def test_errors_leave_nothing(
+    format: str, name: str, tmp_path: Path, pg2, published: Path, tokenizer: bytes, all_arrays
+):
+    if name.endswith("npz") and format != "big_vision":
+        pytest.skip("no file")
+    weights = Broken(pg2, all_arrays(published / "model.npz"))
     for error in (CheckpointError("source is damaged"), KeyboardInterrupt(), OSError(28, "full")):
+        weights.error = error
         with pytest.raises((CheckpointError, KeyboardInterrupt)) as raised:
-            write_store(tmp_path / "new/target", contents(pg2, tokenizer), broken(error), 1)
+            export_weights(tmp_path / "new" / name, weights, contents(tokenizer), format)
         if isinstance(error, OSError):
             assert "failed: full. Nothing of it was left behind" in str(raised.value)
         assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_full_disk_is_noticed_before(tmp_path: Path, pg2, tokenizer: bytes):
+def test_a_full_disk_is_noticed_before(tmp_path: Path):
     with pytest.raises(CheckpointError, match="needs 1,000,000,000.0 GB, but"):
-        write_store(tmp_path / "target", contents(pg2, tokenizer), [], 10**18)
+        with staged(tmp_path / "target", 10**18):
+            pass
     assert list(tmp_path.iterdir()) == []
 
 
@@ -262,25 +282,25 @@ def test_a_target_that_cannot_be(tmp_path: Path, published: Path):
 
 SLOW_WRITER = """
 import sys, time
-import numpy as np
 from pathlib import Path
-from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.store import StoreContents, write_store
+from paligemma_jax.weights.contents import Contents
+from paligemma_jax.weights.export import export_weights
 
-def slowly(checkpoint):
-    for number, (name, array) in enumerate(checkpoint.tensors()):
-        yield name, np.tile(array, 2) if number == 0 else array
-        if number == 20:
+class Slow:
+    def __init__(self, weights):
+        self.weights, self.config, self.specs = weights, weights.config, weights.specs
+
+    def pieces(self, name, dtype):
+        yield from self.weights.pieces(name, dtype)
+        if name == "img/blocks/mlp/fc2/kernel":
             print("writing", flush=True)
             time.sleep(600)
 
 source, target = map(Path, sys.argv[1:])
 import paligemma_jax.weights.orbax_tree as module
 module._CHUNK = 4096  # bytes, so that there are many saves
-checkpoint = open_checkpoint(source)
-contents = StoreContents(checkpoint.config, {}, b"words")
-write_store(target, contents, slowly(checkpoint), 1)
+export_weights(target, Slow(open_checkpoint(source)), Contents({}, b"words"))
 """
 
 
@@ -312,5 +332,5 @@ def test_a_given_config_must_fit(store: Path, pg2: PaliGemmaConfig):
     given = dataclasses.replace(pg2, llm=llm)
     assert open_checkpoint(store, config=given).config == given
     llm = dataclasses.replace(pg2.llm, depth=3)
-    with pytest.raises(CheckpointError, match="model \\(3, 16\\)"):
+    with pytest.raises(CheckpointError, match=r"missing     llm/layers/\S+/2 \("):
         open_checkpoint(store, config=dataclasses.replace(pg2, llm=llm))
