@@ -12,7 +12,7 @@ from paligemma_jax.cli.sizes import data_size
 if TYPE_CHECKING:
     from paligemma_jax.demo.quantization_report import QuantizationReport
 
-SCENES, PROMPTS = 500, 200
+SCENES, PROMPTS, CALIBRATION = 500, 200, 400
 
 _EPILOG = """\
 Examples:
@@ -24,8 +24,10 @@ Nothing is written: weights are rounded as they are read, by every command that 
 
 The model answers prompts about drawn scenes; then it and the rounded model read those answers.
 "KL" is how far the distribution of the next token moves (Kullback-Leibler divergence, nats a
-token), "same token" how often the likeliest one stays. Scores are those of the demo benchmark:
-python -m paligemma_jax.demo.evaluate. Tokens a second are those of one answer, while this ran.
+token), "same token" how often the likeliest one stays. "calibr." is rounded to make up for itself
+(GPTQ): quantize(model, "int4", inputs=measure_inputs(...)). Scores are those of the demo
+benchmark: python -m paligemma_jax.demo.evaluate. Tokens a second are those of one answer, while
+this ran.
 """
 
 
@@ -60,6 +62,11 @@ def add(commands: Any) -> None:
         "--prompts", type=options.positive(100_000), default=PROMPTS, metavar="N",
         help="whose answers are compared token by token (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--calibrate", type=options.count(100_000), metavar="N",
+        help="prompts about other pictures; 4 bits are also rounded by what the model multiplies "
+        f"then (default: {CALIBRATION} for demo, else 0: not)",
+    )  # fmt: skip
     options.add_json(parser, "one JSON document")
 
 
@@ -69,14 +76,15 @@ def run(args: argparse.Namespace) -> int:
     from paligemma_jax.pretrained import from_pretrained
     from paligemma_jax.resolve import DEMO
 
-    scenes = args.scenes
-    if scenes is None:
-        scenes = SCENES if args.model == DEMO else 0
+    scenes, calibrate = (
+        given if given is not None else number if args.model == DEMO else 0
+        for given, number in ((args.scenes, SCENES), (args.calibrate, CALIBRATION))
+    )
     with byte_bar(args, f"loading {args.model}") as progress:
         pipeline = from_pretrained(args.model, dtype=args.dtype, progress=progress)
     recipes = tuple(dict.fromkeys(args.recipe or ("int8", "int4")))
     with status(args, "measuring"):
-        found = report(pipeline, recipes, scenes=scenes, prompts=args.prompts)
+        found = report(pipeline, recipes, scenes=scenes, prompts=args.prompts, calibrate=calibrate)
     print(json.dumps(found.to_dict()) if args.json else "\n".join(_lines(args.model, found)))
     return 0
 

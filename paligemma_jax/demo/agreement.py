@@ -4,6 +4,7 @@ Letters: B rows, T text tokens, V vocabulary.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from paligemma_jax.demo.render import render
-from paligemma_jax.demo.splits import HELD_OUT, held_out_scenes, split_rng
+from paligemma_jax.demo.scene import sample_scene
+from paligemma_jax.demo.splits import HELD_OUT, split_rng
 from paligemma_jax.demo.tasks import examples
+from paligemma_jax.models.calibration import Texts
 from paligemma_jax.models.jitted import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.pipeline import Pipeline
@@ -48,12 +51,13 @@ class Answered:
     counts: np.ndarray
 
 
-def ask(pipeline: Pipeline, prompts: int, seed: int) -> Answered:
-    """So many prompts of all tasks about held-out scenes, and the model's answers to them."""
+def ask(pipeline: Pipeline, prompts: int, seed: int, split: int = HELD_OUT) -> Answered:
+    """So many prompts of all tasks about scenes of a split, and the model's answers to them."""
     asked: list[tuple[np.ndarray, str]] = []
-    for i, scene in enumerate(held_out_scenes(seed, -(-prompts // 4))):  # more than are needed
+    for i in range(-(-prompts // 4)):  # more than are needed
+        scene = sample_scene(split_rng(seed, split, i))
         picture = render(scene, _PICTURE_SIZE)
-        words = [e.prompt for e in examples(scene, split_rng(seed + 1, HELD_OUT, i))]
+        words = [e.prompt for e in examples(scene, split_rng(seed + 1, split, i))]
         words += [f"segment {scene.shapes[0].name}"] if scene.shapes else []
         asked += [(picture, prompt) for prompt in words]
     asked = asked[:prompts]
@@ -71,6 +75,19 @@ def ask(pipeline: Pipeline, prompts: int, seed: int) -> Answered:
     arrays = {name: np.stack([row[name][:used] for row in rows]) for name in rows[0]}
     images = np.stack([processor.image.preprocess(load_image(picture)) for picture in pictures])
     return Answered(images[:, None], arrays["text"], arrays["mask_ar"], arrays["mask_loss"])
+
+
+def texts(answered: Answered) -> Iterator[Texts]:
+    """For `measure_inputs`; rows that would not fill a batch are left out."""
+    for start in range(0, len(answered.text) - _ROWS + 1, _ROWS):
+        rows = slice(start, start + _ROWS)
+        last = answered.text.shape[1] - np.argmax(answered.counts[rows, ::-1] > 0, axis=1)
+        yield Texts(
+            jnp.asarray(answered.images[rows]),
+            jnp.asarray(answered.text[rows]),
+            jnp.asarray(answered.mask_ar[rows]),
+            jnp.arange(answered.text.shape[1])[None] < jnp.asarray(last)[:, None],
+        )
 
 
 def agreement(first: PaliGemma, second: PaliGemma, answered: Answered) -> Agreement:

@@ -10,19 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma_jax.demo.agreement import Agreement, agreement, ask
+from paligemma_jax.demo.agreement import Agreement, agreement, ask, texts
 from paligemma_jax.demo.evaluate import evaluate
 from paligemma_jax.demo.render import render
-from paligemma_jax.demo.splits import held_out_scenes
+from paligemma_jax.demo.splits import TRAINING, held_out_scenes
 from paligemma_jax.generation.loop import decode
 from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.sampling import Greedy
+from paligemma_jax.models.calibration import measure_inputs
 from paligemma_jax.models.quantization import quantize
 from paligemma_jax.pipeline import Pipeline
 
-BEFORE = "before"
+BEFORE, CALIBRATED = "before", "int4 calibr."
 # Points that no score may fall by, out of 100.
-GOALS = {"int8": 0.5, "int8-dynamic": 0.5, "int4": 2.0}
+GOALS = {"int8": 0.5, "int8-dynamic": 0.5, "int4": 2.0, CALIBRATED: 2.0}
 _NEW_TOKENS, _REPEATS = 64, 3
 
 
@@ -71,17 +72,28 @@ def report(
     *,
     scenes: int,
     prompts: int,
+    calibrate: int = 0,
     seed: int = 2026,
 ) -> QuantizationReport:
     """Measures a model that is not quantized, and then by each recipe's name.
 
     `scenes` (and as many pairs) are for the demo benchmark, 0 leaves it out; `prompts` are those
-    whose answers, the model's own, are compared token by token.
+    whose answers, the model's own, are compared token by token. Recipes of 4 bits are measured once
+    more, as `CALIBRATED`, by what weights are multiplied with in so many prompts as `calibrate`
+    about other scenes.
     """
     answered = ask(pipeline, prompts, seed + 3)
     forms: dict[str, Measured] = {}
+    inputs = None
+    if calibrate and "int4" in recipes:
+        inputs = measure_inputs(pipeline.model, texts(ask(pipeline, calibrate, seed + 5, TRAINING)))
+        recipes = (*recipes, CALIBRATED)
     for name in (BEFORE, *recipes):
-        model = pipeline.model if name == BEFORE else quantize(pipeline.model, name)
+        model = pipeline.model
+        if name == CALIBRATED:
+            model = quantize(model, "int4", inputs=inputs)
+        elif name != BEFORE:
+            model = quantize(model, name)
         form = dataclasses.replace(pipeline, model=model)
         close = None if name == BEFORE else agreement(pipeline.model, model, answered)
         speed = _tokens_per_second(form)

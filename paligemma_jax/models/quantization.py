@@ -7,26 +7,32 @@ import jax.numpy as jnp
 from flax import nnx
 
 from paligemma_jax.errors import ConfigError
+from paligemma_jax.models.calibration import InputMoments, weight_paths
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.quantized_layers import quantize_layer
 from paligemma_jax.models.recipe import Format, Recipe, find_recipe
 from paligemma_jax.models.unrolled import unroll
 
 
-def quantize(model: PaliGemma, recipe: Recipe | str) -> PaliGemma:
+def quantize(
+    model: PaliGemma, recipe: Recipe | str, *, inputs: InputMoments | None = None
+) -> PaliGemma:
     """The model with weights of few bits, in the layout for inference; `model` stays as it is.
 
     `recipe` is an `Int8`, `Int8Dynamic`, `Int4` or `Mixed`, or the name of one: "int8", "int4".
     Activations, norms and what the recipe leaves alone keep their dtypes, and their arrays are
     shared. `quantize_in_place` needs less memory, and `from_pretrained(..., quantize=)` least.
-    Raises ConfigError for a model that is quantized already.
+    With `inputs` (see `measure_inputs`) weights of 4 bits lose about half as much of what the model
+    says. Raises ConfigError for a model that is quantized already.
     """
     shared = nnx.merge(*nnx.split(unroll(model)))
-    quantize_in_place(shared, recipe)
+    quantize_in_place(shared, recipe, inputs=inputs)
     return shared
 
 
-def quantize_in_place(model: PaliGemma, recipe: Recipe | str) -> None:
+def quantize_in_place(
+    model: PaliGemma, recipe: Recipe | str, *, inputs: InputMoments | None = None
+) -> None:
     """`quantize` of an unrolled model (see `unroll`), one weight after the other.
 
     At most one more weight is held at a time, if nothing else refers to those of the model. Raises
@@ -44,9 +50,10 @@ def quantize_in_place(model: PaliGemma, recipe: Recipe | str) -> None:
             "Call quantize_in_place(unroll(model), recipe), or quantize(model, recipe)."
         )
     formats = find_recipe(recipe)
-    for block in text:
-        _replace(block.attn, ("qkv", "out"), formats.attention)
-        _replace(block.mlp, ("gate_up", "down"), formats.mlp)
+    for number, block in enumerate(text):
+        for path, (owner, name) in weight_paths(number).items():
+            format = formats.attention if owner == "attn" else formats.mlp
+            _replace(getattr(block, owner), (name,), format, (inputs or {}).get(path))
     _replace(model.llm, ("embedder", "lm_head"), formats.table)
     for block in image:
         _replace(block.attn, ("q", "k", "v", "out"), formats.image)
@@ -69,12 +76,18 @@ def is_quantized(model: nnx.Module) -> bool:
     return any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(model))
 
 
-def _replace(owner: object, names: tuple[str, ...], format: Format | None) -> None:
+def _replace(
+    owner: object,
+    names: tuple[str, ...],
+    format: Format | None,
+    moments: jax.Array | None = None,
+) -> None:
     for name in names:
         if format is not None and hasattr(owner, name):
-            setattr(owner, name, jax.block_until_ready(_quantize(getattr(owner, name), format)))
+            layer = _quantize(getattr(owner, name), format, moments)
+            setattr(owner, name, jax.block_until_ready(layer))
 
 
 @functools.partial(jax.jit, static_argnames="format")
-def _quantize(layer: nnx.Module, format: Format) -> nnx.Module:
-    return quantize_layer(layer, format)
+def _quantize(layer: nnx.Module, format: Format, moments: jax.Array | None) -> nnx.Module:
+    return quantize_layer(layer, format, moments)

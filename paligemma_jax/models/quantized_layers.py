@@ -14,7 +14,7 @@ from paligemma_jax.models.fused_block import Projection
 from paligemma_jax.models.gemma import Embedder, Head
 from paligemma_jax.models.layers import Dense, DType
 from paligemma_jax.models.quantized_matrix import Matrix
-from paligemma_jax.models.recipe import Format
+from paligemma_jax.models.recipe import Format, Int4
 
 
 class QuantizedProjection(nnx.Module):
@@ -75,13 +75,22 @@ class QuantizedHead(nnx.Module):
         return _multiply(self.matrix, x, 1)
 
 
-def quantize_layer(layer: nnx.Module, format: Format) -> nnx.Module:
-    """What stands in for the layer; `layer` stays as it is."""
+def quantize_layer(
+    layer: nnx.Module, format: Format, moments: Float[Array, "I I"] | None = None
+) -> nnx.Module:
+    """What stands in for the layer; `layer` stays as it is.
+
+    `moments` are those of its inputs, for projections of 4 bits; others do not look at them.
+    """
     match layer:
         case Projection():
             w = layer.w[...]
             out_shape = w.shape[: w.ndim - layer.axes]
-            matrix = format.store(w.reshape(math.prod(out_shape), -1))
+            w = w.reshape(math.prod(out_shape), -1)
+            if moments is not None and isinstance(format, Int4):
+                matrix = format.store(w, moments)
+            else:
+                matrix = format.store(w)
             return QuantizedProjection(matrix, out_shape, layer.axes, layer.dtype)
         case Dense():
             matrix = format.store(kernel_matrix(layer.kernel[...], layer.axes))

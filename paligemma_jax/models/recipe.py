@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.backend import on_cpu
+from paligemma_jax.models.calibrated import fit_rows_to_inputs
 from paligemma_jax.models.integers import Layout, Pairs, Plain, fit_rows, round_rows
 from paligemma_jax.models.quantized_matrix import DynamicMatrix, Matrix, QuantizedMatrix
 
@@ -62,12 +63,17 @@ class Int4:
                 "one scale a channel: Int4(group=64)"
             )
 
-    def store(self, matrix: Float[Array, "O I"]) -> QuantizedMatrix:
-        """See `Format`."""
+    def store(
+        self, matrix: Float[Array, "O I"], moments: Float[Array, "I I"] | None = None
+    ) -> QuantizedMatrix:
+        """See `Format`; `moments` of the inputs make it `fit_rows_to_inputs`."""
         columns = matrix.shape[1]
         groups = 1 if self.group is None or columns % self.group else columns // self.group
         scale_dtype = jnp.float32 if groups == 1 else jnp.bfloat16
-        values, scale = fit_rows(matrix, 4, groups, scale_dtype)
+        if moments is None:
+            values, scale = fit_rows(matrix, 4, groups, scale_dtype)
+        else:
+            values, scale = fit_rows_to_inputs(matrix, moments, 4, groups, scale_dtype)
         layout = _layout_of_4_bits(columns, groups)
         return QuantizedMatrix(layout.write(values), scale, layout)
 

@@ -25,6 +25,18 @@ def test_report(run: Run, store: Path):
     assert 0 < after["agreement"]["same_token"] <= 1 and after["tokens_per_second"] > 0
 
 
+@pytest.mark.slow
+def test_calibrated_weights_are_closer(run: Run):
+    argv = ["quantize", "demo", "--report", "--recipe", "int4", "--scenes", "0", "--prompts", "64"]
+    outcome = run(*argv, "--dtype", "float32", "--calibrate", "64", "--json")
+    assert outcome.code == 0, outcome.err
+    forms = json.loads(outcome.out)["forms"]
+    plain, calibrated = (forms[name] for name in ("int4", "int4 calibr."))
+    assert calibrated["nbytes"] == plain["nbytes"]
+    divergences = [form["agreement"]["divergence"] for form in (calibrated, plain)]
+    assert divergences[0] < 0.8 * divergences[1] < 0.015
+
+
 def _form(agreement: Agreement | None, **scores: float) -> Measured:
     return Measured(2_000_000, 1_000_000, 12.34, agreement, scores)
 

@@ -1,0 +1,85 @@
+"""Rounding by what weights are multiplied with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.models.abstract import to_params
+from paligemma_jax.models.calibrated import fit_rows_to_inputs
+from paligemma_jax.models.calibration import Texts, measure_inputs, weight_paths
+from paligemma_jax.models.integers import Pairs, fit_rows, multiply_groups
+from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.paths import flatten
+from paligemma_jax.models.quantization import quantize
+from paligemma_jax.models.recipe import Int4
+from paligemma_jax.models.unrolled import unroll
+from tests.tiny import prompts
+
+rng = np.random.default_rng(0)
+MATRIX = rng.normal(size=(16, 24)).astype(np.float32)
+INPUTS = (rng.normal(size=(200, 8)) @ rng.normal(size=(8, 24))).astype(np.float32)
+
+
+def _off(values: jax.Array, scale: jax.Array) -> float:
+    found = multiply_groups(values.astype(jnp.float32), scale.astype(jnp.float32))
+    return float(np.mean(np.square(INPUTS @ np.asarray(found - MATRIX).T)))
+
+
+@pytest.mark.parametrize(("groups", "dtype"), [(1, jnp.float32), (3, jnp.bfloat16)])
+def test_products_are_closer(groups: int, dtype: type):
+    moments = jnp.asarray(INPUTS.T @ INPUTS)
+    found = fit_rows_to_inputs(jnp.asarray(MATRIX), moments, 4, groups, dtype)
+    plain = fit_rows(jnp.asarray(MATRIX), 4, groups, dtype)
+    assert [x.shape for x in found] == [x.shape for x in plain]
+    assert [x.dtype for x in found] == [x.dtype for x in plain]
+    assert _off(*found) < 0.5 * _off(*plain)
+
+
+def test_inputs_that_tell_nothing_change_nothing():
+    plain = fit_rows(jnp.asarray(MATRIX), 4, 3)
+    for moments in (jnp.zeros((24, 24)), 7 * jnp.eye(24)):
+        found = fit_rows_to_inputs(jnp.asarray(MATRIX), moments, 4, 3)
+        for a, b in zip(found, plain, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def _texts(padding: int) -> Texts:
+    batch = prompts([5, 3], 6)
+    wider = [np.pad(x, ((0, 0), (0, padding)), constant_values=v) for x, v in (
+        (batch.tokens, 9), (batch.mask_ar, 1), (batch.mask_input, False)
+    )]  # fmt: skip
+    return Texts(jnp.asarray(batch.images), *map(jnp.asarray, wider))
+
+
+def test_padding_does_not_count(tiny_model: PaliGemma):
+    model = unroll(tiny_model)
+    found, wider = (measure_inputs(model, [_texts(n)]) for n in (0, 3))
+    depth = tiny_model.config.llm.depth
+    assert found.keys() == {path for n in range(depth) for path in weight_paths(n)}
+    for path, moments in found.items():
+        np.testing.assert_allclose(moments, moments.T, rtol=1e-5)
+        np.testing.assert_allclose(wider[path], moments, rtol=1e-3, atol=1e-3)
+
+
+def test_other_models_are_refused(tiny_model: PaliGemma):
+    for model in (tiny_model, quantize(tiny_model, "int8")):
+        with pytest.raises(ConfigError, match="unroll"):
+            measure_inputs(model, [])
+
+
+def test_a_model_is_rounded_by_them(tiny_model: PaliGemma):
+    model = unroll(tiny_model)
+    inputs = measure_inputs(model, [_texts(0), _texts(0)])
+    plain, found = quantize(model, Int4(8)), quantize(model, Int4(8), inputs=inputs)
+    assert jax.tree.structure(found) == jax.tree.structure(plain)
+    path = "llm/layers/1/mlp/down"
+    before = flatten(to_params(model))[f"{path}/w"]
+    off = []
+    for rounded in (plain, found):
+        arrays = flatten(to_params(rounded))
+        values = Pairs(groups=3).read(arrays[f"{path}/matrix/values"]).astype(jnp.float32)
+        error = multiply_groups(values, arrays[f"{path}/matrix/scale"]) - before
+        off.append(float(jnp.einsum("oi,ij,oj", error, inputs[path], error)))
+    assert off[1] < 0.7 * off[0]
