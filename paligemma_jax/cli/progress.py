@@ -51,6 +51,24 @@ def picture_bar(args: argparse.Namespace, total: int) -> Iterator[Callable[[int]
 
 
 @contextlib.contextmanager
+def count_bar(args: argparse.Namespace, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields the function to call with how many are done, and how many there are."""
+    if not wanted(args):
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    delay = 0 if args.progress else DELAY
+    with tqdm(unit=unit, file=sys.stderr, delay=delay, leave=not delay) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+@contextlib.contextmanager
 def status(args: argparse.Namespace, text: str | None) -> Iterator[None]:
     """Says what takes long while it does, on a terminal; nothing if `text` is None."""
     if text is None or not (wanted(args) and sys.stderr.isatty()):

@@ -1,19 +1,20 @@
 """`paligemma train`: fine-tuning by a configuration file."""
 
 import argparse
-import contextlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from paligemma_jax.cli import options
-from paligemma_jax.cli.progress import wanted
+from paligemma_jax.cli.progress import count_bar, wanted
+from paligemma_jax.errors import ConfigError
 
 _PREFIX = "--config."
 _INTERRUPTED = 130
 
 _EPILOG = """\
 Examples:
+  paligemma train --check my_dataset                what is wrong with the data
   paligemma train --config configs/jsonl.py:data=my_dataset --workdir runs/mine
   paligemma train --config configs/lora_24gb.py:data=my_dataset --workdir runs/lora
   paligemma train --config configs/transfers/cococap.py:resolution=448 --workdir runs/cococap
@@ -53,6 +54,25 @@ def add(commands: Any) -> None:
         help="change a setting, for example --config.batch_size=16; may be repeated",
     )
     parser.add_argument(
+        "--check",
+        metavar="DATA",
+        help="look at data instead of training: what is wrong with it, how long texts are, and a "
+        "picture of samples (WORKDIR/data_check.png); with --config as that would use it",
+    )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="say how much memory a step takes, and stop",
+    )
+    parser.add_argument(
+        "--distributed",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT,I,N",
+        help="be one of several processes: the coordinator's address, this one's number from 0, "
+        "and how many; alone, as SLURM, TPU pods and GKE say it",
+    )
+    parser.add_argument(
         "--changed",
         action="store_true",
         help="go on although settings have changed that decide what is learned",
@@ -75,15 +95,25 @@ def take_settings(argv: Sequence[str]) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """`paligemma train`; returns the exit code."""
-    if args.config is None or args.workdir is None:
+    if args.check is not None:
+        return _check(args)
+    if args.config is None or (args.workdir is None and not args.plan):
         args.usage_error("the following arguments are required: --config, --workdir")
+    if args.distributed is not None:
+        _join(args.distributed)
     from paligemma_jax.training.config import TrainConfig
     from paligemma_jax.training.config_file import load_config
     from paligemma_jax.training.loop import train
+    from paligemma_jax.training.progress_bar import progress_bar, progress_lines
 
-    config = TrainConfig.from_config(load_config(args.config, args.settings))
-    with _shown(args) as progress:
-        result = train(config, args.workdir, progress=progress, changed=args.changed)
+    config = TrainConfig.from_config(load_config(str(args.config), args.settings))
+    if args.plan:
+        from paligemma_jax.training.plan import device_memory, plan
+
+        print(plan(config, device_memory()))
+        return 0
+    with progress_bar() if wanted(args) else progress_lines() as progress:
+        result = train(config, str(args.workdir), progress=progress, changed=args.changed)
     if not result.finished:
         print(f"{args.workdir}: saved at step {result.step:,}; the same command goes on")
         return _INTERRUPTED if result.stopped_by == "SIGINT" else 0
@@ -93,40 +123,49 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _shown(args: argparse.Namespace) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
-    """A bar on a terminal; lines elsewhere, whenever there are new numbers."""
-    if not wanted(args):
-        last: list[object] = [None]
+def _check(args: argparse.Namespace) -> int:
+    """Looks at data instead of training; 1 if training would stop at it."""
+    from paligemma_jax.data import check
+    from paligemma_jax.pretrained import load_processor
+    from paligemma_jax.training.config import TrainConfig
+    from paligemma_jax.training.config_file import load_config
+    from paligemma_jax.training.records import Data
 
-        def tell(step: int, total: int, values: Mapping[str, float]) -> None:
-            logged = values.get("samples_per_second")
-            if logged != last[0] or step == total:
-                last[0] = logged
-                print(f"step {step}/{total} {_numbers(values)}", file=sys.stderr, flush=True)
+    processor, length, transforms = None, None, ()
+    images = reader = None
+    if args.config is not None:
+        config = TrainConfig.from_config(load_config(str(args.config), args.settings))
+        processor, length = load_processor(config.model), config.text_length
+        transforms = config.transforms
+        if isinstance(config.train, Data):
+            images, reader = config.train.images, config.train.reader
+    sheet = Path(args.workdir or ".") / "data_check.png"
+    with count_bar(args, "records") as progress:
+        report = check(
+            args.check,
+            processor,
+            length,
+            images=images,
+            reader=reader,
+            transforms=transforms,
+            sheet=sheet,
+            progress=progress,
+        )
+    print(report)
+    return 0 if report.fits else 1
 
-        yield tell
+
+def _join(given: str) -> None:
+    """Makes this process one of several; settings that are not given, JAX finds out."""
+    import jax
+
+    if not given:
+        jax.distributed.initialize()
         return
-    from tqdm import tqdm
-
-    with tqdm(unit="step", file=sys.stderr, smoothing=0.05) as bar:
-
-        def update(step: int, total: int, values: Mapping[str, float]) -> None:
-            if bar.total is None:
-                bar.total, bar.initial, bar.n = total, step - 1, step - 1
-            bar.set_postfix_str(_numbers(values), refresh=False)
-            bar.update(step - bar.n)
-
-        yield update
-
-
-def _numbers(values: Mapping[str, float]) -> str:
-    shown = [f"loss {values['loss']:.4g}"]
-    if "validation_loss" in values:
-        shown.append(f"validation {values['validation_loss']:.4g}")
-    if "samples_per_second" in values:
-        shown.append(f"{values['samples_per_second']:.3g} samples/s")
-        shown.append(f"{values['tokens_per_second']:,.0f} tokens/s")
-    if "mfu" in values:
-        shown.append(f"MFU {values['mfu']:.0%}")
-    return ", ".join(shown)
+    address, *numbers = given.split(",")
+    if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+        raise ConfigError(
+            f"--distributed {given} does not fit. The coordinator's address, the number of this "
+            "process from 0 up, and the number of processes fit: --distributed 10.0.0.1:1234,0,2"
+        )
+    jax.distributed.initialize(address, int(numbers[1]), int(numbers[0]))

@@ -1,5 +1,6 @@
 """`paligemma train`: settings, exit codes, and a run that is killed again and again."""
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from paligemma_jax.cli.train import take_settings
 from paligemma_jax.training.metrics_log import read_metrics
 from tests.cli.conftest import Run
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 CONFIG = """
 from tests.training.runs import tiny_run
 from paligemma_jax.training.config_file import parse_arg
@@ -48,6 +50,27 @@ def test_what_does_not_fit_is_one_message(run: Run, config: str, tmp_path: Path)
     assert not list(tmp_path.iterdir())
     absent = run("train", "--config", "no.py", "--workdir", tmp_path)
     assert absent.code == 1 and "no configuration file no.py" in absent.err
+
+
+def test_check_of_data_shows_what_is_wrong(run: Run, picture: Path, config: str, tmp_path: Path):
+    data = tmp_path / "data.jsonl"
+    row = {"image": str(picture.name), "prefix": "caption en", "suffix": "noise"}
+    (tmp_path / picture.name).write_bytes(picture.read_bytes())
+    data.write_text(json.dumps(row) + "\n")
+    options = ["--check", data, "--config", config, "--workdir", tmp_path]
+    good = run("train", *options)
+    assert good.code == 0 and "Nothing was found wrong" in good.out and "tokens of" in good.out
+    assert (tmp_path / "data_check.png").is_file()
+    data.write_text(json.dumps(row) + "\n{oops\n")
+    bad = run("train", *options)
+    assert bad.code == 1 and "data.jsonl:2" in bad.out
+
+
+def test_plan_says_how_much_memory_it_takes(run: Run):
+    given = ["--config", CONFIGS / "qlora.py", "--config.mesh=Axes(data=2)", "--plan"]
+    outcome = run("train", *given)
+    assert outcome.code == 0 and re.search(r"total +\d\d?\.\d\d GB a device", outcome.out)
+    assert "16 rows on 2 devices" in outcome.out
 
 
 def start(config: str, workdir: Path, *more: str) -> subprocess.Popen[str]:
