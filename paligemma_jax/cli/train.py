@@ -117,6 +117,9 @@ def run(args: argparse.Namespace) -> int:
     if not result.finished:
         print(f"{args.workdir}: saved at step {result.step:,}; the same command goes on")
         return _INTERRUPTED if result.stopped_by == "SIGINT" else 0
+    if result.model is None:
+        print(f"{args.workdir}: trained; the same command in one process writes the model")
+        return 0
     print(f"{result.model}: the trained model; a report is in {args.workdir}/report.html")
     if result.adapter is not None:
         print(f"{result.adapter}: the adapters alone, as PEFT reads them")

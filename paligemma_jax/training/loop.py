@@ -297,7 +297,8 @@ class _Training:
         finished = step == self.total
         stopped_by = None if finished or stop.signal is None else stop.signal.name
         model = adapter = None
-        if finished:
+        # Several processes leave it to one: the same call in a single process writes the model.
+        if finished and jax.process_count() == 1:
             model = self.workdir / MODEL
             if not self._has_result(step):
                 state = self._best_state(step)
