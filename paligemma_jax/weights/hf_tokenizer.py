@@ -10,6 +10,7 @@ from paligemma_jax.errors import CheckpointError
 from paligemma_jax.processing.sentencepiece_proto import PieceType, read_pieces
 
 IMAGE = "<image>"  # the placeholder that their processor puts in front of the prompt
+_MASK = "<mask>"
 _SPACE = "\u2581"  # as SentencePiece writes it
 _SPECIAL = (PieceType.CONTROL, PieceType.UNKNOWN)
 _UNLIMITED = 1_000_000_000_000_000_019_884_624_838_656  # their way to say so
@@ -30,15 +31,16 @@ def tokenizer_files(model: bytes) -> dict[str, dict[str, Any]]:
         if kind in _SPECIAL or kind is PieceType.USER_DEFINED
     }
     added[len(pieces)] = _added(IMAGE, special=True)
-    special = {id: token for id, token in added.items() if token["special"]}
     names = {"bos_token": 2, "eos_token": 1, "pad_token": 0, "unk_token": 3}
-    tokens = {name: pieces[id][0] for name, id in names.items()}
+    tokens: dict[str, str | None] = {name: pieces[id][0] for name, id in names.items()}
+    if all(text != _MASK for text, _, _ in pieces):
+        tokens["mask_token"] = None  # or it would be added behind the placeholder
     return {
         "tokenizer.json": _tokenizer_json(pieces, added),
         "tokenizer_config.json": {
             "add_bos_token": False,
             "add_eos_token": False,
-            "added_tokens_decoder": {str(id): token for id, token in special.items()},
+            "added_tokens_decoder": {str(id): token for id, token in added.items()},
             "additional_special_tokens": [IMAGE],
             **tokens,
             "clean_up_tokenization_spaces": False,
@@ -51,7 +53,7 @@ def tokenizer_files(model: bytes) -> dict[str, dict[str, Any]]:
         },
         "special_tokens_map.json": {
             "additional_special_tokens": [_plain(IMAGE)],
-            **{name: _plain(token) for name, token in tokens.items()},
+            **{name: _plain(token) for name, token in tokens.items() if token is not None},
         },
         "added_tokens.json": {IMAGE: len(pieces)},
     }
