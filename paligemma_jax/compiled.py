@@ -1,13 +1,13 @@
 """Compiled programs kept from one process to the next: most of a short one is compilation."""
 
 import hashlib
-import os
 import platform
-import sys
 import warnings
 from pathlib import Path
 
 import jax
+
+from paligemma_jax.user_cache import user_cache
 
 _DIRECTORY = "jax_compilation_cache_dir"
 _LEAST = "jax_persistent_cache_min_compile_time_secs"
@@ -23,7 +23,7 @@ def keep_compiled_programs() -> None:
     """
     if getattr(jax.config, _DIRECTORY) or not getattr(jax.config, _ENABLED):
         return
-    directory = _cache_root() / "paligemma-jax" / _machine()
+    directory = user_cache() / _machine()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
@@ -33,15 +33,6 @@ def keep_compiled_programs() -> None:
         jax.config.update(_LEAST, _LEAST_HERE)
     # An entry that cannot be read or written costs time, not the answer.
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
-
-
-def _cache_root() -> Path:
-    home = Path(os.path.expanduser("~"))
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
 
 
 def _machine() -> str:

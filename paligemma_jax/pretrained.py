@@ -33,6 +33,7 @@ def from_pretrained(
     config: PaliGemmaConfig | None = None,
     quantize: Recipe | str | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
     progress: Progress | None = None,
 ) -> Pipeline:
     """Loads a checkpoint of any format, with the preprocessing it was trained with.
@@ -44,7 +45,9 @@ def from_pretrained(
 
     Args:
       name_or_path: "demo", a Hugging Face directory, a big_vision .npz, or a directory written by
-        `paligemma convert` or `Pipeline.save`.
+        `paligemma convert` or `Pipeline.save`; or what is downloaded once into the cache of its
+        hub: a published name ("paligemma2-3b-mix-448") or alias, a repository at Hugging Face, a
+        handle at Kaggle, an address (https, gs). `paligemma models` lists the published ones.
       dtype: of weights and activations: "bfloat16", or "float32" for parity (on CPUs for speed).
       resolution: resample the position embeddings to pictures of so many pixels a side.
       tokenizer: a tokenizer.model, for an .npz that has none beside it.
@@ -55,15 +58,17 @@ def from_pretrained(
         language model are rounded to so many bits as they are read, and those of bfloat16 or
         float32 are never held together. Activations keep `dtype`.
       adapter: a directory of PEFT's (LoRA), added to the weights before they are rounded.
-      progress: called with what is being read, bytes done and bytes in all.
+      revision: a branch, tag or commit at Hugging Face, such as "bfloat16".
+      progress: called with what is being downloaded or read, bytes done and bytes in all.
 
     Raises:
-      CheckpointError: naming everything that does not fit.
+      CheckpointError: naming everything that does not fit, or what keeps it from being downloaded.
+      MissingExtraError: where the client of a hub is needed and not installed.
       ConfigError: for an unknown name of a recipe.
     """
     recipe = None if quantize is None else find_recipe(quantize)
     keep_compiled_programs()
-    path = find_checkpoint(name_or_path)
+    path = find_checkpoint(name_or_path, revision=revision, progress=progress)
     name = as_float_dtype(dtype).name
     with open_checkpoint(
         path, config=config, tokenizer=tokenizer, mask_codec=mask_codec

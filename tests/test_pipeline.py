@@ -232,13 +232,15 @@ def test_bad_requests(pali, picture):
 @pytest.mark.parametrize(
     "name, hint",
     [
-        ("paligemma2-3b-mix-448", "hf download"),
-        ("google/paligemma-3b-pt-224", "licence"),
+        ("paligemma2-3b-mix-448", "paligemma download google/paligemma2-3b-mix-448"),
+        ("google/paligemma-3b-pt-224", "HF_HUB_OFFLINE"),
         ("paligema2-3b-mix-448", "paligemma2-3b-mix-448"),
         ("no/such/directory", "neither a file"),
     ],
 )
-def test_names_without_files_say_what_to_do(name, hint):
+def test_names_without_files_say_what_to_do(name, hint, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(pg.CheckpointError, match=hint):
         pg.from_pretrained(name)
 

@@ -16,6 +16,7 @@ from paligemma_jax.cli import (
     evaluate,
     info,
     mask,
+    models,
     quantize,
     segment,
     text,
@@ -41,10 +42,10 @@ Examples:
 Models (--model):
   "demo", the default, comes with this package. It knows only coloured shapes, words and numbers
   on plain pictures. For photos take a published PaliGemma or PaliGemma 2: accept its licence at
-  Hugging Face (or Kaggle), download it, and pass its directory (or .npz file):
-    hf download google/paligemma2-3b-mix-448 --local-dir paligemma2-3b-mix-448
+  Hugging Face (or Kaggle), log in (hf auth login), and name it; it is downloaded once:
     paligemma caption photo.jpg --model paligemma2-3b-mix-448
-  "mix" models answer at once; "pt" models are for fine-tuning. All names: paligemma info --list
+  "mix" models answer at once; "pt" models are for fine-tuning. All names: paligemma models
+  A directory of Hugging Face's, a big_vision .npz, and an https address are taken too.
 
 Exit codes: 0 done; 1 an error, said in one message; 2 wrong usage; 130 interrupted.
 Files are written whole or not at all, and never over others (without --force).
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         quantize,
         train,
         info,
+        models,
         evaluate,
         bench,
         demo,

@@ -49,12 +49,9 @@ def run(args: argparse.Namespace) -> int:
     from paligemma_jax.resolve import find_checkpoint, published_name
 
     published = published_name(args.model)
-    if published is None or Path(args.model).expanduser().exists():
-        checkpoint = _checkpoint(args, find_checkpoint(args.model))
+    if published is None or args.check or Path(args.model).expanduser().exists():
+        checkpoint = _checkpoint(args, find_checkpoint(args.model, download=False))
         name, config = str(checkpoint.path), checkpoint.config
-    elif args.check:
-        find_checkpoint(args.model)  # raises, saying how to get the files
-        return 1
     else:
         checkpoint, name, config = None, published, VARIANTS[published]
     if args.json:
@@ -64,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         if args.check:
             print("  check           every file and array is as it was written")
         if checkpoint is None:
-            print(f"\nTo download it: hf download google/{name} --local-dir {name}")
+            print(f"\nTo download it: paligemma download {name}")
     return 0
 
 

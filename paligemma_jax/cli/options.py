@@ -134,8 +134,8 @@ def add_model(
         "--model",
         default="demo",
         metavar="MODEL",
-        help="demo (the default), a Hugging Face directory, a big_vision .npz, or a directory "
-        "written by paligemma convert",
+        help="demo (the default), a published name (see: paligemma models), which is downloaded, a "
+        "Hugging Face directory, a big_vision .npz, or a directory written by paligemma convert",
     )
     if weights:
         group.add_argument(

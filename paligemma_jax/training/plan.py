@@ -50,7 +50,7 @@ def device_memory() -> int | None:
 
 def _architecture(name: str) -> PaliGemmaConfig:
     try:
-        path = find_checkpoint(name)
+        path = find_checkpoint(name, download=False)
     except CheckpointError:
         published = published_name(name)
         if published is None:

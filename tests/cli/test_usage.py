@@ -14,7 +14,7 @@ from tests.cli.conftest import Run
 
 COMMANDS = (
     "caption", "answer", "ocr", "count", "generate", "text", "detect", "segment", "classify",
-    "score", "mask", "convert", "quantize", "info", "bench", "demo",
+    "score", "mask", "convert", "quantize", "info", "models", "download", "bench", "demo",
 )  # fmt: skip
 COMMAND = [sys.executable, "-m", "paligemma_jax"]
 

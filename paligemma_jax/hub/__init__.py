@@ -1,0 +1,1 @@
+"""The published models, where they are, and their download into the cache of each hub."""

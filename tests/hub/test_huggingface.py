@@ -1,0 +1,249 @@
+"""The client of Hugging Face and our transfer against a server that plays the hub."""
+
+import importlib.util
+import multiprocessing
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from paligemma_jax.errors import CheckpointError, MissingExtraError
+from paligemma_jax.hub import huggingface
+from paligemma_jax.hub.sources import HuggingFace
+from paligemma_jax.resolve import find_checkpoint
+from paligemma_jax.weights.checkpoint import open_checkpoint
+from tests.hub.server import COMMIT, Cut, FakeHub, Fault, Flipped, Status
+from tests.hub.together import fetch_at_once
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface" / "pg1" / "hub_old"
+NAME = "google/paligemma-3b-pt-224"
+SOURCE = HuggingFace(NAME)
+INFO = f"/api/models/{NAME}/revision/main"
+FILES = {path.name: path.read_bytes() for path in GOLDEN.iterdir()} | {
+    "tokenizer.model": b"tokenizer",
+    "README.md": b"# PaliGemma",
+    "pytorch_model.bin": b"pickles",
+}
+NEEDED = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.model"}
+WEIGHTS = f"/{NAME}/resolve/{COMMIT}/model.safetensors"
+
+needs_client = pytest.mark.skipif(
+    importlib.util.find_spec("huggingface_hub") is None,
+    reason='huggingface_hub is not installed: pip install "paligemma-jax[hub]"',
+)
+
+
+@pytest.fixture(autouse=True)
+def repository(hub: FakeHub, waits: list[float]) -> None:
+    hub.add_repository(NAME, FILES)
+
+
+def cdn(hub: FakeHub) -> str:
+    """Path of the weights after the redirect."""
+    return hub.redirects[WEIGHTS].removeprefix(hub.other_url)
+
+
+def read(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@needs_client
+def test_only_what_is_needed_once_then_without_the_hub(hub: FakeHub, monkeypatch):
+    seen: list[tuple[str, int, int]] = []
+    path = find_checkpoint("paligemma-3b-pt-224", progress=lambda *values: seen.append(values))
+    assert read(path) == {name: FILES[name] for name in NEEDED}
+    total = sum(len(FILES[name]) for name in NEEDED)
+    assert seen[-1][1:] == (total, total) and all(done <= all_ for _, done, all_ in seen)
+    assert len(hub.requests) == 1 + len(NEEDED) + 2  # two of them are redirected
+    hub.close()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not even the client is needed
+    for name in (NAME, f"{NAME}@{COMMIT}", "pali_gemma_3b_224", "hf://" + NAME):
+        assert find_checkpoint(name) == path
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert find_checkpoint(NAME, download=False) == path
+    with open_checkpoint(path) as checkpoint:  # through the links of the cache
+        assert checkpoint.kind == "huggingface" and checkpoint.config.text_length == 128
+
+
+@needs_client
+def test_cache_is_that_of_the_client(hub: FakeHub):
+    import huggingface_hub
+
+    path = huggingface.fetch(SOURCE)
+    cache = path.parents[2]
+    found = huggingface_hub.try_to_load_from_cache(NAME, "model.safetensors", cache_dir=cache)
+    assert found == str(path / "model.safetensors")
+    local = huggingface_hub.hf_hub_download(
+        NAME, "config.json", cache_dir=cache, local_files_only=True
+    )
+    assert Path(local) == path / "config.json"
+
+
+@needs_client
+def test_what_the_client_downloaded_is_used(hub: FakeHub, caches: Path):
+    folder = caches / "huggingface" / "hub" / "models--google--paligemma-3b-pt-224"
+    snapshot = folder / "snapshots" / COMMIT
+    shutil.copytree(GOLDEN, snapshot)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    assert huggingface.cached(SOURCE) is None  # no tokenizer yet
+    (snapshot / "tokenizer.model").write_bytes(b"tokenizer")
+    assert huggingface.fetch(SOURCE) == snapshot and not hub.requests
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
+    assert huggingface.cached(SOURCE) is None
+    (snapshot / "b.safetensors").touch()
+    assert huggingface.cached(SOURCE) == snapshot
+
+
+@needs_client
+@pytest.mark.parametrize(
+    ("place", "faults"),
+    [
+        ("info", [Status(429, {"Retry-After": "3"}), Status(500)]),
+        ("resolve", [Status(429, {"Retry-After": "3"}), Status(503)]),
+        ("cdn", [Status(500), Cut(1000), Cut(200_000), Flipped()]),
+        ("cdn", [Cut(0)]),
+    ],
+)
+def test_faults_that_pass(hub: FakeHub, waits: list[float], place: str, faults: list[Fault]):
+    path = {"info": INFO, "resolve": WEIGHTS, "cdn": cdn(hub)}[place]
+    hub.faults[path] = list(faults)
+    assert read(huggingface.fetch(SOURCE)) == {name: FILES[name] for name in NEEDED}
+    assert not hub.faults[path]
+    if place != "cdn":
+        assert waits[0] == 3.0
+
+
+@needs_client
+def test_goes_on_after_a_failure(hub: FakeHub):
+    hub.faults[cdn(hub)] = [Cut(100_000), *[Cut(0)] * 20]
+    with pytest.raises(CheckpointError, match="What has arrived is kept"):
+        huggingface.fetch(SOURCE)
+    assert huggingface.cached(SOURCE) is None
+    hub.faults.clear()
+    hub.requests.clear()
+    huggingface.fetch(SOURCE)
+    (request,) = hub.asked(cdn(hub))
+    assert request.headers["range"] == "bytes=100000-"
+    assert len(hub.requests) == 3  # the list, and one file with its redirect
+
+
+@needs_client
+def test_wrong_checksum_leaves_nothing(hub: FakeHub, caches: Path):
+    hub.faults[cdn(hub)] = [Flipped(), Flipped()]
+    with pytest.raises(CheckpointError, match="model.safetensors of .* was damaged"):
+        huggingface.fetch(SOURCE)
+    assert huggingface.cached(SOURCE) is None
+    blobs = caches / "huggingface" / "hub" / "models--google--paligemma-3b-pt-224" / "blobs"
+    assert not list(blobs.glob("*.incomplete")) and len(list(blobs.iterdir())) == 3
+
+
+@needs_client
+def test_gated(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
+    hub.token = "hf_right"
+    with pytest.raises(CheckpointError) as e:
+        huggingface.fetch(SOURCE)
+    page = f"{hub.url}/{NAME}"
+    for words in (
+        "no account was named",
+        f"Open {page}, accept the licence",
+        "hf auth login",
+        "HF_TOKEN",
+        "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz",
+    ):
+        assert words in str(e.value)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(CheckpointError, match="may not read it.*Open .* with that account"):
+        huggingface.fetch(SOURCE)
+    monkeypatch.setenv("HF_TOKEN", " hf_right\n")
+    huggingface.fetch(SOURCE)
+    (request,) = hub.asked(cdn(hub))
+    assert "authorization" not in request.headers  # of another host
+
+
+@needs_client
+def test_listing_that_is_gated_too(hub: FakeHub):
+    hub.faults[INFO] = [Status(401, {"X-Error-Code": "GatedRepo"})]
+    with pytest.raises(CheckpointError, match="is gated, and no account"):
+        huggingface.fetch(SOURCE)
+
+
+@needs_client
+def test_revisions(hub: FakeHub):
+    other = "f" * 40
+    hub.add_repository(NAME, FILES | {"tokenizer.model": b"other"}, "bfloat16", other)
+    main = huggingface.fetch(SOURCE)
+    half = find_checkpoint(NAME, revision="bfloat16")
+    assert (main.name, half.name) == (COMMIT, other)
+    assert len(hub.asked(cdn(hub))) == 1  # of the same weights there is one copy
+    with pytest.raises(CheckpointError, match="no revision v9. main, bfloat16, float16 fit"):
+        find_checkpoint(f"{NAME}@v9")
+    hub.add_repository(NAME, FILES | {"tokenizer.model": b"newer"}, commit="e" * 40)
+    assert huggingface.fetch(SOURCE) == main  # nothing is asked
+    newer = huggingface.fetch(SOURCE, refresh=True)
+    assert newer.name == "e" * 40 and read(newer)["tokenizer.model"] == b"newer"
+    assert huggingface.fetch(SOURCE) == newer
+
+
+@needs_client
+def test_jax_twin(hub: FakeHub):
+    parts = {f"paligemma.b16.npz.part{i}": bytes([i]) * 1000 for i in range(3)}
+    hub.add_repository(f"{NAME}-jax", {**parts, "README.md": b""})
+    assert read(find_checkpoint("paligemma-3b-pt-224-jax")) == parts
+
+
+@needs_client
+def test_not_there(hub: FakeHub):
+    with pytest.raises(CheckpointError, match="neither a path here nor a model at Hugging Face"):
+        find_checkpoint("someone/nothing")
+    hub.close()
+    with pytest.raises(CheckpointError, match="cannot be downloaded from 127.0.0.1"):
+        huggingface.fetch(SOURCE)
+
+
+@needs_client
+def test_file_names_that_lead_outside(hub: FakeHub):
+    hub.add_repository(NAME, {"MANIFEST.json": b"{}", "../../evil": b"x"})
+    with pytest.raises(CheckpointError, match="outside of its directory"):
+        huggingface.fetch(SOURCE)
+
+
+@needs_client
+def test_too_little_space(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match="HF_HOME"):
+        huggingface.fetch(SOURCE)
+    assert len(hub.requests) == 1
+
+
+def test_offline_and_not_in_the_cache(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(CheckpointError, match=f"paligemma download {NAME}"):
+        find_checkpoint(NAME, download=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
+        find_checkpoint(NAME)
+    assert not hub.requests
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "paligemma-jax\[hub\]"'):
+        find_checkpoint(NAME)
+
+
+@needs_client
+def test_processes_that_start_together_download_once(hub: FakeHub):
+    spawn = multiprocessing.get_context("spawn")
+    barrier, results = spawn.Barrier(2), spawn.Queue()
+    arguments = (SOURCE, barrier, results)
+    processes = [spawn.Process(target=fetch_at_once, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    paths = {results.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(paths) == 1 and read(Path(paths.pop())) == {name: FILES[name] for name in NEEDED}
+    assert len(hub.requests) == 1 + len(NEEDED) + 2

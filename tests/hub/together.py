@@ -1,0 +1,17 @@
+"""What each of two processes does that start together; imports nothing heavy."""
+
+import os
+from typing import Any
+
+from paligemma_jax.hub.fetch import fetch
+from paligemma_jax.hub.sources import Source
+
+
+def fetch_at_once(source: Source, barrier: Any, results: Any) -> None:
+    """Puts the path into `results`, or what went wrong."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    barrier.wait(60)
+    try:
+        results.put(str(fetch(source)))
+    except Exception as e:
+        results.put(repr(e))
