@@ -53,6 +53,8 @@ from paligemma_jax.generation.classifying import WholeAnswer as WholeAnswer
 from paligemma_jax.generation.classifying import classify as classify
 from paligemma_jax.generation.encoded import EncodedImages as EncodedImages
 from paligemma_jax.generation.scoring import ScoredAnswer as ScoredAnswer
+from paligemma_jax.hub.catalogue import CATALOGUE as CATALOGUE
+from paligemma_jax.hub.catalogue import Published as Published
 from paligemma_jax.models.abstract import to_params as to_params
 from paligemma_jax.models.attention_summary import AttentionRollout as AttentionRollout
 from paligemma_jax.models.attention_summary import EveryHead as EveryHead

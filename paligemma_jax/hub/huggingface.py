@@ -8,6 +8,7 @@ without a look at the hub, and without the client.
 import dataclasses
 import json
 import os
+import re
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from paligemma_jax.hub.sources import HuggingFace
 
 T = TypeVar("T")
 _ENDPOINT = "https://huggingface.co"
+_HEX = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -99,7 +101,7 @@ def _download(source: HuggingFace, folder: Path, progress: Progress) -> Path:
     commit, files = _listing(source, token)
     blobs, snapshot = folder / "blobs", folder / "snapshots" / commit
     missing = [file for file in files if not (blobs / file.digest.value).exists()]
-    parts = [blobs / f"{file.digest.value}.incomplete" for file in missing]
+    parts = [blobs / f"{file.digest.value}.partial" for file in missing]
     there = sum(part.stat().st_size for part in parts if part.exists())
     transfer.require_space(folder, sum(file.size for file in missing) - there)
     meter = Meter(progress, sum(file.size for file in files))
@@ -165,9 +167,14 @@ def _listing(source: HuggingFace, token: str | None) -> tuple[str, list[_File]]:
             )
         file = listed[name]
         lfs = file.lfs
-        digest = transfer.Digest("git", file.blob_id or "")
+        digest = transfer.Digest("git", str(file.blob_id))
         if lfs is not None:
-            digest = transfer.Digest("sha256", lfs.sha256)
+            digest = transfer.Digest("sha256", str(lfs.sha256))
+        if not _HEX.fullmatch(digest.value) or not _HEX.fullmatch(str(info.sha)):
+            raise CheckpointError(
+                f"{_host()} lists {source} without digests. A hub that gives the sha256 of its "
+                "files fits. Set HF_ENDPOINT to another one, or leave it unset."
+            )
         files.append(_File(name, (file.size if lfs is None else lfs.size) or 0, digest))
     return info.sha, files
 

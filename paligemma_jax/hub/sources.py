@@ -117,11 +117,13 @@ def _hugging_face(repository: str, revision: str | None) -> HuggingFace:
             f"{revision!r} is no revision. A branch, a tag or a commit of {repository} fits, such "
             "as main. Leave it out for main."
         )
+    _require_plain(repository)
     return HuggingFace(repository, revision or MAIN)
 
 
 def _kaggle(parts: list[str], revision: str | None) -> Kaggle:
     handle = "/".join(parts[:4])
+    _require_plain(handle)
     precisions = {MAIN: "float32", "float32": "float32"} | {
         name: name for name in ("float16", "bfloat16")
     }
@@ -132,6 +134,15 @@ def _kaggle(parts: list[str], revision: str | None) -> Kaggle:
         )
     version = int(parts[4]) if len(parts) == 5 else None
     return Kaggle(handle, version, None if revision is None else precisions[revision])
+
+
+def _require_plain(name: str) -> None:
+    """Names become directories of a cache: nothing may lead out of it."""
+    if not all(_PART.fullmatch(part) for part in name.split("/")):
+        raise CheckpointError(
+            f"{name!r} is no name of a model. Letters, digits, '-', '_' and '.' fit, with one / "
+            "between owner and model. See the published ones with: paligemma models"
+        )
 
 
 def _address(address: str, revision: str | None) -> Source:

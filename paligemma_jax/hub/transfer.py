@@ -114,7 +114,7 @@ def download(
     Raises Refused, Damaged (after a second try), Unreachable, and CheckpointError where the disk
     has no place.
     """
-    part = target.with_name(f"{target.name}.incomplete")
+    part = target.with_name(f"{target.name}.partial")
     part.parent.mkdir(parents=True, exist_ok=True)
     meter.start(urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2]))
     for last in (False, True):

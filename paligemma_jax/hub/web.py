@@ -151,7 +151,13 @@ def _is_file(source: Web) -> bool:
 
 
 def _name(source: Web) -> str:
-    return urllib.parse.unquote(urllib.parse.urlsplit(source.url).path.rpartition("/")[2])
+    """What the file is called here: without anything that could lead to another directory."""
+    name = urllib.parse.unquote(urllib.parse.urlsplit(source.url).path.rpartition("/")[2])
+    return _plain(name).lstrip(".")
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
 def _directory(source: Web) -> Path:
@@ -162,5 +168,4 @@ def _directory(source: Web) -> Path:
     for name, address in OPEN_COPIES.items():
         known = find_source(address)
         last = name if isinstance(known, Web) and known.url == source.url else last
-    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{host}-{last}")
-    return user_cache() / "downloads" / f"{plain}-{digest}"
+    return user_cache() / "downloads" / f"{_plain(f'{host}-{last}')}-{digest}"

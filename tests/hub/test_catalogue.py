@@ -108,6 +108,8 @@ def test_names_lead_to_sources(
         ("ftp://example.com/m.npz", None, "no address"),
         ("hf://a/b/c", None, "no address"),
         (BASE, "../../secret", "no revision"),
+        ("https://huggingface.co/..%2f../x", None, "no name of a model"),
+        ("https://www.kaggle.com/models/a/../jax/c", None, "no name of a model"),
         (f"{BASE}@main", "float16", "One fits"),
         ("https://example.com/m.npz", "main", "no revisions"),
         ("google/paligemma/jax/paligemma-3b-pt-224", "v2", "no revision"),

@@ -137,7 +137,7 @@ def test_wrong_checksum_leaves_nothing(hub: FakeHub, caches: Path):
         huggingface.fetch(SOURCE)
     assert huggingface.cached(SOURCE) is None
     blobs = caches / "huggingface" / "hub" / "models--google--paligemma-3b-pt-224" / "blobs"
-    assert not list(blobs.glob("*.incomplete")) and len(list(blobs.iterdir())) == 3
+    assert not list(blobs.glob("*.partial")) and len(list(blobs.iterdir())) == 3
 
 
 @needs_client
@@ -207,6 +207,14 @@ def test_not_there(hub: FakeHub):
 def test_file_names_that_lead_outside(hub: FakeHub):
     hub.add_repository(NAME, {"MANIFEST.json": b"{}", "../../evil": b"x"})
     with pytest.raises(CheckpointError, match="outside of its directory"):
+        huggingface.fetch(SOURCE)
+
+
+@needs_client
+@pytest.mark.parametrize("commit", ["../../evil", "main"])
+def test_commits_that_are_none(hub: FakeHub, commit: str):
+    hub.add_repository(NAME, FILES, commit=commit)
+    with pytest.raises(CheckpointError, match="without digests"):
         huggingface.fetch(SOURCE)
 
 

@@ -29,8 +29,11 @@ def model(hub: FakeHub, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> 
     hub.files["/tokenizer.model"] = b"tokenizer"
     monkeypatch.setattr(web, "TOKENIZER", f"{hub.url}/tokenizer.model")
     if importlib.util.find_spec("kagglesdk") is not None:
+        import kagglehub.clients
         from kagglesdk import kaggle_env
 
+        # It looks through the stack of calls, which under a test runner is long.
+        monkeypatch.setattr(kagglehub.clients, "get_user_agent", lambda: "kagglehub")
         monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, hub.url)
 
 

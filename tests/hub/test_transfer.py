@@ -75,9 +75,9 @@ def test_faults_that_pass(
 
 def test_goes_on_where_an_earlier_process_stopped(hub: FakeHub, target: Path, meter: Meter, seen):
     target.parent.mkdir()
-    part = target.with_name("model.npz.incomplete")
+    part = target.with_name("model.npz.partial")
     part.write_bytes(CONTENT[:4_000_000])
-    part.with_name("model.npz.incomplete.etag").write_text('"one"')
+    part.with_name("model.npz.partial.etag").write_text('"one"')
     download(f"{hub.url}/model.npz", target, meter)
     (request,) = hub.requests
     assert request.headers["range"] == "bytes=4000000-"
@@ -89,10 +89,10 @@ def test_goes_on_where_an_earlier_process_stopped(hub: FakeHub, target: Path, me
 @pytest.mark.parametrize("change", ["file", "ranges", "too long", "all there"])
 def test_what_is_there_does_not_fit(hub: FakeHub, target: Path, meter: Meter, change: str):
     target.parent.mkdir()
-    part = target.with_name("model.npz.incomplete")
+    part = target.with_name("model.npz.partial")
     part.write_bytes(b"x" * 1000)
     if change == "file":
-        part.with_name("model.npz.incomplete.etag").write_text('"another"')
+        part.with_name("model.npz.partial.etag").write_text('"another"')
     elif change == "ranges":
         hub.ranges = False
     elif change == "too long":
@@ -107,7 +107,7 @@ def test_cut_without_end_stops_and_keeps_what_came(hub: FakeHub, target: Path, m
     hub.faults["/model.npz"] = [Cut(1000), *[Cut(0)] * 20]
     with pytest.raises(Unreachable, match="1,000 of 5,120,000 bytes"):
         download(f"{hub.url}/model.npz", target, meter)
-    assert target.with_name("model.npz.incomplete").stat().st_size == 1000
+    assert target.with_name("model.npz.partial").stat().st_size == 1000
     assert not target.exists()
     hub.faults.clear()
     download(f"{hub.url}/model.npz", target, meter)

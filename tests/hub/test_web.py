@@ -59,6 +59,13 @@ def test_open_copy_is_called_by_its_name(hub: FakeHub):
     assert (path.parent / "paligemma_tokenizer.model").read_bytes() == b"tokenizer"
 
 
+def test_file_names_that_lead_outside(hub: FakeHub, caches: Path):
+    hub.files["/../../../evil.npz"] = NPZ
+    path = find_checkpoint(f"{hub.url}/..%2f..%2f..%2fevil.npz")
+    assert path.read_bytes() == NPZ
+    assert path.resolve().parents[1] == (caches / "paligemma-jax" / "downloads").resolve()
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_tokenizer_that_is_closed_is_left_out(hub: FakeHub, status: int):
     hub.faults["/big_vision/paligemma_tokenizer.model"] = [Status(status)]
