@@ -136,9 +136,9 @@ def _compare(
 ) -> list[Row]:
     import numpy as np
 
-    from paligemma_jax.demo.evaluate_masks import paired_overlaps
     from paligemma_jax.demo.render import shape_mask
     from paligemma_jax.demo.showcase import boxes_agree
+    from paligemma_jax.evaluation.metrics.mask_pairs import paired_overlaps
     from paligemma_jax.processing.detections import Detections
 
     places = str(Detections(shown.boxes, "", boxes.width, boxes.height))

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,13 @@ from paligemma_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from paligemma_jax.evaluation.benchmarks.benchmark import Benchmark
+    from paligemma_jax.evaluation.benchmarks.evaluate import Evaluation
+    from paligemma_jax.evaluation.benchmarks.example import Example
+    from paligemma_jax.processing.mask_codec import MaskCodec
 
 DEMO = "demo"
+_BATCH_SIZE = 8
+_SETTINGS = ("dtype", "quantize", "adapter", "resolution")  # that change answers
 
 _EPILOG = """\
 Examples:
@@ -28,6 +33,11 @@ Examples:
 The folder of --out gets predictions.jsonl, metrics.json, report.html, and server.json where a
 test server takes one. Run again with the same settings, it goes on where it stopped. Questions
 whose pictures cannot be read are left out, counted and named.
+
+All accelerators of the machine answer together. On several machines with one folder for --out:
+  paligemma eval --task docvqa --data docvqa/ --out shared/run --process 0/2
+  paligemma eval --task docvqa --data docvqa/ --out shared/run --process 1/2
+The last one to be ready writes the figures of all questions.
 """
 
 
@@ -60,7 +70,13 @@ def add(commands: Any) -> None:
         help="of beam search; 1 is greedy (default: the benchmark's)",
     )  # fmt: skip
     options.add_json(parser, "print metrics.json instead of a table")
-    options.add_batch_size(parser, "questions")
+    parser.add_argument(
+        "--batch-size", type=options.positive(1024), metavar="N",
+        help="questions that each accelerator answers together (default: 8; demo: 64)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--process", type=_share, metavar="I/N", help="answer share I (from 0) of N; needs --out"
+    )
     options.add_model(parser, masks=True)
 
 
@@ -73,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.task:
         args.usage_error("which benchmark? --task NAME; all of them: paligemma eval --list")
+    if args.process is not None and args.out is None:
+        args.usage_error("--process needs --out FOLDER, where all processes keep their answers")
     if args.task == DEMO:
         return _run_demo(args)
     benchmark = find_benchmark(args.task)
@@ -85,44 +103,82 @@ def run(args: argparse.Namespace) -> int:
             f"{args.task} was asked for without data. {expected_files(benchmark)}\nPass it: "
             f"paligemma eval --task {args.task} --data FOLDER"
         )
-    return _run(args, benchmark)
-
-
-def _run(args: argparse.Namespace, benchmark: "Benchmark") -> int:
-    from paligemma_jax.evaluation.benchmarks.evaluate import evaluate
-    from paligemma_jax.evaluation.benchmarks.metrics_file import as_dict, write_metrics
     from paligemma_jax.evaluation.benchmarks.records import read_examples
-    from paligemma_jax.evaluation.benchmarks.report import write_report
-    from paligemma_jax.evaluation.benchmarks.server_format import write_server_file
 
     examples = read_examples(benchmark, args.data, limit=args.limit, prompt=args.prompt)
+    return _run(args, benchmark, examples)
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    from paligemma_jax.evaluation.benchmarks.demo import BATCH_SIZE, DEMO, SCENES, demo_examples
+
+    for name in ("data", "prompt", "max_new_tokens", "beams"):
+        if getattr(args, name) is not None:
+            option = "--" + name.replace("_", "-")
+            args.usage_error(f"the demo world has its own questions; leave {option} out")
+    args.batch_size = args.batch_size or BATCH_SIZE
+    return _run(args, DEMO, demo_examples(args.limit or SCENES))
+
+
+def _run(args: argparse.Namespace, benchmark: "Benchmark", examples: "Sequence[Example]") -> int:
+    from paligemma_jax.evaluation.benchmarks.evaluate import evaluate
+
     pipeline = asking.load_pipeline(args)
     out = None if args.out is None else Path(args.out).expanduser()
-    with _bar(args, len(examples)) as progress:
+    number, count = args.process or (0, 1)
+    with _bar(args, len(examples[number::count])) as progress:
         done = evaluate(
             pipeline,
             benchmark,
             examples,
             out=out,
             model=args.model,
-            batch_size=args.batch_size,
+            settings={name: getattr(args, name) for name in _SETTINGS},
+            batch_size=args.batch_size or _BATCH_SIZE,
             max_new_tokens=args.max_new_tokens,
             beams=args.beams,
+            share=args.process,
             progress=progress,
         )
-    written = []
-    if out is not None:
-        written.append(write_metrics(done, out, args.model))
-        written.append(write_report(done, out, model=args.model, codec=pipeline.mask_codec))
-        server = write_server_file(done, out)
-        written += [server] if server else []
-    figures = as_dict(done, args.model)
-    if args.json:
-        print(json.dumps(figures, ensure_ascii=False))
+    if done.missing:
+        print(
+            f"share {number} of {count} is ready: {len(done.examples):,} questions. Other "
+            f"processes have {done.missing:,} still to answer; the last one writes the figures."
+        )
         return 0
-    main = done.main
+    written = [] if out is None else _write(args, done, out, pipeline.mask_codec)
+    if args.json:
+        from paligemma_jax.evaluation.benchmarks.metrics_file import as_dict
+
+        print(json.dumps(as_dict(done, args.model), ensure_ascii=False))
+        return 0
+    _show(done)
+    for path in written:
+        print(path)
+    return 0
+
+
+def _write(
+    args: argparse.Namespace, done: "Evaluation", out: Path, codec: "MaskCodec | None"
+) -> list[Path]:
+    from paligemma_jax.evaluation.benchmarks.metrics_file import write_metrics
+    from paligemma_jax.evaluation.benchmarks.report import write_report
+    from paligemma_jax.evaluation.benchmarks.server_format import write_server_file
+
+    written = [write_metrics(done, out, args.model)]
+    written.append(write_report(done, out, model=args.model, codec=codec))
+    server = write_server_file(done, out)
+    return written + ([server] if server else [])
+
+
+def _show(done: "Evaluation") -> None:
+    benchmark, main = done.benchmark, done.main
+    if benchmark.name == DEMO:
+        from paligemma_jax.evaluation.benchmarks.demo import table_of
+
+        print(table_of(done), end="\n\n")
     interval = f"{main.low:.2f} to {main.high:.2f}"
-    print(f"{benchmark.title}: {figures['figure']} {main.value:.2f} ({interval})")
+    print(f"{benchmark.title}: {benchmark.measured.main} {main.value:.2f} ({interval})")
     for name, figure in done.figures.items():
         print(f"  {name:24} {figure.value:8.4f}  {figure.low:.4f} to {figure.high:.4f}")
     print(f"  questions {done.counts['num']:,.0f}, left out {done.counts['left_out']:,.0f}")
@@ -134,23 +190,13 @@ def _run(args: argparse.Namespace, benchmark: "Benchmark") -> int:
             print(f"    {name:20} {value:g}")
     if benchmark.notes:
         print(f"  {benchmark.notes}")
-    for path in written:
-        print(path)
-    return 0
 
 
-def _run_demo(args: argparse.Namespace) -> int:
-    from paligemma_jax.evaluation.benchmarks.demo import SCENES, evaluate_demo, write_demo_metrics
-
-    done = evaluate_demo(asking.load_pipeline(args), scenes=args.limit or SCENES)
-    if args.out is not None:
-        write_demo_metrics(done, Path(args.out).expanduser(), args.model)
-    if args.json:
-        print(json.dumps({name.strip(): r.value for name, r in done.results.items()}))
-        return 0
-    print(done.table())
-    print(f"\n{done.scenes} scenes of seed {done.seed}")
-    return 0
+def _share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; 0/2 and 1/2 are those of two")
+    return int(number), int(count)
 
 
 def _all() -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from paligemma_jax.demo.evaluate import PICTURE_SIZE
 from paligemma_jax.demo.evaluate_boxes import Found, find_kinds, find_pairs
 from paligemma_jax.demo.render import render
 from paligemma_jax.demo.splits import held_out_scenes
+from paligemma_jax.evaluation.benchmarks.demo import PICTURE_SIZE
 from paligemma_jax.pretrained import from_pretrained
 from paligemma_jax.processing import confidence as c
 from paligemma_jax.processing.confidence import ObjectEvidence, ProductOf, Score

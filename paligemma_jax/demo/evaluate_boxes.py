@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from paligemma_jax.demo.average_precision import Prediction, mean_average_precision
 from paligemma_jax.demo.scene import KINDS, Scene
+from paligemma_jax.evaluation.metrics.all_point_precision import AllPointPrecision
+from paligemma_jax.evaluation.metrics.coco_detection import FoundBoxes, TrueBoxes
 from paligemma_jax.generation.grammar import detection_grammar
 from paligemma_jax.generation.observer import BoxEvidence
 from paligemma_jax.pipeline import Pipeline
@@ -30,19 +31,15 @@ class Found:
 
     def precision(self, score: Score, iou: float = 0.5) -> float:
         """Mean average precision over kinds of shape, in 0..1, of boxes ranked by `score`."""
-        truths: dict[str, dict[int, list[Box]]] = {kind: {} for kind in KINDS}
-        found: dict[str, list[Prediction]] = {kind: [] for kind in KINDS}
-        # A prompt and one of its labels stand for a picture of their own.
-        numbers = {key: n for n, key in enumerate(self._keys())}
-        for place, (labels, right) in enumerate(zip(self.prompts, self.truths, strict=True)):
-            for label in labels:
-                boxes = [box for box in right if box.label == label]
-                truths[_kind(label)][numbers[place, label]] = boxes
-        for place, answer in enumerate(self.answers):
-            for box, value in zip(answer.answer.objects, answer.scores(score), strict=True):
-                number = numbers[place, box.label]
-                found[_kind(box.label)].append(Prediction(number, box, value))
-        return mean_average_precision(truths, found, iou)
+        metric = AllPointPrecision(iou, last_word=True)
+        for place, (right, answer) in enumerate(zip(self.truths, self.answers, strict=True)):
+            objects = answer.answer.objects
+            found = FoundBoxes(
+                list(map(_corners, objects)), [box.label for box in objects], answer.scores(score)
+            )
+            truth = TrueBoxes(list(map(_corners, right)), [box.label for box in right])
+            metric.add(place, found, truth)
+        return metric.result()["ap"]
 
     def judged(self, score: Score, iou: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
         """Scores f64[n] of all boxes, and bool[n]: is there a right one with so high an IoU."""
@@ -56,9 +53,6 @@ class Found:
                 overlaps = intersection_over_union([box], same) if same else np.zeros((1, 0))
                 hits.append(bool(overlaps.max(initial=0.0) >= iou))
         return np.array(values), np.array(hits, bool)
-
-    def _keys(self) -> list[tuple[int, str]]:
-        return [(place, label) for place, labels in enumerate(self.prompts) for label in labels]
 
 
 def find_kinds(
@@ -105,5 +99,5 @@ def _right(scene: Scene, label: str) -> list[Box]:
     return [Box(label, *s.box) for s in scene.shapes if label in (s.name, s.kind)]
 
 
-def _kind(label: str) -> str:
-    return label.split()[-1]
+def _corners(box: Box) -> tuple[float, float, float, float]:
+    return box.x1, box.y1, box.x2, box.y2

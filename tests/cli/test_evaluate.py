@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from paligemma_jax.demo.evaluate import GOALS, Result
+from paligemma_jax.evaluation.benchmarks.demo import (
+    ANSWERS,
+    COUNTS,
+    GOALS,
+    OCR,
+    SAME,
+    demo_examples,
+)
 from tests.cli.conftest import Run, Says
 
 
@@ -56,16 +63,41 @@ def test_without_task_or_data(run: Run, tmp_path: Path):
     assert "no benchmark 'doc'" in run("eval", "--task", "doc", "--data", tmp_path).err
 
 
-def test_demo(run: Run, says: Says, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    says()
-    results = {name: Result(0.75, 20) for name in GOALS}
-    monkeypatch.setattr(
-        "paligemma_jax.evaluation.benchmarks.demo.evaluate", lambda pipeline, seed, count: results
-    )
-    shown = run("eval", "--task", "demo", "--limit", "3", "--out", tmp_path)
-    assert "| answers | 75.0 % | 95 % | 20 |" in shown.out
-    assert "3 scenes of seed 2026" in shown.out
+def test_demo(run: Run, says: Says, tmp_path: Path):
+    examples = demo_examples(1)
+    calls = says(*["yes"] * len(examples))
+    shown = run("eval", "--task", "demo", "--limit", "1", "--out", tmp_path)
+    assert shown.code == 0, shown.err
+    right = [e.reference.reference == "yes" for e in examples if e.reference.group == SAME]
+    assert f"| same or different | {100 * sum(right):.1f} % | 95 % | 1 |" in shown.out
     kept = json.loads((tmp_path / "metrics.json").read_text())
-    answers = kept["figures"]["answers"]
-    assert answers["value"] == 0.75 and answers["low"] < 0.75 < answers["high"]
-    assert kept["figures"]["segmentation mean IoU"] == {"value": 0.75, "prompts": 20, "goal": 0.75}
+    assert (
+        kept["figures"].keys() >= {*GOALS} - {OCR, COUNTS, ANSWERS}
+        and kept["counts"]["num/caption de"] == 1
+    )
+    assert kept["figures"]["segmentation mean IoU"] == {"value": 0, "low": 0, "high": 0}
+    assert kept["card"]["ocr exact"] == 99.2
+    asked = len(calls)
+    assert asked == 4  # kind by kind: words, pairs, boxes of one name or two, masks
+    assert run("eval", "--task", "demo", "--limit", "1", "--out", tmp_path).out == shown.out
+    assert len(calls) == asked
+    assert "leave --beams out" in run("eval", "--task", "demo", "--beams", "2").err
+    other = run("eval", "--task", "demo", "--limit", "1", "--out", tmp_path, "--quantize", "int8")
+    assert "quantize was None and is 'int8'" in other.err
+
+
+def test_shares_of_several_processes(run: Run, says: Says, data: Path):
+    says("blue", "blue", "red")
+    out, single = data / "out", data / "single"
+    common = ("eval", "--task", "gqa", "--data", data)
+    first = run(*common, "--out", out, "--process", "0/2")
+    assert "share 0 of 2 is ready: 2 questions" in first.out and "1 still to answer" in first.out
+    assert not (out / "metrics.json").exists()
+    last = run(*common, "--out", out, "--process", "1/2")
+    assert last.out.startswith("GQA: acc 66.67 (")
+    says("blue", "red", "blue")
+    run(*common, "--out", single)
+    together, alone = (json.loads((f / "metrics.json").read_text()) for f in (out, single))
+    assert together["counts"] == alone["counts"] and together["value"] == alone["value"]
+    assert run(*common, "--process", "0/2").code == 2
+    assert "is no share" in run(*common, "--out", out, "--process", "2/2").err

@@ -11,9 +11,9 @@ from PIL import Image
 import paligemma_jax as pg
 from paligemma_jax.cli.demo import SEED
 from paligemma_jax.cli.mask_files import file_name_part
-from paligemma_jax.demo.evaluate_masks import paired_overlaps
 from paligemma_jax.demo.render import render, shape_mask
 from paligemma_jax.demo.showcase import showcase
+from paligemma_jax.evaluation.metrics.mask_pairs import paired_overlaps
 from paligemma_jax.processing.rle import RLE
 from tests.cli.conftest import Run, Says
 

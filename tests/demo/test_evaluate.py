@@ -1,11 +1,10 @@
-"""What the demo model is measured with: pairs of masks, ranked boxes, calibration."""
+"""What the demo model is measured with: ranked boxes, calibration."""
 
 import numpy as np
 import pytest
 
 from paligemma_jax.demo.confidence import calibration_error, constant, reliability, roc_area
 from paligemma_jax.demo.evaluate_boxes import Found
-from paligemma_jax.demo.evaluate_masks import paired_overlaps
 from paligemma_jax.processing.confidence import (
     ObjectEvidence,
     WeighedAnswer,
@@ -14,21 +13,6 @@ from paligemma_jax.processing.confidence import (
 from paligemma_jax.processing.parsing import Box, ParsedAnswer
 
 LEFT, RIGHT = Box("circle", 0, 0, 0.5, 0.5), Box("circle", 0.5, 0.5, 1, 1)
-
-
-def mask(*columns: int) -> np.ndarray:
-    picture = np.zeros((2, 8), bool)
-    picture[:, list(columns)] = True
-    return picture
-
-
-def test_masks_are_paired_best_first_and_rest_counts_nothing():
-    right = np.stack([mask(0, 1), mask(4, 5)])
-    assert paired_overlaps(right[::-1], right) == [1.0, 1.0]
-    found = np.stack([mask(0), mask(0, 1)])  # the second is the better partner of the first
-    assert paired_overlaps(found, right) == [1.0, 0.0]
-    assert paired_overlaps(np.zeros((0, 2, 8), bool), right) == [0.0, 0.0]
-    assert sorted(paired_overlaps(np.concatenate([right, right[:1]]), right)) == [0.0, 1.0, 1.0]
 
 
 def weighed(*boxes: tuple[Box, float]) -> WeighedAnswer:

@@ -16,6 +16,7 @@ class Answer(enum.Enum):
     TEXT = "text"
     MASK = "mask"
     BOXES = "boxes"
+    MASKS = "masks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Benchmark:
       prompt: of a line.
       reference: the right answer of a line, as the metric takes it; raises Misfit.
       task: of `metrics.tasks.TASKS`; the name where it is not given.
+      measure: instead of a task's.
       answer: what the words are read as.
       max_new_tokens, beams: how answers are made; one beam is greedy.
       published: the figure `measured.main` of published models, by name such as
         "paligemma-3b-448", in the unit of the tables.
       scale: what the figure is multiplied with in tables.
+      card: what figures by name are on the model's own card, in the unit of the tables.
       group: the field that names the kind of a line, where figures are by kind.
       notes: what to know before numbers are compared.
     """
@@ -45,10 +48,12 @@ class Benchmark:
     prompt: Callable[[Row], str]
     reference: Callable[[Row], Any]
     task: str = ""
+    measure: Measured | None = None
     answer: Answer = Answer.TEXT
     max_new_tokens: int = 32
     beams: int = 1
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    card: Mapping[str, float] = dataclasses.field(default_factory=dict)
     scale: float = 100.0
     group: str | None = None
     notes: str = ""
@@ -56,4 +61,4 @@ class Benchmark:
     @property
     def measured(self) -> Measured:
         """Its metric and the figure that is published."""
-        return TASKS[self.task or self.name]
+        return self.measure or TASKS[self.task or self.name]

@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from paligemma_jax.evaluation.benchmarks.benchmark import Answer
-from paligemma_jax.evaluation.benchmarks.evaluate import Evaluation
-from paligemma_jax.evaluation.metrics.by_group import Grouped
+from paligemma_jax.evaluation.benchmarks.evaluate import Evaluation, right_answer
 
 _BINS = 10
 Bin = tuple[str, float, float, int]  # name, mean confidence or length, mean score, examples
@@ -16,9 +14,7 @@ def confusion(done: Evaluation) -> dict[str, dict[str, int]] | None:
     """How often each right answer (first key) was given each: None unless all are yes or no."""
     counts = {right: {given: 0 for given in ("yes", "no", "other")} for right in ("yes", "no")}
     for example in done.examples:
-        reference: Any = example.reference
-        right = reference.reference if isinstance(reference, Grouped) else reference
-        right = str(right).strip().lower()
+        right = str(right_answer(example)).strip().lower()
         if done.benchmark.answer is not Answer.TEXT or right not in counts:
             return None
         made = done.predictions[example.id]

@@ -1,70 +1,184 @@
 """The demo world as a benchmark: the table of the demo model's card."""
 
-import dataclasses
-import json
-from pathlib import Path
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from paligemma_jax.demo.evaluate import GOALS, Result, evaluate, table
-from paligemma_jax.evaluation.benchmarks.predictions import write_whole
-from paligemma_jax.evaluation.metrics.bootstrap import Interval, bootstrap
+import numpy as np
+
+from paligemma_jax.demo.render import render, shape_mask
+from paligemma_jax.demo.scene import KINDS, Scene
+from paligemma_jax.demo.splits import HELD_OUT, held_out_pairs, held_out_scenes, split_rng
+from paligemma_jax.demo.tasks import MOST_MASKS, SAME_PROMPT, examples
+from paligemma_jax.evaluation.benchmarks.benchmark import Answer, Benchmark
+from paligemma_jax.evaluation.benchmarks.evaluate import Evaluation
+from paligemma_jax.evaluation.benchmarks.example import Example, MadePicture
+from paligemma_jax.evaluation.benchmarks.fields import field, template
+from paligemma_jax.evaluation.metrics.all_point_precision import AllPointPrecision
+from paligemma_jax.evaluation.metrics.by_figure import ByFigure, OfFigure
+from paligemma_jax.evaluation.metrics.coco_detection import TrueBoxes
 from paligemma_jax.evaluation.metrics.exact_match import ExactMatch
-from paligemma_jax.pipeline import Pipeline
+from paligemma_jax.evaluation.metrics.mask_pairs import MaskPairs
+from paligemma_jax.evaluation.metrics.tasks import Measured
+from paligemma_jax.processing import prompts
 
-NAME = "demo"
-SEED, SCENES = 2026, 500  # of the card
-_NO_SHARES = ("detection mAP at IoU 0.5", "  two labels in a prompt", "segmentation mean IoU")
+SEED, SCENES, BATCH_SIZE = 2026, 500, 64
+PICTURE_SIZE = 224  # pixels; twice the model's, so that resizing is part of what is measured
+_WORD_TOKENS, _SAME_TOKENS, _OBJECT_TOKENS = 40, 4, 64
+
+ANSWERS, COUNTS, OCR, SAME = "answers", "counts", "ocr exact", "same or different"
+ONE_LABEL, TWO_LABELS = "detection mAP at IoU 0.5", "two labels in a prompt"
+MASKS = "segmentation mean IoU"
+_QUESTIONS = {name: f"of these {name}" for name in ("colour", "where", "exists")}
+_CAPTIONS = tuple(f"caption {language}" for language in ("en", "es", "de", "fr"))
+
+# Shares that the model was to reach.
+GOALS = {
+    ANSWERS: 0.95, COUNTS: 0.95, OCR: 0.90, **dict.fromkeys(_CAPTIONS, 0.90),
+    ONE_LABEL: 0.85, MASKS: 0.75, SAME: 0.95,
+}  # fmt: skip
+_CARD = {
+    ANSWERS: 100.0, COUNTS: 99.8, OCR: 99.2, "caption en": 99.6, "caption es": 99.4,
+    "caption de": 99.2, "caption fr": 99.4, ONE_LABEL: 98.9, TWO_LABELS: 64.8, MASKS: 78.9,
+    SAME: 100.0,
+}  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class DemoEvaluation:
-    """The figures of the card by name; intervals of those that are shares of right answers."""
+class DemoScores(ByFigure):
+    """The demo model's card: every figure in 0..1, each over its own questions.
 
-    results: dict[str, Result]
-    intervals: dict[str, Interval]
-    scenes: int
-    seed: int
-
-    def table(self) -> str:
-        """As the card has it, in Markdown."""
-        return table(self.results)
-
-
-def evaluate_demo(
-    pipeline: Pipeline, *, scenes: int = SCENES, seed: int = SEED, resamples: int = 1000
-) -> DemoEvaluation:
-    """Measures a model on `scenes` held-out scenes, as `python -m paligemma_jax.demo.evaluate`.
-
-    Fewer scenes than the card's are the first of them.
+    Words are compared exactly, and these figures are shares of right answers. Detection is the mean
+    over kinds of shape of the all-point average precision at IoU 0.5, of boxes ranked by their
+    scores, where every kind of every scene is asked for, there or not. Segmentation asks for one
+    name a scene; found and true masks are paired, and what has no partner counts 0. Intervals draw
+    whole scenes, with all that is asked about them.
     """
-    results = evaluate(pipeline, seed, scenes)
-    intervals = {
-        name: _interval(result, resamples)
-        for name, result in results.items()
-        if name not in _NO_SHARES
-    }
-    return DemoEvaluation(results, intervals, scenes, seed)
+
+    def __init__(self) -> None:
+        words = (ANSWERS, *_QUESTIONS.values(), COUNTS, OCR, *_CAPTIONS, SAME)
+        boxes = AllPointPrecision(last_word=True)
+        super().__init__(
+            {name: (ExactMatch(), "acc") for name in words}
+            | {ONE_LABEL: (boxes, "ap"), TWO_LABELS: (boxes, "ap"), MASKS: (MaskPairs(), "miou")}
+        )
 
 
-def write_demo_metrics(done: DemoEvaluation, folder: Path, model: str) -> Path:
-    """Writes metrics.json, and returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {}
-    for name, result in done.results.items():
-        figures[name.strip()] = {"value": result.value, "prompts": result.prompts}
-        if name in done.intervals:
-            interval = done.intervals[name]
-            figures[name.strip()] |= {"low": interval.low, "high": interval.high}
-        if name in GOALS:
-            figures[name.strip()]["goal"] = GOALS[name]
-    settings = {"task": NAME, "model": model, "scenes": done.scenes, "seed": done.seed}
-    path = folder / "metrics.json"
-    write_whole(path, json.dumps(settings | {"figures": figures}, indent=1) + "\n")
-    return path
+DEMO = Benchmark(
+    "demo", "Demo world", "Drawn as it is asked about", example={}, prompt=template("{prompt}"),
+    reference=field("answer"), measure=Measured(DemoScores, ANSWERS), max_new_tokens=_WORD_TOKENS,
+    published={"demo": _CARD[ANSWERS]}, card=_CARD,
+    notes=f"The card has {SCENES} scenes and pairs, answered in float32.",
+)  # fmt: skip
 
 
-def _interval(result: Result, resamples: int) -> Interval:
-    right = round(result.value * result.prompts)
-    answers = ["right"] * right + ["wrong"] * (result.prompts - right)
-    metric = ExactMatch().add_all(answers, ["right"] * result.prompts)
-    return bootstrap(metric, resamples=resamples)["acc"]
+def demo_examples(scenes: int = SCENES, seed: int = SEED) -> list[Example]:
+    """All questions about so many held-out scenes and as many pairs; fewer are the first of them.
+
+    Pictures are drawn when they are asked about. Scenes come from a seed that no training run can
+    reach.
+    """
+    drawn = held_out_scenes(seed, scenes)
+    pictures = [
+        MadePicture(f"scene {i:04d}", functools.partial(_draw, scene))
+        for i, scene in enumerate(drawn)
+    ]
+    # Kind by kind, so that what is answered together is alike.
+    return [
+        *_about_words(drawn, pictures, seed),
+        *_about_pairs(seed, scenes),
+        *_about_boxes(drawn, pictures, ONE_LABEL, lambda scene: [(kind,) for kind in KINDS]),
+        *_about_boxes(drawn, pictures, TWO_LABELS, _two_names),
+        *_about_masks(drawn, pictures, seed),
+    ]
+
+
+def demo_table(figures: Mapping[str, float], counts: Mapping[str, float]) -> str:
+    """The card's table in Markdown, of figures in 0..1 and the numbers of prompts."""
+    lines = ["| measure | reached | goal | prompts |", "|---|---|---|---|"]
+    extra = sorted(name for name in figures if name not in GOALS)
+    for name in (ANSWERS, *extra, *[name for name in GOALS if name != ANSWERS]):
+        if name in figures:
+            goal = f"{100 * GOALS[name]:.0f} %" if name in GOALS else ""
+            shown = name if name in GOALS else f"  {name}"
+            lines.append(f"| {shown} | {100 * figures[name]:.1f} % | {goal} | {counts[name]:.0f} |")
+    return "\n".join(lines)
+
+
+def table_of(done: Evaluation) -> str:
+    """`demo_table` of a run."""
+    values = {name: figure.value for name, figure in done.figures.items()}
+    return demo_table(values, {name: done.counts[f"num/{name}"] for name in values})
+
+
+def _draw(scene: Scene) -> np.ndarray:
+    return render(scene, PICTURE_SIZE)
+
+
+def _about_words(
+    scenes: Sequence[Scene], pictures: Sequence[MadePicture], seed: int
+) -> Iterator[Example]:
+    for i, (scene, picture) in enumerate(zip(scenes, pictures, strict=True)):
+        # A stream of its own for the questions, apart from the one that drew the scene.
+        for n, one in enumerate(examples(scene, split_rng(seed + 1, HELD_OUT, i))):
+            if one.task == "detect":
+                continue
+            own = {"count": COUNTS, "ocr": OCR} | _QUESTIONS
+            name = own.get(one.task) or one.task.replace("_", " ")
+            also = (ANSWERS,) if one.task in _QUESTIONS else ()
+            right = OfFigure(name, one.answer, i, also)
+            yield _example(f"{i:04d} {n} {one.task}", (picture,), one.prompt, right, _WORD_TOKENS)
+
+
+def _about_pairs(seed: int, count: int) -> Iterator[Example]:
+    for i, (first, second, same) in enumerate(held_out_pairs(seed, count)):
+        pictures = tuple(
+            MadePicture(f"pair {i:04d} {side}", functools.partial(_draw, scene))
+            for side, scene in (("left", first), ("right", second))
+        )
+        right = OfFigure(SAME, "yes" if same else "no", i)
+        yield _example(f"{i:04d} same", pictures, SAME_PROMPT, right, _SAME_TOKENS)
+
+
+def _two_names(scene: Scene) -> list[tuple[str, ...]]:
+    names = sorted({shape.name for shape in scene.shapes})[:2]
+    return [tuple(names)] if len(names) == 2 else []
+
+
+def _about_boxes(
+    scenes: Sequence[Scene],
+    pictures: Sequence[MadePicture],
+    figure: str,
+    asked: Callable[[Scene], Sequence[tuple[str, ...]]],
+) -> Iterator[Example]:
+    for i, (scene, picture) in enumerate(zip(scenes, pictures, strict=True)):
+        for labels in asked(scene):
+            shapes = [(one, s) for one in labels for s in scene.shapes if one in (s.name, s.kind)]
+            corners = [[PICTURE_SIZE * s.box[k] for k in (1, 0, 3, 2)] for _, s in shapes]
+            right = OfFigure(figure, TrueBoxes(corners, [label for label, _ in shapes]), i)
+            yield _example(
+                f"{i:04d} detect {' ; '.join(labels)}", (picture,), prompts.detect(labels), right,
+                _OBJECT_TOKENS, Answer.BOXES, labels,
+            )  # fmt: skip
+
+
+def _about_masks(
+    scenes: Sequence[Scene], pictures: Sequence[MadePicture], seed: int
+) -> Iterator[Example]:
+    """One of the names in the scene that at most two shapes have."""
+    for i, (scene, picture) in enumerate(zip(scenes, pictures, strict=True)):
+        names = sorted(shape.name for shape in scene.shapes)
+        fitting = [name for name in dict.fromkeys(names) if names.count(name) <= MOST_MASKS]
+        if not fitting:
+            continue
+        name = fitting[int(split_rng(seed + 2, HELD_OUT, i).integers(len(fitting)))]
+        masks = [shape_mask(s, PICTURE_SIZE) for s in scene.shapes if s.name == name]
+        yield _example(
+            f"{i:04d} segment {name}", (picture,), prompts.segment([name]),
+            OfFigure(MASKS, np.stack(masks), i), _OBJECT_TOKENS, Answer.MASKS, (name,),
+        )  # fmt: skip
+
+
+def _example(
+    id: str, pictures: tuple[MadePicture, ...], prompt: str, right: OfFigure, tokens: int,
+    answer: Answer = Answer.TEXT, labels: Sequence[str] = (),
+) -> Example:  # fmt: skip
+    return Example(id, pictures, prompt, right, {"labels": list(labels)}, answer, tokens)

@@ -3,23 +3,23 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import jax
 
-from paligemma_jax.answering.generation import Generation
-from paligemma_jax.errors import CheckpointError, InvalidImageError
+from paligemma_jax.errors import CheckpointError, ConfigError
+from paligemma_jax.evaluation.benchmarks.asking import Decoding, ask
 from paligemma_jax.evaluation.benchmarks.benchmark import Answer, Benchmark
-from paligemma_jax.evaluation.benchmarks.objects import found_boxes, found_mask
+from paligemma_jax.evaluation.benchmarks.example import Example
+from paligemma_jax.evaluation.benchmarks.objects import found_boxes, found_mask, found_masks
 from paligemma_jax.evaluation.benchmarks.predictions import Prediction, PredictionFile
-from paligemma_jax.evaluation.benchmarks.records import Example
 from paligemma_jax.evaluation.metrics.accumulator import Accumulator
 from paligemma_jax.evaluation.metrics.bootstrap import Interval, bootstrap
+from paligemma_jax.evaluation.metrics.by_group import Grouped
 from paligemma_jax.pipeline import Pipeline
-from paligemma_jax.processing.image_source import load_image
-from paligemma_jax.processing.prompts import split_labels
+from paligemma_jax.training.processes import barrier
 
 _BATCHES_A_SAVE = 4
 Progress = Callable[[int], None]  # questions done since the last call
@@ -30,7 +30,9 @@ class Evaluation:
     """The outcome of a benchmark.
 
     `figures` is every figure with its interval, in the metric's unit; `counts` the numbers of
-    examples: num, left_out, and of each group.
+    examples: num, left_out, and of each group. `missing` is how many questions other processes
+    have still to answer: the figures are then those of this process's share alone, and `metric`
+    can be merged with theirs.
     """
 
     benchmark: Benchmark
@@ -39,6 +41,7 @@ class Evaluation:
     metric: Accumulator
     figures: dict[str, Interval]
     counts: dict[str, float]
+    missing: int = 0
 
     @property
     def main(self) -> Interval:
@@ -57,6 +60,8 @@ def evaluate(
     batch_size: int = 8,
     max_new_tokens: int | None = None,
     beams: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    share: tuple[int, int] | None = None,
     resamples: int = 1000,
     seed: int = 0,
     progress: Progress = lambda count: None,
@@ -65,85 +70,76 @@ def evaluate(
 
     Answers are kept in predictions.jsonl of the folder `out`, if it is given, and those that are
     there already are not asked again. A question whose picture cannot be read is left out, counted
-    and named. `max_new_tokens` and `beams` are the benchmark's if not given; `model` names the
-    checkpoint in run.json.
+    and named.
 
-    Raises ConfigError for a folder with predictions of other settings, CheckpointError for masks
-    without a codec, DatasetError if no question could be asked.
+    Args:
+      pipeline: the model; see `on_all_devices`.
+      benchmark, examples: what is asked.
+      out: the folder; without, nothing is kept.
+      model: names the checkpoint in run.json, and `settings` what else answers depend on.
+      batch_size: questions that are answered together.
+      max_new_tokens, beams: the benchmark's if not given.
+      share: (1, 4) asks the second quarter of the questions. Processes that are given one `out`
+        each keep a file of their own there; the last one to be ready has all figures, and so has
+        whoever evaluates once more. That of the JAX process if not given.
+      resamples, seed: of the intervals, as `bootstrap` takes them.
+      progress: told how many questions are done since the last call.
+
+    Raises ConfigError for a share that is none and a folder with predictions of other settings,
+    CheckpointError for masks without a codec, DatasetError if no question could be asked.
     """
-    if benchmark.answer is Answer.MASK and pipeline.mask_codec is None:
+    masks = (Answer.MASK, Answer.MASKS)
+    if pipeline.mask_codec is None and any(_kind(benchmark, e) in masks for e in examples):
         raise CheckpointError(
             "The checkpoint has no mask codec, which turns <seg> tokens into masks. The published "
             "vae-oid.npz fits every PaliGemma. Load with it: --mask-codec vae-oid.npz"
         )
-    limits = max_new_tokens or benchmark.max_new_tokens, beams or benchmark.beams
+    share = share or (jax.process_index(), jax.process_count())
+    own = examples[_part(share)]
+    decoding = Decoding(
+        batch_size, max_new_tokens or benchmark.max_new_tokens, beams or benchmark.beams
+    )
     done: dict[str | int, Prediction] = {}
     file = None
     if out is not None:
-        file = PredictionFile(out, _settings(benchmark, examples, model, *limits))
+        kept = _settings(benchmark, examples, decoding) | {"model": model, **(settings or {})}
+        file = PredictionFile(out, kept, share)
         done = dict(file.done)
-    wanted = [example for example in examples if example.id not in done]
-    progress(len(examples) - len(wanted))
+    wanted = [example for example in own if example.id not in done]
+    progress(len(own) - len(wanted))
     step = batch_size * _BATCHES_A_SAVE
     for start in range(0, len(wanted), step):
         part = wanted[start : start + step]
-        new = _predict(pipeline, benchmark, part, batch_size, *limits)
+        new = ask(pipeline, benchmark, part, decoding)
         if file is not None:
             file.append(new)
         done |= {one.id: one for one in new}
         progress(len(part))
-    metric = _score(pipeline, benchmark, examples, done)
+    if file is not None:
+        if share == (jax.process_index(), jax.process_count()):
+            barrier("evaluated")
+        file.read_again()
+        done = dict(file.done)
+    missing = sum(example.id not in done for example in examples)
+    scored = own if missing else examples
+    metric = _score(pipeline, benchmark, scored, done)
     intervals = bootstrap(metric, resamples=resamples, seed=seed)
     counts = {k: v for k, v in metric.result().items() if k not in intervals}
-    return Evaluation(benchmark, examples, done, metric, intervals, counts)
+    return Evaluation(benchmark, scored, done, metric, intervals, counts, missing)
 
 
-def _predict(
-    pipeline: Pipeline,
-    benchmark: Benchmark,
-    examples: Sequence[Example],
-    batch_size: int,
-    max_new_tokens: int,
-    beams: int,
-) -> list[Prediction]:
-    pictures: list[list[Image.Image]] = []
-    readable: list[Example] = []
-    predictions: list[Prediction] = []
-    for example in examples:
-        try:
-            pictures.append([load_image(path) for path in example.images])
-            readable.append(example)
-        except InvalidImageError as e:
-            predictions.append(Prediction(example.id, error=str(e)))
-    if not readable:
-        return predictions
-    prompts = [example.prompt for example in readable]
-    limits: Any = dict(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    if benchmark.answer is Answer.BOXES:
-        labels = [split_labels(example.row["labels"]) for example in readable]
-        for example, found in zip(
-            readable,
-            pipeline.detect_batch([row[0] for row in pictures], labels, **limits),
-            strict=True,
-        ):
-            objects = tuple(
-                {"label": one.label, "box": list(one.xyxy), "score": one.score} for one in found
-            )
-            predictions.append(Prediction(example.id, found.text, objects=objects))
-    elif beams > 1:
-        answers = pipeline.beam_search(pictures, prompts, beams=beams, **limits)
-        for example, best in zip(readable, answers, strict=True):
-            predictions.append(Prediction(example.id, best[0].text if best else ""))
-    else:
-        for example, answer in zip(
-            readable, pipeline.generate(pictures, prompts, **limits), strict=True
-        ):
-            predictions.append(_of(example, answer))
-    return predictions
+def _part(share: tuple[int, int]) -> slice:
+    number, count = share
+    if not 0 <= number < count:
+        raise ConfigError(
+            f"The share {number} of {count} is none. From 0 up to {max(count, 1) - 1} of "
+            f"{max(count, 1)} fits. Pass for example: share=(0, 2) (--process 0/2)"
+        )
+    return slice(number, None, count)
 
 
-def _of(example: Example, answer: Generation) -> Prediction:
-    return Prediction(example.id, answer.text, answer.logprob, len(answer.tokens))
+def _kind(benchmark: Benchmark, example: Example) -> Answer:
+    return example.answer or benchmark.answer
 
 
 def _score(
@@ -159,23 +155,32 @@ def _score(
             metric.leave_out(example.id, made.error)
             continue
         prediction: Any = made.text
-        if benchmark.answer is Answer.BOXES:
+        kind, codec = _kind(benchmark, example), pipeline.mask_codec
+        if kind is Answer.BOXES:
             prediction = found_boxes(made.objects or ())
-        elif benchmark.answer is Answer.MASK and pipeline.mask_codec is not None:
-            prediction = found_mask(made.text, pipeline.mask_codec, *example.reference.mask.shape)
+        elif kind is Answer.MASK and codec is not None:
+            prediction = found_mask(made.text, codec, *example.reference.mask.shape)
+        elif kind is Answer.MASKS and codec is not None:
+            height, width = right_answer(example).shape[1:]
+            prediction = found_masks(made.text, codec, height, width)
         metric.add(example.id, prediction, example.reference)
     return metric
 
 
+def right_answer(example: Example) -> Any:
+    """The reference, without the group that it is of."""
+    reference = example.reference
+    return reference.reference if isinstance(reference, Grouped) else reference
+
+
 def _settings(
-    benchmark: Benchmark, examples: Sequence[Example], model: str, max_new_tokens: int, beams: int
+    benchmark: Benchmark, examples: Sequence[Example], decoding: Decoding
 ) -> dict[str, Any]:
-    asked = [(e.id, [path.name for path in e.images], e.prompt) for e in examples]
+    asked = [(e.id, [picture.name for picture in e.images], e.prompt) for e in examples]
     return {
         "task": benchmark.name,
-        "model": model,
-        "max_new_tokens": max_new_tokens,
-        "beams": beams,
+        "max_new_tokens": decoding.max_new_tokens,
+        "beams": decoding.beams,
         "questions": len(examples),
         "digest of questions": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
     }

@@ -23,6 +23,7 @@ def as_dict(done: Evaluation, model: str = "") -> dict[str, Any]:
         "low": _plain(main.low),
         "high": _plain(main.high),
         "published": dict(benchmark.published),
+        "card": dict(benchmark.card),
         "figures": {
             name: {"value": _plain(f.value), "low": _plain(f.low), "high": _plain(f.high)}
             for name, f in done.figures.items()

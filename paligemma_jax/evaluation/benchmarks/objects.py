@@ -16,6 +16,7 @@ from paligemma_jax.processing.mask_codec import MaskCodec
 from paligemma_jax.processing.mask_source import load_mask, mask_from_coco
 from paligemma_jax.processing.masks import tight_corners
 from paligemma_jax.processing.parsing import parse_answer
+from paligemma_jax.processing.segmentations import Segmentations
 
 
 def true_boxes(row: Row) -> TrueBoxes:
@@ -88,3 +89,8 @@ def found_mask(text: str, codec: MaskCodec, height: int, width: int) -> ObjectMa
     mask = np.zeros((height, width), bool)
     mask[y1:y2, x1:x2] = np.asarray(resized) > 0.5
     return ObjectMask(mask, (box.x1, box.y1, box.x2, box.y2))
+
+
+def found_masks(text: str, codec: MaskCodec, height: int, width: int) -> np.ndarray:
+    """bool[n, height, width] of all objects in an answer, empty for one with a box alone."""
+    return Segmentations.decoded(parse_answer(text), width, height, codec.decode).masks

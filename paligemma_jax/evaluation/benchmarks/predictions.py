@@ -32,18 +32,28 @@ class Prediction:
 class PredictionFile:
     """predictions.jsonl in a folder, with the settings that made it beside it in run.json.
 
-    Raises ConfigError where the folder has predictions of other settings.
+    Processes that share a run write a file each, such as predictions.0-of-2.jsonl. Raises
+    ConfigError where the folder has predictions of other settings.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        self.path = folder / PREDICTIONS
+    def __init__(self, folder: Path, settings: Mapping[str, Any], share: tuple[int, int] = (0, 1)):
+        number, count = share
+        own = PREDICTIONS if count == 1 else f"predictions.{number}-of-{count}.jsonl"
+        self.path = folder / own
         folder.mkdir(parents=True, exist_ok=True)
         kept = folder / SETTINGS
         if kept.exists():
             _check_same(kept, settings)
         else:
             write_whole(kept, json.dumps(dict(settings), indent=1, ensure_ascii=False) + "\n")
-        self.done = {p.id: p for p in self._read()}
+        _cut_last_line(self.path)
+        self.done: dict[str | int, Prediction] = {}
+        self.read_again()
+
+    def read_again(self) -> None:
+        """Takes in what all processes have written by now."""
+        for path in sorted(self.path.parent.glob("predictions*.jsonl")):
+            self.done |= {one.id: one for one in _read(path)}
 
     def append(self, predictions: Iterable[Prediction]) -> None:
         """Writes them so that they outlast the process."""
@@ -56,26 +66,31 @@ class PredictionFile:
             os.fsync(file.fileno())
         self.done |= {one.id: one for one in new}
 
-    def _read(self) -> list[Prediction]:
-        if not self.path.exists():
-            return []
-        lines = self.path.read_bytes().split(b"\n")
-        if lines[-1]:  # half written when the process ended
-            lines[-1] = b""
-            write_whole(self.path, b"\n".join(lines).decode())
-        try:
-            rows = [json.loads(line) for line in lines if line]
-            return [Prediction(**row | {"objects": _tuple(row["objects"])}) for row in rows]
-        except (ValueError, TypeError, KeyError) as e:
-            raise DatasetError(
-                f"{self.path} holds a line that is no prediction: {e}. Lines that paligemma eval "
-                "wrote fit. Remove the file, or choose another folder: --out FOLDER"
-            ) from e
+
+def _cut_last_line(path: Path) -> None:
+    """Takes off what was half written when the process ended."""
+    if path.exists():
+        lines = path.read_bytes().split(b"\n")
+        if lines[-1]:
+            write_whole(path, b"\n".join([*lines[:-1], b""]).decode())
+
+
+def _read(path: Path) -> list[Prediction]:
+    # Another process may be writing its last line.
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        rows = [json.loads(line) for line in lines if line]
+        return [Prediction(**row | {"objects": _tuple(row["objects"])}) for row in rows]
+    except (ValueError, TypeError, KeyError) as e:
+        raise DatasetError(
+            f"{path} holds a line that is no prediction: {e}. Lines that paligemma eval "
+            "wrote fit. Remove the file, or choose another folder: --out FOLDER"
+        ) from e
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a file that is never there in part."""
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 

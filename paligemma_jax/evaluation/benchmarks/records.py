@@ -1,27 +1,16 @@
 """The lines of a benchmark's data file, checked before a model is asked."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from paligemma_jax.data.image_folder import ImageFolder
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.evaluation.benchmarks.benchmark import Answer, Benchmark, Row
+from paligemma_jax.evaluation.benchmarks.benchmark import Answer, Benchmark
+from paligemma_jax.evaluation.benchmarks.example import Example
 from paligemma_jax.evaluation.benchmarks.fields import template
 from paligemma_jax.evaluation.benchmarks.objects import found_boxes, true_mask
 from paligemma_jax.evaluation.metrics.misfit import Misfit, refuse
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One question: its pictures, prompt and right answer; `row` is the line it is of."""
-
-    id: str | int
-    images: tuple[Path, ...]
-    prompt: str
-    reference: Any
-    row: Row
 
 
 def expected_files(benchmark: Benchmark) -> str:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from paligemma_jax.evaluation.benchmarks.benchmark import Answer
 from paligemma_jax.evaluation.benchmarks.breakdown import Bin, by_confidence, by_length, confusion
-from paligemma_jax.evaluation.benchmarks.evaluate import Evaluation
+from paligemma_jax.evaluation.benchmarks.evaluate import Evaluation, right_answer
+from paligemma_jax.evaluation.benchmarks.example import Example
 from paligemma_jax.evaluation.benchmarks.metrics_file import definition
 from paligemma_jax.evaluation.benchmarks.predictions import write_whole
-from paligemma_jax.evaluation.benchmarks.records import Example
 from paligemma_jax.evaluation.benchmarks.report_pictures import pictures_of
-from paligemma_jax.evaluation.metrics.by_group import Grouped
 from paligemma_jax.processing.mask_codec import MaskCodec
 
 REPORT = "report.html"
@@ -64,13 +63,7 @@ def write_report(
             ],
         ),
         "<h2>Every figure</h2>",
-        _table(
-            ["figure", "value", "95 % interval"],
-            [
-                [name, f"{f.value:.4f}", f"{f.low:.4f} to {f.high:.4f}"]
-                for name, f in list(done.figures.items())[:_MOST_FIGURES]
-            ],
-        ),
+        _figures(done),
         f"<details><summary>How it is measured</summary><pre>{_text(definition(done))}</pre>"
         "</details>",
         *_breakdown(done),
@@ -85,6 +78,16 @@ def write_report(
     path = folder / REPORT
     write_whole(path, "\n".join([*parts, "</body></html>", ""]))
     return path
+
+
+def _figures(done: Evaluation) -> str:
+    card, scale = done.benchmark.card, done.benchmark.scale
+    heads = ["figure", "value", "95 % interval", *(["the model's card"] if card else [])]
+    rows = []
+    for name, f in list(done.figures.items())[:_MOST_FIGURES]:
+        on_card = [f"{card[name] / scale:.3f}"] if name in card else [""] if card else []
+        rows.append([name, f"{f.value:.4f}", f"{f.low:.4f} to {f.high:.4f}", *on_card])
+    return _table(heads, rows)
 
 
 def _breakdown(done: Evaluation) -> list[str]:
@@ -123,10 +126,9 @@ def _bars(name: str, value: str, bins: Sequence[Bin]) -> str:
 
 
 def _example(done: Evaluation, example: Example, score: float, codec: MaskCodec | None) -> str:
-    reference = example.reference
-    right = reference.reference if isinstance(reference, Grouped) else reference
+    right = right_answer(example)
     rows = [["prompt", example.prompt], ["answer", done.predictions[example.id].text]]
-    if done.benchmark.answer is Answer.TEXT:
+    if (example.answer or done.benchmark.answer) is Answer.TEXT:
         rows.append(["right", right if isinstance(right, str) else _json(right)])
     rows.append(["score", f"{score:.3f}"])
     return (

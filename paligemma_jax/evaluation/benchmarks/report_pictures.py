@@ -6,17 +6,16 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from paligemma_jax.errors import PaliGemmaError
 from paligemma_jax.evaluation.benchmarks.benchmark import Answer
-from paligemma_jax.evaluation.benchmarks.evaluate import Evaluation
-from paligemma_jax.evaluation.benchmarks.objects import found_mask
-from paligemma_jax.evaluation.benchmarks.records import Example
+from paligemma_jax.evaluation.benchmarks.evaluate import Evaluation, right_answer
+from paligemma_jax.evaluation.benchmarks.example import Example, open_picture
+from paligemma_jax.evaluation.benchmarks.objects import found_mask, found_masks
 from paligemma_jax.evaluation.metrics.coco_detection import TrueBoxes
-from paligemma_jax.evaluation.metrics.referring_segmentation import ObjectMask
 from paligemma_jax.processing.detections import Detections
-from paligemma_jax.processing.image_source import load_image
 from paligemma_jax.processing.mask_codec import MaskCodec
 from paligemma_jax.processing.parsing import Box
 from paligemma_jax.viz.boxes import draw_boxes
@@ -30,23 +29,24 @@ _SHOWN = 4  # pictures of one question
 def pictures_of(done: Evaluation, example: Example, codec: MaskCodec | None) -> str:
     """HTML of the example's pictures: what was found, and beside it what is right."""
     try:
-        images = [load_image(path) for path in example.images[:_SHOWN]]
+        images = [open_picture(picture) for picture in example.images[:_SHOWN]]
     except PaliGemmaError as e:
         return f"<p>{html.escape(str(e))}</p>"
-    answer = done.benchmark.answer
+    answer = example.answer or done.benchmark.answer
+    made, right = done.predictions[example.id], right_answer(example)
     if answer is Answer.BOXES:
-        objects = done.predictions[example.id].objects or ()
-        found = [(one["label"], one["box"], one["score"]) for one in objects]
-        truth: TrueBoxes = example.reference
-        right = [(label, box, None) for label, box in zip(truth.labels, truth.xyxy, strict=True)]
-        images = [_boxes(images[0], found), _boxes(images[0], right)]
+        found = [(one["label"], one["box"], one["score"]) for one in made.objects or ()]
+        truth: TrueBoxes = right
+        boxes = [(label, box, None) for label, box in zip(truth.labels, truth.xyxy, strict=True)]
+        images = [_boxes(images[0], found), _boxes(images[0], boxes)]
     elif answer is Answer.MASK and codec is not None:
-        size = example.reference.mask.shape
-        text = done.predictions[example.id].text
+        one = found_mask(made.text, codec, *right.mask.shape)
         images = [
-            _mask(images[0], found_mask(text, codec, *size)),
-            _mask(images[0], example.reference),
-        ]
+            _masks(images[0], () if one is None else [one.mask]), _masks(images[0], [right.mask])
+        ]  # fmt: skip
+    elif answer is Answer.MASKS and codec is not None:
+        masks = found_masks(made.text, codec, *right.shape[1:])
+        images = [_masks(images[0], masks), _masks(images[0], right)]
     words = ["found", "right"] if answer is not Answer.TEXT else [""] * len(images)
     return "".join(_figure(image, word) for image, word in zip(images, words, strict=True))
 
@@ -62,11 +62,13 @@ def _boxes(image: Image.Image, objects: Sequence[tuple[str, Any, float | None]])
     return draw_boxes(image, Detections(boxes, "", width, height, kept))
 
 
-def _mask(image: Image.Image, found: ObjectMask | None) -> Image.Image:
-    if found is None or found.mask.shape != image.size[::-1]:
+def _masks(image: Image.Image, masks: Sequence[np.ndarray] | np.ndarray) -> Image.Image:
+    fitting = [mask for mask in masks if mask.shape == image.size[::-1]]
+    if not fitting:
         return image
     line = max(1, round(min(image.size) / 200))
-    return overlay_masks(image, [found.mask], [label_colours(["mask"])["mask"]], line)
+    colour = label_colours(["mask"])["mask"]
+    return overlay_masks(image, fitting, [colour] * len(fitting), line)
 
 
 def _figure(image: Image.Image, words: str) -> str:

@@ -15,6 +15,9 @@ here imports JAX.
 """
 
 from paligemma_jax.evaluation.metrics.accumulator import Accumulator as Accumulator
+from paligemma_jax.evaluation.metrics.all_point_precision import (
+    AllPointPrecision as AllPointPrecision,
+)
 from paligemma_jax.evaluation.metrics.anls import ANLS as ANLS
 from paligemma_jax.evaluation.metrics.anls import anls as anls
 from paligemma_jax.evaluation.metrics.anls import anls_score as anls_score
@@ -22,6 +25,8 @@ from paligemma_jax.evaluation.metrics.bleu import BLEU as BLEU
 from paligemma_jax.evaluation.metrics.bleu import bleu as bleu
 from paligemma_jax.evaluation.metrics.bootstrap import Interval as Interval
 from paligemma_jax.evaluation.metrics.bootstrap import bootstrap as bootstrap
+from paligemma_jax.evaluation.metrics.by_figure import ByFigure as ByFigure
+from paligemma_jax.evaluation.metrics.by_figure import OfFigure as OfFigure
 from paligemma_jax.evaluation.metrics.by_group import ByGroup as ByGroup
 from paligemma_jax.evaluation.metrics.by_group import Grouped as Grouped
 from paligemma_jax.evaluation.metrics.cider import CIDEr as CIDEr
@@ -40,6 +45,8 @@ from paligemma_jax.evaluation.metrics.edit_distance import (
 )
 from paligemma_jax.evaluation.metrics.exact_match import ExactMatch as ExactMatch
 from paligemma_jax.evaluation.metrics.exact_match import exact_match as exact_match
+from paligemma_jax.evaluation.metrics.mask_pairs import MaskPairs as MaskPairs
+from paligemma_jax.evaluation.metrics.mask_pairs import paired_overlaps as paired_overlaps
 from paligemma_jax.evaluation.metrics.meteor import Meteor as Meteor
 from paligemma_jax.evaluation.metrics.meteor import meteor as meteor
 from paligemma_jax.evaluation.metrics.options import Choice as Choice

@@ -84,7 +84,8 @@ def test_every_benchmark_reads_its_own_example(tmp_path: Path):
         Image.fromarray(np.eye(90, dtype=np.uint8) * 255).save(folder / "masks" / "17.png")
         (folder / f"{benchmark.name}.jsonl").write_text(json.dumps(dict(benchmark.example)))
         (example,) = read_examples(benchmark, folder)
-        assert example.prompt and example.images[0].parent.is_relative_to(folder)
+        picture = example.images[0]
+        assert example.prompt and isinstance(picture, Path) and picture.is_relative_to(folder)
         assert benchmark.name in TASKS
     # A published figure is one of the metric.
     assert find_benchmark("docvqa").published["paligemma-3b-896"] == 84.77

@@ -1,0 +1,114 @@
+"""The demo world as a benchmark: its questions, and what answers are worth."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from paligemma_jax.demo.evaluate import evaluate as card_figures
+from paligemma_jax.evaluation.benchmarks import Answer, Evaluation, evaluate
+from paligemma_jax.evaluation.benchmarks.demo import (
+    DEMO,
+    GOALS,
+    MASKS,
+    ONE_LABEL,
+    TWO_LABELS,
+    demo_examples,
+    table_of,
+)  # fmt: skip
+from paligemma_jax.evaluation.benchmarks.report import write_report
+from paligemma_jax.pipeline import Generation, Pipeline
+from paligemma_jax.processing.detections import Detections
+from paligemma_jax.processing.mask_codec import MaskCodec
+from paligemma_jax.processing.parsing import Box, format_answer
+
+CODES = tuple(range(16))
+
+
+class Codec:
+    """Decodes every mask as its whole box."""
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        return np.ones((len(codes), 64, 64), np.float32)
+
+
+class Knowing:
+    """Knows the right answer to every question; says "no" to all in a foreign language."""
+
+    def __init__(self, scenes: int):
+        self.mask_codec = cast(MaskCodec, Codec())
+        self.right = {}
+        for one in demo_examples(scenes):
+            self.right.setdefault(one.prompt, []).append(one.reference.reference)
+
+    def generate(self, images: Any, prompts: Sequence[str], **options: Any) -> list[Generation]:
+        texts = [self.right[prompt].pop(0) for prompt in prompts]
+        words = ["no" if p == "caption de" else t for p, t in zip(prompts, texts, strict=True)]
+        return [Generation(text, (5, 1), (-0.1, -0.2)) for text in words]
+
+    def detect_batch(self, images: Any, labels: Any, **options: Any) -> list[Detections]:
+        every = []
+        for row in labels:
+            truth = self.right["detect " + " ; ".join(row)].pop(0)
+            boxes = [Box(name, *(np.array(box)[[1, 0, 3, 2]] / 224)) for name, box
+                     in zip(truth.labels, truth.xyxy, strict=True)]  # fmt: skip
+            found = Detections.from_text(format_answer(boxes), 224, 224)
+            every.append(dataclasses.replace(found, scores=(0.5,) * len(boxes)))
+        return every
+
+    def segment_batch(self, images: Any, labels: Any, **options: Any) -> list[Detections]:
+        boxes = [[Box(row[0], 0, 0, 1, 1, CODES)] for row in labels]
+        every = [Detections.from_text(format_answer(row), 224, 224) for row in boxes]
+        return [dataclasses.replace(found, scores=(0.5,)) for found in every]
+
+
+def knowing(scenes: int) -> Pipeline:
+    return cast(Pipeline, Knowing(scenes))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    out = tmp_path_factory.mktemp("out")
+    return evaluate(knowing(4), DEMO, demo_examples(4), out=out, batch_size=64, resamples=20)
+
+
+def test_fewer_scenes_are_the_first_ones():
+    few, more = demo_examples(2), demo_examples(3)
+    assert [e.id for e in few] == [e.id for e in more if int(str(e.id)[:4]) < 2]
+    assert len({e.id for e in more}) == len(more)
+    assert {e.answer for e in few} == {Answer.TEXT, Answer.BOXES, Answer.MASKS}
+
+
+def test_every_figure_counts_its_own_questions(done: Evaluation):
+    values = {name: figure.value for name, figure in done.figures.items()}
+    assert values.pop("caption de") == 0
+    masks = values.pop(MASKS)
+    right = [e.reference.reference for e in done.examples if e.reference.group == MASKS]
+    overlaps = [[row[0].mean(), *[0.0] * (len(row) - 1)] for row in right if len(row) == 1]
+    assert len(overlaps) == len(right) and masks == pytest.approx(np.mean(overlaps))
+    assert values == dict.fromkeys(values, 1.0)
+    assert done.counts[f"num/{ONE_LABEL}"] == 20 and done.counts["num/caption en"] == 4
+    assert values.keys() >= {*GOALS, TWO_LABELS} - {"caption de", MASKS, "ocr exact"}
+    low_to_high = done.figures[MASKS]
+    assert low_to_high.low < low_to_high.value < low_to_high.high
+
+
+def test_the_table_is_that_of_the_card(done: Evaluation):
+    table = table_of(done)
+    assert "| caption en | 100.0 % | 90 % | 4 |\n" in table
+    assert "\n|   two labels in a prompt | 100.0 % |  |" in table
+    figures = card_figures(knowing(4), 2026, 4)
+    assert {name: f.value for name, f in figures.items()} == {
+        name: f.value for name, f in done.figures.items()
+    }
+
+
+def test_report_draws_boxes_and_masks(done: Evaluation, tmp_path: Path):
+    page = write_report(
+        done, tmp_path, model="demo", codec=cast(MaskCodec, Codec()), examples=30
+    ).read_text()
+    assert "the model&#x27;s card" in page and "0.996" in page
+    assert page.count("<figcaption>right") > 20
