@@ -1,6 +1,5 @@
 """Arrays at hand as `Weights`, wherever JAX keeps them."""
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,15 +7,14 @@ import jax
 import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.weights.arrays import copy_into
-from paligemma_jax.weights.source import Fill, TensorSpec, piece_places
+from paligemma_jax.weights.source import Fill, TensorSpec, fill_from, piece_places
 
 
 class ArrayWeights:
     """Parameters by their paths, layers stacked, as numpy or JAX arrays; see `Weights`.
 
-    Arrays of several processes are gathered piece by piece: then all of them must read the same
-    pieces in the same order.
+    Arrays of several processes are gathered one by one: all of them must read the same in the same
+    order.
     """
 
     def __init__(self, config: PaliGemmaConfig, arrays: Mapping[str, Any]):
@@ -29,10 +27,12 @@ class ArrayWeights:
 
     def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
         array = self._arrays[name]
-        if not isinstance(array, jax.Array) or _is_at_hand(array):
-            array = np.asarray(array)
+        elsewhere = isinstance(array, jax.Array) and array.is_fully_addressable
+        if not elsewhere or _is_at_hand(array):
+            array = to_host(array)
         for place in piece_places(name, self.specs[name].shape):
-            yield functools.partial(_copy, to_host(_cut(array, place)))
+            part = array[place] if isinstance(array, np.ndarray) else _fetch(array, place)
+            yield fill_from(part)
 
 
 def to_host(array: Any) -> np.ndarray:
@@ -49,14 +49,18 @@ def _is_at_hand(array: jax.Array) -> bool:
     return len(devices) == 1 and next(iter(devices)).platform == "cpu"
 
 
-def _cut(array: Any, place: Any) -> Any:
-    if isinstance(array, np.ndarray) or place is ...:
-        return array[place]
-    if isinstance(place, slice):  # places are no constants of the program: it is compiled once
-        size = place.stop - place.start
-        return jax.lax.dynamic_slice_in_dim(array, place.start, size)
-    return jax.lax.dynamic_index_in_dim(array, place, keepdims=False)
-
-
-def _copy(source: np.ndarray, target: np.ndarray) -> None:
-    copy_into(target, source)
+def _fetch(array: jax.Array, place: Any) -> np.ndarray:
+    """One piece, from the devices that have a part of it."""
+    if place is ...:
+        return np.asarray(array)
+    is_layer = isinstance(place, int)
+    start, stop = (place, place + 1) if is_layer else (place.start, place.stop)
+    result = np.empty((stop - start, *array.shape[1:]), array.dtype)
+    for shard in array.addressable_shards:
+        first, last, _ = shard.index[0].indices(array.shape[0])
+        low, high = max(first, start), min(last, stop)
+        if low < high and shard.replica_id == 0:
+            # The place is no constant of the program, which is compiled once.
+            part = jax.lax.dynamic_slice_in_dim(shard.data, low - first, high - low)
+            result[(slice(low - start, high - start), *shard.index[1:])] = np.asarray(part)
+    return result[0] if is_layer else result

@@ -8,9 +8,8 @@ import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights.arrays import copy_into
 from paligemma_jax.weights.resample import resample_position_embeddings
-from paligemma_jax.weights.source import Fill, Progress, TensorSpec, Weights, read_tensor
+from paligemma_jax.weights.source import Fill, Progress, TensorSpec, Weights, fill_from, read_tensor
 
 POSITIONS = "img/pos_embed"
 # Bits of the exponent, all set in infinities and NaNs.
@@ -51,7 +50,7 @@ class Resampled:
         wider = stored if stored.itemsize > dtype.itemsize else dtype
         array = read_tensor(self._weights, name, wider)
         array = resample_position_embeddings(array, self.config.img.num_patches)
-        yield functools.partial(_copy, array)
+        yield fill_from(array)
 
 
 class Finite:
@@ -121,7 +120,3 @@ class Watched:
     def finish(self) -> None:
         """All is done."""
         self._progress("", self._total, self._total)
-
-
-def _copy(source: np.ndarray, target: np.ndarray) -> None:
-    copy_into(target, source)

@@ -1,6 +1,5 @@
 """A model in memory as `Weights`, whichever form its layers are in."""
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +10,7 @@ from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.paths import flatten
 from paligemma_jax.models.unrolled import Piece, Target, is_unrolled, plain, targets
 from paligemma_jax.weights.array_weights import ArrayWeights, to_host
-from paligemma_jax.weights.arrays import copy_into
-from paligemma_jax.weights.source import Fill, TensorSpec, Weights
+from paligemma_jax.weights.source import Fill, TensorSpec, Weights, fill_from
 from paligemma_jax.weights.tree import expected_shapes
 
 
@@ -58,8 +56,4 @@ class UnrolledWeights:
             yield from self._whole.pieces(name, dtype)
             return
         for path in target.paths:
-            yield functools.partial(_copy, piece.view(to_host(self._params[path])))
-
-
-def _copy(source: np.ndarray, target: np.ndarray) -> None:
-    copy_into(target, source)
+            yield fill_from(piece.view(to_host(self._params[path])))

@@ -1,6 +1,7 @@
 """What checkpoints, models and arrays all offer: a configuration, and tensors piece by piece."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.weights.arrays import aligned_empty
+from paligemma_jax.weights.arrays import aligned_empty, copy_into
 
 Shape = tuple[int, ...]
 Progress = Callable[[str, int, int], None]  # what is done, bytes done, bytes in all
@@ -76,6 +77,15 @@ class Source(Weights, Protocol):
     def close(self) -> None:
         """Releases open files."""
         ...
+
+
+def fill_from(source: np.ndarray) -> Fill:
+    """What fills arrays with one that is at hand."""
+    return functools.partial(_copy, source)
+
+
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    copy_into(target, source)
 
 
 def is_split(name: str) -> bool:

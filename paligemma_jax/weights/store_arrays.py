@@ -9,10 +9,18 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights.arrays import FLOATS, copy_into
+from paligemma_jax.weights.arrays import FLOATS
 from paligemma_jax.weights.manifest import STACKED, Manifest, digest_array
 from paligemma_jax.weights.orbax_tree import TreeReader
-from paligemma_jax.weights.source import Fill, Shape, TensorSpec, is_split, piece_shapes, split
+from paligemma_jax.weights.source import (
+    Fill,
+    Shape,
+    TensorSpec,
+    fill_from,
+    is_split,
+    piece_shapes,
+    split,
+)
 from paligemma_jax.weights.strict import require_fit
 
 PARAMS = "params"
@@ -73,10 +81,10 @@ class PieceArrays:
     def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             for part in self._names[name]:
-                with_error = functools.partial(self._tree.read, part, self._stored[part].dtype)
-                array = read_or_raise(self._path, part, with_error)
+                read = functools.partial(self._tree.read, part, self._stored[part].dtype)
+                array = read_or_raise(self._path, part, read)
                 digest = pool.submit(digest_array, array) if self._verify else None
-                yield functools.partial(_copy, array)
+                yield fill_from(array)
                 if digest and digest.result() != self._manifest.arrays[part]:
                     raise damaged(self._path, [f"{part} was changed (sha256 differs)"])
 
@@ -133,11 +141,7 @@ def read_or_raise(path: Path, name: str, read: Callable[[], np.ndarray]) -> np.n
 
 def _pieces(name: str, array: np.ndarray) -> Iterator[Fill]:
     for part in split(name, array):
-        yield functools.partial(_copy, part)
-
-
-def _copy(source: np.ndarray, target: np.ndarray) -> None:
-    copy_into(target, source)
+        yield fill_from(part)
 
 
 def damaged(path: Path, problems: list[str]) -> CheckpointError:

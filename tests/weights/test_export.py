@@ -24,7 +24,7 @@ from paligemma_jax.weights.check import check
 from paligemma_jax.weights.contents import Contents
 from paligemma_jax.weights.export import export_weights
 from paligemma_jax.weights.model_weights import model_weights
-from paligemma_jax.weights.source import TABLE_ROWS
+from paligemma_jax.weights.source import TABLE_ROWS, read_tensor
 from paligemma_jax.weights.tree import expected_shapes, flatten
 
 FORMATS = ("orbax", "huggingface", "big_vision")
@@ -290,3 +290,16 @@ def test_progress_tells_of_every_piece(published: Path, tmp_path: Path):
     assert done == sorted(done) and done[0] == 0
     assert seen[-1] == ("", seen[0][2], seen[0][2])
     assert big_vision_name("img/pos_embed") == "img/pos_embedding"
+
+
+def test_arrays_on_several_devices(pg2: PaliGemmaConfig):
+    """As training leaves them: read a layer, or some rows, at a time."""
+    arrays = draw(pg2, "float32")
+    mesh = jax.make_mesh((2,), ("devices",))
+    rows = jax.NamedSharding(mesh, jax.P("devices"))
+    every = jax.NamedSharding(mesh, jax.P())
+    for name in ("llm/embedder/input_embedding", "llm/layers/mlp/linear/w", "img/pos_embed"):
+        array = arrays[name]
+        placed = jax.device_put(array, rows if len(array) % 2 == 0 else every)
+        weights = ArrayWeights(pg2, {name: placed})
+        np.testing.assert_array_equal(read_tensor(weights, name, array.dtype), array)
