@@ -34,7 +34,8 @@ Examples:
   paligemma download https://example.com/model/                  any address
 
 The files go into the cache of the hub, where its own programs find them too; a download that was
-interrupted goes on where it stopped. Commands with --model do the same when they need it.
+interrupted goes on where it stopped. Commands with --model do the same when they need it; there
+a revision is named as paligemma-3b-pt-224@bfloat16.
 Published models are gated: accept the licence on the model's page, then log in (hf auth login) or
 set HF_TOKEN. HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and KAGGLEHUB_CACHE are respected.
 """

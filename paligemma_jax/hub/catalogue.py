@@ -9,8 +9,8 @@ from paligemma_jax.hub.scores import DOCCI, DOCCI_USE, TASKS, Score
 
 _NAME = re.compile(r"paligemma(2?)-(\d+b)-(pt|mix|ft)(?:-(.+))?-(\d+)")
 _GENERAL = {
-    "pt": "to be fine-tuned; knows the prompts of its pretraining",
-    "mix": "captions, answers, boxes, masks and text, at once",
+    "pt": "for fine-tuning",
+    "mix": "captions, answers, boxes, masks, reading",
 }
 # The versions that a hub of computer-vision models serves these under.
 _ROBOFLOW = {

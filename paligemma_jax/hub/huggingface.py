@@ -100,11 +100,13 @@ def _download(source: HuggingFace, folder: Path, progress: Progress) -> Path:
     token = _token()
     commit, files = _listing(source, token)
     blobs, snapshot = folder / "blobs", folder / "snapshots" / commit
-    missing = [file for file in files if not (blobs / file.digest.value).exists()]
+    # Files of the same content are one blob.
+    contents = {file.digest.value: file for file in files}
+    missing = [file for blob, file in contents.items() if not (blobs / blob).exists()]
     parts = [blobs / f"{file.digest.value}.partial" for file in missing]
     there = sum(part.stat().st_size for part in parts if part.exists())
     transfer.require_space(folder, sum(file.size for file in missing) - there)
-    meter = Meter(progress, sum(file.size for file in files))
+    meter = Meter(progress, sum(file.size for file in contents.values()))
     meter.done = meter.total - sum(file.size for file in missing)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     for file in missing:

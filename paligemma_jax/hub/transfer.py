@@ -146,6 +146,7 @@ def _receive(
         start = part.stat().st_size if part.exists() else 0
         try:
             if known and start == size:
+                part.touch()  # an empty file is never asked for
                 return None
             with _open(url, part, start, headers) as response:
                 if start and response.status != 206:

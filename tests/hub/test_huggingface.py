@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from paligemma_jax.demo.location import demo_checkpoint
 from paligemma_jax.errors import CheckpointError, MissingExtraError
 from paligemma_jax.hub import huggingface
 from paligemma_jax.hub.sources import HuggingFace
@@ -192,6 +193,23 @@ def test_jax_twin(hub: FakeHub):
     parts = {f"paligemma.b16.npz.part{i}": bytes([i]) * 1000 for i in range(3)}
     hub.add_repository(f"{NAME}-jax", {**parts, "README.md": b""})
     assert read(find_checkpoint("paligemma-3b-pt-224-jax")) == parts
+
+
+@needs_client
+def test_directory_that_paligemma_convert_wrote(hub: FakeHub):
+    demo = demo_checkpoint()
+    files = {
+        path.relative_to(demo).as_posix(): path.read_bytes()
+        for path in demo.rglob("*")
+        if path.is_file()
+    }
+    hub.add_repository("someone/demo", files | {"README.md": b"# Demo"})
+    path = find_checkpoint("someone/demo")
+    assert not (path / "README.md").exists()
+    with open_checkpoint(path) as checkpoint:
+        assert checkpoint.kind == "store" and checkpoint.tokenizer is not None
+        name = min(checkpoint.specs, key=lambda name: checkpoint.specs[name].size)
+        checkpoint.read(name, checkpoint.specs[name].dtype)
 
 
 @needs_client
