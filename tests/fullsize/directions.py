@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tests.fullsize.prove import run_step
 
@@ -24,12 +25,12 @@ STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 
-def convert_all(source: Path, folder: Path) -> list[dict[str, object]]:
+def convert_all(source: Path, folder: Path) -> list[dict[str, Any]]:
     """The figures of each step."""
     folder.mkdir(parents=True)
     paths = {"source": source, **{name: folder / name for name in ("orbax", "huggingface")}}
     paths["big_vision"] = folder / "big_vision"
-    figures: list[dict[str, object]] = []
+    figures: list[dict[str, Any]] = []
     for number, (start, end, options) in enumerate(STEPS):
         shutil.rmtree(paths[end], ignore_errors=True)
         for name, path in paths.items():
@@ -44,10 +45,10 @@ def convert_all(source: Path, folder: Path) -> list[dict[str, object]]:
     return figures
 
 
-def row(figure: dict[str, object]) -> str:
+def row(figure: dict[str, Any]) -> str:
     """Of the table in benchmarks.md."""
     start = "huggingface" if figure["from"] == "source" else figure["from"]
-    peak = float(str(figure["peak_bytes"])) / 1e9
+    peak = figure["peak_bytes"] / 1e9
     return f"| {start} | {figure['to']} {figure['options']} | {figure['seconds']} | {peak:.2f} |"
 
 

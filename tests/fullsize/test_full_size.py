@@ -2,6 +2,10 @@
 
 import pytest
 
+from paligemma_jax.benchmark.synthetic import write_checkpoint
+from paligemma_jax.config import VARIANTS
+from tests.fullsize.directions import convert_all
+
 pytestmark = pytest.mark.fullsize
 
 
@@ -20,3 +24,9 @@ def test_full_size(name, tmp_path):
     logits = figures["logits"]
     assert logits["max_difference"] <= 1e-3 * max(1.0, logits["scale"])
     assert logits["same_likeliest"] == 1.0
+
+
+def test_no_direction_needs_the_model_in_memory(tmp_path):
+    source = write_checkpoint(tmp_path / "hub", VARIANTS["paligemma2-3b-pt-224"])
+    for figure in convert_all(source, tmp_path / "converted"):
+        assert figure["peak_bytes"] < 2_000_000_000, figure
