@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
+from paligemma_jax.generation.devices import by_rows
 from paligemma_jax.models.jitted import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.batch import Batch
@@ -163,11 +164,11 @@ def _encode(model: PaliGemma, images: Float[Array, "N height width 3"]) -> Float
 
 def _in_groups(model: PaliGemma, pixels: np.ndarray) -> jax.Array:
     """f[N, P, W] of pixels f32[N, H, W, 3]; four program sizes serve any number of pictures."""
-    groups = []
+    groups, place = [], by_rows(model)
     for start in range(0, len(pixels), PICTURES_AT_ONCE):
         group = pixels[start : start + PICTURES_AT_ONCE]
         fill = np.repeat(group[:1], bucket(len(group)) - len(group), axis=0)
-        groups.append(_encode(model, jnp.asarray(np.concatenate([group, fill])))[: len(group)])
+        groups.append(_encode(model, place(np.concatenate([group, fill])))[: len(group)])
     return groups[0] if len(groups) == 1 else jnp.concatenate(groups)
 
 

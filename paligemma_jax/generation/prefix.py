@@ -7,11 +7,11 @@ vocabulary.
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from paligemma_jax.errors import ConfigError
+from paligemma_jax.generation.devices import by_rows
 from paligemma_jax.generation.loop import prefill
 from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.cache import KVCache
@@ -29,7 +29,8 @@ def read_prefix(
     at. Raises ConfigError if they are for another number of prompts.
     """
     rows, length = batch.tokens.shape
-    text = [jnp.asarray(x) for x in (batch.tokens, batch.mask_ar, batch.mask_input)]
+    place = by_rows(model)
+    text = [place(x) for x in (batch.tokens, batch.mask_ar, batch.mask_input)]
     if image_tokens is not None:
         if image_tokens.shape[0] != rows:
             raise ConfigError(
@@ -37,13 +38,13 @@ def read_prefix(
                 "of each a row fits. Make them with: stack(encoded, batch.tokens.shape[0])"
             )
         slots = slots_for(image_tokens.shape[1] + length + room)
-        return prefill_encoded(model, image_tokens, *text, slots=slots)
+        return prefill_encoded(model, place(image_tokens), *text, slots=slots)
     images = batch.images
     if images is None:
         size = model.config.img.image_size
         images = np.zeros((rows, 0, size, size, 3), np.float32)
     slots = slots_for(images.shape[1] * model.config.img.num_patches + length + room)
-    return prefill(model, jnp.asarray(images), *text, slots=slots)
+    return prefill(model, place(images), *text, slots=slots)
 
 
 def slots_for(tokens: int) -> int:
