@@ -18,7 +18,8 @@ from paligemma_jax.weights.array_weights import ArrayWeights
 from paligemma_jax.weights.big_vision import big_vision_name
 from paligemma_jax.weights.contents import Contents
 from paligemma_jax.weights.export import export_weights
-from paligemma_jax.weights.manifest import MANIFEST
+from paligemma_jax.weights.manifest import MANIFEST, STACKED, Manifest, digest_files
+from paligemma_jax.weights.orbax_tree import write_tree
 from paligemma_jax.weights.source import Fill
 from paligemma_jax.weights.staging import staged, staging_path
 
@@ -92,6 +93,29 @@ def test_narrowing_while_reading(published: Path, tmp_path: Path, all_arrays, np
     flip(largest, largest.stat().st_size // 2)
     with pytest.raises(CheckpointError, match="/[01] was changed"):
         all_arrays(tmp_path / "wide", "bfloat16")
+
+
+def test_stores_of_the_first_version(store: Path, tmp_path: Path, all_arrays, flip):
+    """Every parameter was one array; wide ones are cast by orbax chunk by chunk."""
+    arrays = all_arrays(store, "float32")
+    for array in arrays.values():
+        array[...] = np.random.default_rng(0).standard_normal(array.shape)
+    old = Path(shutil.copytree(store, tmp_path / "old"))
+    shutil.rmtree(old / "params")
+    (old / MANIFEST).unlink()
+    digests = write_tree(old / "params", arrays.items())
+    Manifest(digest_files(old), digests, STACKED).write(old)
+    for dtype in ("float32", "bfloat16"):
+        for name, array in all_arrays(old, dtype).items():
+            assert array.tobytes() == arrays[name].astype(array.dtype).tobytes(), name
+    largest = data_files(old)[-1]
+    flip(largest, largest.stat().st_size // 2)
+    for dtype, words in (
+        ("float32", "/w was changed|embedding was"),
+        ("bfloat16", "params/.* was"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            all_arrays(old, dtype)
 
 
 def data_files(store: Path) -> list[Path]:
