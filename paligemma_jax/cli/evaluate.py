@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +51,14 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="show all benchmarks, or one's data")
     parser.add_argument("--task", metavar="NAME", help="of the benchmark; see --list")
-    parser.add_argument("--data", metavar="PATH", help="folder with NAME.jsonl, or a .jsonl file")
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="folder with NAME.jsonl, a .jsonl file, or a data set of COCO, Roboflow or tfds",
+    )
+    parser.add_argument(
+        "--split", metavar="NAME", help="of a data set (default: test, else validation)"
+    )
     parser.add_argument("--out", metavar="FOLDER", help="keep predictions and report here")
     parser.add_argument(
         "--limit", type=options.positive(10**9), metavar="N",
@@ -105,14 +113,16 @@ def run(args: argparse.Namespace) -> int:
         )
     from paligemma_jax.evaluation.benchmarks.records import read_examples
 
-    examples = read_examples(benchmark, args.data, limit=args.limit, prompt=args.prompt)
+    examples = read_examples(
+        benchmark, args.data, limit=args.limit, prompt=args.prompt, split=args.split
+    )
     return _run(args, benchmark, examples)
 
 
 def _run_demo(args: argparse.Namespace) -> int:
     from paligemma_jax.evaluation.benchmarks.demo import BATCH_SIZE, DEMO, SCENES, demo_examples
 
-    for name in ("data", "prompt", "max_new_tokens", "beams"):
+    for name in ("data", "split", "prompt", "max_new_tokens", "beams"):
         if getattr(args, name) is not None:
             option = "--" + name.replace("_", "-")
             args.usage_error(f"the demo world has its own questions; leave {option} out")
@@ -121,9 +131,14 @@ def _run_demo(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, benchmark: "Benchmark", examples: "Sequence[Example]") -> int:
+    import jax
+
     from paligemma_jax.evaluation.benchmarks.evaluate import evaluate
+    from paligemma_jax.generation.devices import on_devices
 
     pipeline = asking.load_pipeline(args)
+    pipeline = dataclasses.replace(pipeline, model=on_devices(pipeline.model))
+    batch_size = (args.batch_size or _BATCH_SIZE) * jax.local_device_count()
     out = None if args.out is None else Path(args.out).expanduser()
     number, count = args.process or (0, 1)
     with _bar(args, len(examples[number::count])) as progress:
@@ -134,7 +149,7 @@ def _run(args: argparse.Namespace, benchmark: "Benchmark", examples: "Sequence[E
             out=out,
             model=args.model,
             settings={name: getattr(args, name) for name in _SETTINGS},
-            batch_size=args.batch_size or _BATCH_SIZE,
+            batch_size=batch_size,
             max_new_tokens=args.max_new_tokens,
             beams=args.beams,
             share=args.process,

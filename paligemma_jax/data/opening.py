@@ -56,7 +56,7 @@ def open_source(
     if place.suffix == ".jsonl":
         return JsonlSource(place, images, reader)
     if images is None:
-        images = _coco_pictures(place)
+        images = coco_pictures(place)
     if codec is not None:
         return CocoSegmentation(place, codec, images)
     return CocoDetection(place, images)
@@ -102,7 +102,7 @@ def _candidates(path: Path) -> Iterator[tuple[str, Path]]:
             yield match[1], file
 
 
-def _coco_pictures(file: Path) -> Path | None:
+def coco_pictures(file: Path) -> Path | None:
     """COCO keeps pictures beside the folder of annotations, in one of the split's name."""
     match = re.fullmatch(r"instances_([a-z]+\d*)", file.stem)
     if match and file.parent.name == "annotations":

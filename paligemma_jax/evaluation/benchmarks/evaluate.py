@@ -73,7 +73,7 @@ def evaluate(
     and named.
 
     Args:
-      pipeline: the model; see `on_all_devices`.
+      pipeline: the model; for all devices see `paligemma_jax.generation.devices`.
       benchmark, examples: what is asked.
       out: the folder; without, nothing is kept.
       model: names the checkpoint in run.json, and `settings` what else answers depend on.

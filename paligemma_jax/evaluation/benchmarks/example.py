@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from paligemma_jax.errors import DatasetError, InvalidImageError
 from paligemma_jax.evaluation.benchmarks.benchmark import Answer, Row
 from paligemma_jax.processing.image_source import ImageSource, load_image
 
@@ -40,4 +41,9 @@ class Example:
 
 def open_picture(picture: Picture) -> Image.Image:
     """Raises InvalidImageError for what cannot be read."""
-    return load_image(picture.make() if isinstance(picture, MadePicture) else picture)
+    if not isinstance(picture, MadePicture):
+        return load_image(picture)
+    try:
+        return load_image(picture.make())
+    except DatasetError as e:
+        raise InvalidImageError(f"{picture.name}: {e}") from e
