@@ -36,10 +36,11 @@ def by_confidence(done: Evaluation) -> list[Bin]:
 
 
 def by_length(done: Evaluation) -> list[Bin]:
-    """By the number of words of the answer: 0, 1, 2, 3-4, 5-8, ..."""
+    """By the number of words of the answer: 0, 1, 2, 3-4, 5-8, ...; boxes and masks are none."""
+    text = {e.id for e in done.examples if (e.answer or done.benchmark.answer) is Answer.TEXT}
 
-    def words(id: str | int) -> float:
-        return float(len(done.predictions[id].text.split()))
+    def words(id: str | int) -> float | None:
+        return None if id not in text else float(len(done.predictions[id].text.split()))
 
     bins = _gather(done, words, lambda n: 0 if n == 0 else 1 + math.ceil(math.log2(n)))
     names = {0: "0", 1: "1", 2: "2"}

@@ -5,8 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from paligemma_jax.evaluation.benchmarks.benchmark import Answer
 from paligemma_jax.evaluation.benchmarks.evaluate import Evaluation
 from paligemma_jax.evaluation.benchmarks.predictions import write_whole
+from paligemma_jax.evaluation.metrics.by_group import ByGroup
+from paligemma_jax.evaluation.metrics.together import Together
 
 METRICS = "metrics.json"
 
@@ -30,7 +33,7 @@ def as_dict(done: Evaluation, model: str = "") -> dict[str, Any]:
         },
         "counts": {name: int(count) for name, count in done.counts.items()},
         "left_out": {str(id): reason for id, reason in done.metric.left_out.items()},
-        "empty": [p.id for p in done.predictions.values() if p.error is None and not p.text],
+        "empty": _empty(done),
         "definition": definition(done),
         "notes": benchmark.notes,
     }
@@ -38,9 +41,21 @@ def as_dict(done: Evaluation, model: str = "") -> dict[str, Any]:
 
 def definition(done: Evaluation) -> str:
     """The rule of the metric, in words."""
-    metric: Any = done.metric
-    inner = getattr(metric, "metric", None) or next(iter(getattr(metric, "metrics", ())), metric)
+    metric = done.metric
+    inner = metric
+    if isinstance(metric, ByGroup):
+        inner = metric.metric
+    elif isinstance(metric, Together):
+        inner = metric.metrics[0]
     return inspect.getdoc(type(inner)) or ""
+
+
+def _empty(done: Evaluation) -> list[str | int]:
+    """Questions answered with nothing; of boxes that is an answer like others."""
+    boxes = (Answer.BOXES, Answer.MASKS)
+    asked = [e.id for e in done.examples if (e.answer or done.benchmark.answer) not in boxes]
+    made = [done.predictions[id] for id in asked]
+    return [one.id for one in made if one.error is None and not one.text]
 
 
 def write_metrics(done: Evaluation, folder: Path, model: str = "") -> Path:

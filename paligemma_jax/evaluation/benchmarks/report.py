@@ -12,6 +12,7 @@ from paligemma_jax.evaluation.benchmarks.example import Example
 from paligemma_jax.evaluation.benchmarks.metrics_file import definition
 from paligemma_jax.evaluation.benchmarks.predictions import write_whole
 from paligemma_jax.evaluation.benchmarks.report_pictures import pictures_of
+from paligemma_jax.evaluation.metrics.by_figure import ByFigure
 from paligemma_jax.processing.mask_codec import MaskCodec
 
 REPORT = "report.html"
@@ -42,11 +43,7 @@ def write_report(
     benchmark, main = done.benchmark, done.main
     title = f"{benchmark.title}: {model}" if model else benchmark.title
     scores = done.metric.scores
-    # Stable: of equal scores, the first questions.
-    ranked = sorted(scores, key=lambda id: scores[id])
-    by_id = {example.id: example for example in done.examples}
-    worst = [by_id[id] for id in ranked[:examples]]
-    best = [by_id[id] for id in sorted(ranked, key=lambda id: -scores[id])[:examples]]
+    worst, best = _chosen(done, examples, 1), _chosen(done, examples, -1)
     counted, left_out = int(done.counts["num"]), done.metric.left_out
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
@@ -78,6 +75,20 @@ def write_report(
     path = folder / REPORT
     write_whole(path, "\n".join([*parts, "</body></html>", ""]))
     return path
+
+
+def _chosen(done: Evaluation, count: int, sign: int) -> list[Example]:
+    """The worst (sign 1) or best (-1); of figures with questions of their own, some of each."""
+    scores, by_id = done.metric.scores, {example.id: example for example in done.examples}
+    # Stable: of equal scores, the first questions.
+    ranked = [by_id[id] for id in sorted(scores, key=lambda id: sign * scores[id])]
+    if not isinstance(done.metric, ByFigure):
+        return ranked[:count]
+    groups: dict[str, list[Example]] = {name: [] for name in done.metric.metrics}
+    for example in ranked:
+        groups[example.reference.group].append(example)
+    each = max(1, count // len(groups))
+    return [example for group in groups.values() for example in group[:each]]
 
 
 def _figures(done: Evaluation) -> str:

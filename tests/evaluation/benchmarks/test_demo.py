@@ -111,4 +111,6 @@ def test_report_draws_boxes_and_masks(done: Evaluation, tmp_path: Path):
         done, tmp_path, model="demo", codec=cast(MaskCodec, Codec()), examples=30
     ).read_text()
     assert "the model&#x27;s card" in page and "0.996" in page
-    assert page.count("<figcaption>right") > 20
+    # Two of each figure: boxes of one name and of two, and masks; worst and best.
+    assert page.count("<figcaption>right") == 2 * 2 * 3
+    assert "The demo model&#x27;s card: every figure in 0..1" in page
