@@ -155,7 +155,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         for row, score in zip(rows, scores, strict=True)
     ]
     indent = sum(widths) + 2 * len(widths)
-    width = max(shutil.get_terminal_size((100, 24)).columns, indent + 32)
+    # Where there is no terminal, a line a model: that can be searched.
+    width = max(shutil.get_terminal_size((10_000, 24)).columns, indent + 32)
     titles = [f"{title:{size}}" for (title, _), size in zip(columns, widths, strict=True)]
     print("  ".join([*titles, "what it is for; published score"]))
     for number, text in enumerate(last):

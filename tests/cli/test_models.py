@@ -44,7 +44,8 @@ def test_all_are_listed(run: Run, monkeypatch: pytest.MonkeyPatch):
     assert row["memory_bytes"]["bfloat16"] == 2 * row["parameters"] and row["cached"] == []
 
 
-def test_some_are_listed(run: Run):
+def test_some_are_listed(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
     lines = run("models", "docvqa", "448").out.splitlines()
     assert len(lines) == 2 and "3B" in lines[1] and "5.85 GB" in lines[1]
     assert "questions about documents; ANLS 78.02" in lines[1]
