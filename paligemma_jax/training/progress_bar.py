@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 Update = Callable[[int, int, Mapping[str, float]], None]  # step, steps in all, newest numbers
@@ -10,15 +11,20 @@ Update = Callable[[int, int, Mapping[str, float]], None]  # step, steps in all, 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Update]:
     """A bar with loss, samples/s, tokens/s, MFU where it is known, and the time that is left."""
-    from tqdm.auto import tqdm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a notebook without ipywidgets has a bar of text
+        from tqdm.auto import tqdm
 
     with tqdm(unit="step", file=sys.stderr, smoothing=0.05) as bar:
 
         def update(step: int, total: int, values: Mapping[str, float]) -> None:
-            if bar.total is None:
-                bar.total, bar.initial, bar.n = total, step - 1, step - 1
             bar.set_postfix_str(describe(values), refresh=False)
-            bar.update(step - bar.n)
+            if bar.total is None:  # the first step was compiled, which says nothing about the rest
+                bar.reset(total)
+                bar.initial = bar.n = step
+                bar.refresh()
+            else:
+                bar.update(step - bar.n)
 
         yield update
 
