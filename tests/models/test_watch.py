@@ -39,8 +39,10 @@ def watch(
 
 
 @jax.jit
-def hidden(model: PaliGemma, images: jax.Array, *text: jax.Array) -> jax.Array:
-    return model.hidden(model.encode_images(images), *text)
+def hidden(
+    model: PaliGemma, images: jax.Array, tokens: jax.Array, mask_ar: jax.Array
+) -> jax.Array:
+    return model.hidden(model.encode_images(images), tokens, mask_ar)
 
 
 def check(model: PaliGemma, *inputs: jax.Array) -> np.ndarray:
