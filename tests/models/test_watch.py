@@ -39,9 +39,7 @@ def watch(
 
 
 @jax.jit
-def hidden(
-    model: PaliGemma, images: jax.Array, tokens: jax.Array, mask_ar: jax.Array
-) -> jax.Array:
+def hidden(model: PaliGemma, images: jax.Array, tokens: jax.Array, mask_ar: jax.Array) -> jax.Array:
     return model.hidden(model.encode_images(images), tokens, mask_ar)
 
 
