@@ -99,5 +99,6 @@ def get_config(arg: str = "") -> ConfigDict:
         keep=2,
         best=None,  # Best("validation_loss"): the result is the best checkpoint, not the last
         tensorboard=None,  # where tensorboardX is installed
+        wandb=None,  # the project at Weights & Biases to report to
         save_dtype=None,  # of the result; None is the checkpoint's
     ).to_config()

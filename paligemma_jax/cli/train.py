@@ -1,6 +1,7 @@
 """`paligemma train`: fine-tuning by a configuration file."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(plan(config, device_memory()))
         return 0
+    _say_memory(config)
     with progress_bar() if wanted(args) else progress_lines() as progress:
         result = train(config, str(args.workdir), progress=progress, changed=args.changed)
     if not result.finished:
@@ -124,6 +126,16 @@ def run(args: argparse.Namespace) -> int:
     if result.adapter is not None:
         print(f"{result.adapter}: the adapters alone, as PEFT reads them")
     return 0
+
+
+def _say_memory(config: Any) -> None:
+    """Tells on standard error what a step will take, once for all processes."""
+    import jax
+
+    from paligemma_jax.training.plan import device_memory, plan_in_brief
+
+    if jax.process_index() == 0 and (words := plan_in_brief(config, device_memory())):
+        print(words, file=sys.stderr)
 
 
 def _check(args: argparse.Namespace) -> int:

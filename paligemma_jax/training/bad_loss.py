@@ -5,9 +5,9 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from paligemma_jax.errors import PaliGemmaError
 
@@ -67,6 +67,21 @@ class LossWatch:
         self._recent: collections.deque[float] = collections.deque(maxlen=_RECENT)
         self._in_a_row = 0
         self.skipped = 0
+
+    def state(self) -> dict[str, Any]:
+        """All that it remembers, as JSON has it."""
+        return {
+            "recent": list(self._recent),
+            "in_a_row": self._in_a_row,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another one's `state()`; from the start without one."""
+        self._recent.clear()
+        self._recent.extend(state.get("recent", ()))
+        self._in_a_row = state.get("in_a_row", 0)
+        self.skipped = state.get("skipped", 0)
 
     def see(self, step: int, loss: float, gradient: float, ids: Sequence[str]) -> None:
         """One step's loss and norm of gradients; raises DivergedError where the run must stop."""

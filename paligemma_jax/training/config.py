@@ -65,6 +65,7 @@ class TrainConfig:
       samples: validation records answered and drawn at every evaluation.
       sample_tokens: where such an answer is cut.
       tensorboard: whether to write for it; None: where it is installed.
+      wandb: the project at Weights & Biases to report to; None: no report. Needs the extra "wandb".
       save_dtype: of the resulting model's weights; None: the checkpoint's.
     """
 
@@ -107,6 +108,7 @@ class TrainConfig:
     samples: int = 8
     sample_tokens: int = 128
     tensorboard: bool | None = None
+    wandb: str | None = None
     save_dtype: str | None = None
 
     def __post_init__(self) -> None:

@@ -32,8 +32,15 @@ from paligemma_jax.training.bad_loss import LossWatch
 from paligemma_jax.training.checkpoints import Checkpoints, Restored
 from paligemma_jax.training.config import TrainConfig, describe
 from paligemma_jax.training.finish import ADAPTER, MODEL, FineTuned, write_adapter, write_model
-from paligemma_jax.training.metrics_log import METRICS, JsonLines, TensorBoard, Writer, read_metrics
-from paligemma_jax.training.processes import stop_agreed
+from paligemma_jax.training.metrics_log import (
+    METRICS,
+    JsonLines,
+    TensorBoard,
+    WeightsAndBiases,
+    Writer,
+    read_metrics,
+)
+from paligemma_jax.training.processes import barrier, stop_agreed
 from paligemma_jax.training.records import open_records
 from paligemma_jax.training.report import SAMPLES, save_picture, write_report
 from paligemma_jax.training.samples import answer_records, draw_samples
@@ -53,7 +60,7 @@ _FINISHED = "finished.json"
 _FREE = {
     "validation", "validation_transforms", "workers", "mesh", "log_every", "evaluate_every",
     "checkpoint_every", "keep", "best", "evaluate_batches", "samples", "sample_tokens",
-    "tensorboard", "save_dtype", "bad_loss",
+    "tensorboard", "wandb", "save_dtype", "bad_loss",
 }  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -174,6 +181,7 @@ class _Training:
             if step < total:
                 self._save(step, {})
             self.checkpoints.wait()
+        barrier("all saved")  # the first process gives a checkpoint its name
         return self._finish(step, stop)
 
     def _make_batches(self, records: RecordSource) -> Any:
@@ -223,6 +231,7 @@ class _Training:
                 "(train(..., changed=True))"
             )
         self.state = dataclasses.replace(restored.tree, frozen=self.state.frozen)
+        self.watch.restore(restored.info.get("losses", {}))
         if restored.position:
             self.batches.restore(restored.position)
         _log.info("Going on after step %d.", restored.step)
@@ -236,6 +245,8 @@ class _Training:
         wanted = self.config.tensorboard
         if TensorBoard.installed() if wanted is None else wanted:
             writers.append(TensorBoard(self.workdir))
+        if self.config.wandb is not None:
+            writers.append(WeightsAndBiases(self.workdir, self.config.wandb, self.settings))
         for writer in writers:
             exits.callback(writer.close)
         return writers
@@ -289,7 +300,11 @@ class _Training:
             step,
             _saved_part(self.state),
             position=self.batches.state(),
-            info={"settings": self.settings, "base": self.start.fingerprint},
+            info={
+                "settings": self.settings,
+                "base": self.start.fingerprint,
+                "losses": self.watch.state(),
+            },
             metrics=measured,
         )
 

@@ -1,9 +1,10 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard where it is installed."""
+"""Where the numbers of a run go: metrics.jsonl; TensorBoard, Weights & Biases if wanted."""
 
 import importlib.util
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from paligemma_jax.errors import MissingExtraError
 
 METRICS = "metrics.jsonl"
+_WANDB_ID = "wandb_id"
 
 
 @runtime_checkable
@@ -69,14 +71,23 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Reports to wandb.ai, or to nothing outside with WANDB_MODE=offline; wandb must be there."""
+    """Reports to a project at wandb.ai, or to files alone with WANDB_MODE=offline.
 
-    def __init__(self, directory: Path, **options: Any):
+    A run that goes on in `directory` is the same run there. MissingExtraError without wandb.
+    """
+
+    def __init__(self, directory: Path, project: str, settings: Mapping[str, str]):
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as e:
             raise MissingExtraError("Reporting to Weights & Biases", "wandb") from e
-        self._run = wandb.init(dir=str(directory), resume="allow", **options)
+        name = directory / _WANDB_ID
+        if not name.exists():
+            name.write_text(uuid.uuid4().hex)
+        options: dict[str, Any] = dict(project=project, config=dict(settings))
+        self._run = wandb.init(
+            dir=str(directory), id=name.read_text(), name=directory.name, resume="allow", **options
+        )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from paligemma_jax.errors import CheckpointError
@@ -78,9 +77,10 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def _copy_on_cpu(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array) and next(iter(leaf.devices())).platform == "cpu":
-        return jnp.copy(leaf)
-    return leaf
+    if not isinstance(leaf, jax.Array) or next(iter(leaf.devices())).platform != "cpu":
+        return leaf
+    parts = [jax.device_put(np.array(part.data), part.device) for part in leaf.addressable_shards]
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
 
 
 def _spec(leaf: Any) -> dict[str, Any]:

@@ -16,11 +16,10 @@ SIZE = 8  # pixels a side
 
 
 def write_tiny_store(path: Path) -> Path:
-    """Random float32 weights with the demo's vocabulary."""
+    """Random float32 weights, of a layer each, with the demo's vocabulary."""
     tokenizer = pg.Tokenizer.from_file(TOKENIZER)
-    config = tiny_config(GEMMA)
-    llm = dataclasses.replace(config.llm, vocab_size=tokenizer.vocab_size)
-    config = dataclasses.replace(config, llm=llm)
+    config = tiny_config(GEMMA, depth=1, vocab_size=tokenizer.vocab_size)
+    config = dataclasses.replace(config, img=dataclasses.replace(config.img, depth=1))
     processor = pg.Processor(tokenizer, pg.processing.ImagePreprocessing(config.img.image_size))
     pg.Pipeline(random_model(config), processor).save(path)
     return path

@@ -20,7 +20,7 @@ from paligemma_jax.training.sharding import Axes
 from paligemma_jax.training.state import init_state
 from paligemma_jax.weights.tree import expected_shapes
 from tests.tiny import tiny_config
-from tests.training.runs import records, tiny_run, write_tiny_store
+from tests.training.runs import records, tiny_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OTHERS = {"demo.py", "table.py"}  # another model's recipe; what the transfers are made of
@@ -101,21 +101,12 @@ def on_the_tiny_model(config: TrainConfig, store: Path) -> TrainConfig:
     )
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_store(tmp_path_factory.mktemp("tiny") / "store")
-
-
 def require_steps(path: Path, store: Path, workdir: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         result = train(on_the_tiny_model(read(path), store), workdir)
     assert result.finished and np.isfinite(result.metrics["loss"])
     assert len(records()) > 4
-
-
-def test_quantized_base_with_adapters_steps(store: Path, tmp_path: Path):
-    require_steps(CONFIGS / "qlora.py", store, tmp_path)
 
 
 def recipes() -> list[Path]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import paligemma_jax as pg
 from paligemma_jax.errors import CheckpointError, ConfigError, DatasetError
 from paligemma_jax.models.lora import LoRA
 from paligemma_jax.training.bad_loss import DivergedError
 from paligemma_jax.training.checkpoints import Best
+from paligemma_jax.training.config import TrainConfig
+from paligemma_jax.training.finish import FineTuned
 from paligemma_jax.training.loop import train
 from paligemma_jax.training.metrics_log import read_metrics
 from paligemma_jax.training.schedules import Steps
 from paligemma_jax.training.sharding import Axes
-from tests.training.runs import records, tiny_run, write_tiny_store
+from tests.training.runs import records, tiny_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,23 +39,53 @@ def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
+    reset_cache()  # whether there is one was found out before
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+    reset_cache()
+
+
+class Reports:
+    """What stands for the module wandb, and remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.about: dict[str, Any] = {}
+        self.rows: dict[int, dict[str, float]] = {}
+
+    def init(self, **about: Any) -> "Reports":
+        self.about = about
+        return self
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.rows[step] = self.rows.get(step, {}) | values
+
+    def finish(self) -> None:
+        self.about["finished"] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A run that nothing interrupted."""
+
+    config: TrainConfig
+    result: FineTuned
+    reports: Reports
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_store(tmp_path_factory.mktemp("tiny") / "store")
+def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    config = tiny_run(store, validation=records(5), evaluate_every=Steps(4), wandb="tiny")
+    reports = Reports()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", reports)
+        result = train(config, tmp_path_factory.mktemp("whole") / "run")
+    return Whole(config, result, reports)
 
 
 @pytest.fixture(scope="module")
-def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run that nothing interrupted."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    result = train(tiny_run(store), workdir)
-    assert result.finished and result.step == 6 and result.model == workdir / "model"
-    return workdir
+def whole(run: Whole) -> Path:
+    return run.result.workdir
 
 
 def losses(workdir: Path) -> dict[int, float]:
@@ -86,51 +120,52 @@ def kill() -> None:
     raise Killed
 
 
-def test_run_leaves_a_model_numbers_pictures_and_a_report(store: Path, tmp_path: Path):
-    config = tiny_run(store, validation=records(5), evaluate_every=Steps(4))
-    result = train(config, tmp_path)
-    rows = read_metrics(tmp_path / "metrics.jsonl")
+def test_run_leaves_a_model_numbers_pictures_and_a_report(run: Whole):
+    result, workdir = run.result, run.result.workdir
+    assert result.finished and result.step == 6 and result.model == workdir / "model"
+    rows = read_metrics(workdir / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     checked = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
     assert list(checked) == [0, 4, 6] and checked[6] < checked[0]
     assert result.metrics["validation_loss"] == checked[6]
-    assert losses(tmp_path)[6] < losses(tmp_path)[1]
+    assert losses(workdir)[6] < losses(workdir)[1]
     assert {"samples_per_second", "tokens_per_second", "grad_norm"} <= rows[-2].keys()
     for name in ("samples.png", "loss.png", "report.html", "config.json"):
-        assert (tmp_path / name).stat().st_size > 0
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        assert (workdir / name).stat().st_size > 0
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == [
         ".lock", "step_000000004", "step_000000006",
     ]  # fmt: skip
-    answered = result.load(dtype="float32")
-    assert isinstance(answered.answer(records()[0]["image"], "colour?"), str)
-    # The same call again has nothing to do.
-    before = (tmp_path / "model" / "MANIFEST.json").read_bytes()
-    assert train(config, tmp_path).finished
-    assert (tmp_path / "model" / "MANIFEST.json").read_bytes() == before
+    assert isinstance(result.load(dtype="float32"), pg.Pipeline)
+    about = run.reports.about
+    assert about["project"] == "tiny" and about["config"]["batch_size"] == "4"
+    assert about["finished"] and run.reports.rows[6]["loss"] == losses(workdir)[6]
 
 
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_killed_and_started_again_is_as_if_nothing_had_happened(
-    store: Path, whole: Path, tmp_path: Path, step: int
+def test_finished_run_has_nothing_more_to_do(run: Whole):
+    manifest = run.result.workdir / "model" / "MANIFEST.json"
+    before = manifest.read_bytes()
+    assert train(dataclasses.replace(run.config, wandb=None), run.result.workdir).finished
+    assert manifest.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [(3, signal.SIGTERM), pytest.param(1, signal.SIGINT, marks=pytest.mark.slow)],
+)
+def test_killed_and_later_asked_to_stop_it_goes_on_as_if_nothing_had_happened(
+    store: Path, whole: Path, tmp_path: Path, step: int, number: signal.Signals
 ):
     with pytest.raises(Killed):
         train(tiny_run(store), tmp_path, progress=at(step, kill))
     assert not (tmp_path / "model").exists()
-    assert train(tiny_run(store), tmp_path).finished
-    require_same_run(tmp_path, whole)
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
-def test_asked_to_stop_it_saves_and_goes_on_later_but_not_with_other_settings(
-    store: Path, whole: Path, tmp_path: Path, number: signal.Signals
-):
     before = signal.getsignal(number)
-    result = train(tiny_run(store), tmp_path, progress=at(3, lambda: os.kill(os.getpid(), number)))
+    result = train(tiny_run(store), tmp_path, progress=at(4, lambda: os.kill(os.getpid(), number)))
     assert signal.getsignal(number) is before
-    assert not result.finished and result.model is None and 3 <= result.step < 6
-    assert (tmp_path / "checkpoints" / f"step_{result.step:09d}").is_dir()
+    assert not result.finished and result.model is None and 4 <= result.step < 6
+    checkpoint = tmp_path / "checkpoints" / f"step_{result.step:09d}"
+    # What later losses are compared with goes along.
+    remembered = json.loads((checkpoint / "run.json").read_bytes())["info"]["losses"]
+    assert remembered["recent"] == [losses(whole)[i + 1] for i in range(result.step)]
     assert f"stopped by {number.name}" in (tmp_path / "report.html").read_text()
     with pytest.raises(CheckpointError, match=f"stopped at step {result.step}"):
         result.load()

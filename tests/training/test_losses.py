@@ -29,8 +29,8 @@ def test_each_example_is_the_mean_over_its_supervised_tokens():
 
 def test_nothing_supervised_costs_nothing():
     mask = jnp.array([[0, 0, 0, 0], [1, 1, 1, 1]])
-    loss, gradient = jax.value_and_grad(
-        lambda logits: per_example_loss(logits, TARGETS, mask).sum()
+    loss, gradient = jax.jit(
+        jax.value_and_grad(lambda logits: per_example_loss(logits, TARGETS, mask).sum())
     )(LOGITS)
     assert np.isfinite(loss) and not np.asarray(gradient[0]).any()
 
@@ -42,6 +42,6 @@ def test_losses_are_float32_and_survive_huge_logits():
 
 
 def test_gradient_is_softmax_less_target():
-    gradient = jax.grad(lambda logits: token_nll(logits, TARGETS).sum())(LOGITS)
+    gradient = jax.jit(jax.grad(lambda logits: token_nll(logits, TARGETS).sum()))(LOGITS)
     wanted = jax.nn.softmax(LOGITS) - jax.nn.one_hot(TARGETS, LOGITS.shape[-1])
     np.testing.assert_allclose(gradient, wanted, atol=1e-6)

@@ -2,13 +2,22 @@
 
 import json
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from paligemma_jax.errors import MissingExtraError
 from paligemma_jax.training.bad_loss import DivergedError, LossWatch, SkipBadLoss, StopAtBadLoss
 from paligemma_jax.training.curve import draw_curve
-from paligemma_jax.training.metrics_log import JsonLines, TensorBoard, read_metrics
+from paligemma_jax.training.metrics_log import (
+    JsonLines,
+    TensorBoard,
+    WeightsAndBiases,
+    read_metrics,
+)
 from paligemma_jax.training.report import write_report
 from paligemma_jax.training.speed import work_of
 from tests.tiny import tiny_config
@@ -31,11 +40,27 @@ def test_lines_after_the_step_that_is_gone_on_from_are_dropped(tmp_path: Path):
 
 
 def test_event_files(tmp_path: Path):
-    pytest.importorskip("tensorboardX")
+    pytest.importorskip("tensorboardX", reason="the extra train is not installed")
     board = TensorBoard(tmp_path)
     board.write(1, {"loss": 0.5})
     board.close()
     assert b"loss" in next(tmp_path.glob("events.*")).read_bytes()
+
+
+def test_reports_of_a_run_that_goes_on_are_of_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtraError, match=r"paligemma-jax\[wandb\]"):
+        WeightsAndBiases(tmp_path, "birds", {})
+    begun: list[dict[str, Any]] = []
+    run = SimpleNamespace(finish=lambda: None)
+    stub = SimpleNamespace(init=lambda **about: begun.append(about) or run)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    for _ in range(2):
+        WeightsAndBiases(tmp_path, "birds", {"seed": "1"}).close()
+    assert begun[0] == begun[1] and begun[0]["resume"] == "allow" and begun[0]["id"]
+    assert (begun[0]["project"], begun[0]["config"]) == ("birds", {"seed": "1"})
 
 
 @pytest.mark.parametrize(
@@ -60,8 +85,11 @@ def test_bad_losses_stop_the_run_with_their_ids(tmp_path: Path):
     watch = LossWatch(StopAtBadLoss(factor=10.0), tmp_path)
     for step in range(1, 21):
         watch.see(step, 1.0, 1.0, ("a",))
+    # Going on later compares as if nothing had happened.
+    later = LossWatch(StopAtBadLoss(factor=10.0), tmp_path)
+    later.restore(json.loads(json.dumps(watch.state())))
     with pytest.raises(DivergedError, match="At step 21 the loss was 12, 12 times the usual 1"):
-        watch.see(21, 12.0, 1.0, ("b", "c"))
+        later.see(21, 12.0, 1.0, ("b", "c"))
     with pytest.raises(DivergedError, match="the loss was nan"):
         watch.see(22, math.nan, 1.0, ("d",))
     rows = [json.loads(line) for line in (tmp_path / "bad_batches.jsonl").read_text().splitlines()]

@@ -41,10 +41,15 @@ def arrays(seed: int, paths: tuple[str, ...] = FREE) -> dict[str, jax.Array]:
 
 def run(optimizer: optax.GradientTransformation, params: Any, steps: int = 4) -> Any:
     """Parameters after some updates with random gradients."""
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
+
+    @jax.jit
+    def step_of(gradients: Any, state: Any, params: Any) -> Any:
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
     for step in range(steps):
-        updates, state = optimizer.update(arrays(10 + step, tuple(params)), state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step_of(arrays(10 + step, tuple(params)), state, params)
     return params
 
 
@@ -140,8 +145,8 @@ def test_kernels_decay_as_in_big_vision():
     paths = flatten(abstract_params(VARIANTS["paligemma2-3b-pt-224"]))
     config = OptimizerConfig(learning_rate=0.0, weight_decay=1.0, clip_norm=None)
     optimizer = make_optimizer(config, paths, RUN)
-    ones = {path: jnp.ones(1) for path in paths}
-    updates: Any = optimizer.update(ones, optimizer.init(ones), ones)[0]
+    ones = {path: np.ones(1, np.float32) for path in paths}
+    updates: Any = jax.jit(lambda x: optimizer.update(x, optimizer.init(x), x)[0])(ones)
     decayed = {path for path, update in updates.items() if update[0]}
     attention = {f"img/blocks/attn/{name}/kernel" for name in ("q", "k", "v", "out")}
     others = {"patch_embed", "head", "blocks/mlp/fc1", "blocks/mlp/fc2"}

@@ -1,5 +1,6 @@
 """What the planner says is what XLA reserves, and what must follow from arithmetic."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -42,6 +43,10 @@ ATTENTION = OptimizerConfig(
 )
 
 
+model = functools.cache(abstract_model)
+
+
+@functools.cache
 def plan(
     config: PaliGemmaConfig,
     step: StepConfig | None = None,
@@ -51,7 +56,7 @@ def plan(
     **kw: Any,
 ) -> MemoryPlan:
     shape = BatchShape(rows=rows, text=text)
-    return plan_memory(abstract_model(config), optimizer, step or StepConfig(), shape, **kw)
+    return plan_memory(model(config), optimizer, step or StepConfig(), shape, **kw)
 
 
 @pytest.mark.slow
