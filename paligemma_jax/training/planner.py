@@ -246,10 +246,17 @@ def _residuals(
     layers = [0]
     for equation in program.eqns:
         if equation.primitive.name == "scan":
-            stacked = equation.outvars[equation.params["num_carry"] :]
+            stacked = _stacked_outputs(equation)
             of_all = _sizes(v for v in stacked if id(v) in kept)
             layers.append(of_all // equation.params["length"])
     return total, max(layers)
+
+
+def _stacked_outputs(scan: Any) -> list[Any]:
+    """What a scan gives for each of its steps; the rest is carried from one to the next."""
+    step = getattr(scan.params["jaxpr"], "jaxpr", scan.params["jaxpr"])
+    pairs = zip(scan.outvars, step.outvars, strict=True)
+    return [whole for whole, one in pairs if whole.aval.ndim > one.aval.ndim]
 
 
 def _gathered(state: TrainState, mesh: Any) -> int:
