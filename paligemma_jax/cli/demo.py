@@ -39,7 +39,7 @@ Next:
 
 The demo model knows only this small world. For photos take a published model: accept its licence
 at https://huggingface.co/google/paligemma2-3b-mix-448, then
-  hf download google/paligemma2-3b-mix-448 --local-dir paligemma2-3b-mix-448
+  pip install "paligemma-jax[hub]" && hf auth login
   paligemma caption photo.jpg --model paligemma2-3b-mix-448"""
 
 

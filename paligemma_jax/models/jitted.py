@@ -30,8 +30,11 @@ class Jitted(Generic[P, R]):
         self._with_options = jax.jit(function, compiler_options=_OPTIONS, **how)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        traced = any(isinstance(x, Tracer) for x in (*args, *kwargs.values()))
-        return (self._plain if traced else self._jitted())(*args, **kwargs)
+        jitted = self._jitted()
+        if jitted is not self._plain:
+            leaves = jax.tree.leaves((args, kwargs))
+            jitted = self._plain if any(isinstance(x, Tracer) for x in leaves) else jitted
+        return jitted(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

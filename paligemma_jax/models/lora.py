@@ -41,6 +41,11 @@ TRAINABLE = ".*/lora_[ab]"  # matches the paths of parameters that adapters are 
 _IMAGE_LAYERS = ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/fc1", "mlp/fc2")
 
 
+def is_adapter(path: str) -> bool:
+    """Whether the parameter at `path` is an adapter's: what is trained of it, or its scale."""
+    return "/lora_" in path
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """One layer that can have an adapter.

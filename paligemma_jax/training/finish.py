@@ -1,18 +1,19 @@
 """The result of a run: a model that `from_pretrained` reads, and adapters alone."""
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
 
-from paligemma_jax.models.lora import merge_lora
+from paligemma_jax.errors import CheckpointError, ConfigError
+from paligemma_jax.models.lora import add_lora, is_adapter, merge_lora
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.skeleton import take_apart
+from paligemma_jax.pretrained import from_pretrained
 from paligemma_jax.training.config import TrainConfig
-from paligemma_jax.training.processes import barrier
 from paligemma_jax.training.start import Start, load_base
 from paligemma_jax.training.state import TrainState
 from paligemma_jax.weights.arrays import as_float_dtype
@@ -20,9 +21,10 @@ from paligemma_jax.weights.changed_weights import Cast
 from paligemma_jax.weights.contents import Contents
 from paligemma_jax.weights.export import export_weights
 from paligemma_jax.weights.model_weights import model_weights
-from paligemma_jax.weights.source import largest_first
+from paligemma_jax.weights.peft import save_adapter
 
 MODEL, ADAPTER = "model", "adapter"
+_log = logging.getLogger(__name__)
 
 
 def trained_model(config: TrainConfig, start: Start, state: TrainState) -> PaliGemma:
@@ -36,49 +38,48 @@ def trained_model(config: TrainConfig, start: Start, state: TrainState) -> PaliG
         return model
     if config.quantize is None:
         return merge_lora(model)
-    base = load_base(config, start.mesh)
-    from paligemma_jax.models.lora import add_lora
-
-    skeleton, floats = take_apart(add_lora(base, config.lora, nnx.Rngs(0)))
-    learned = {name: arrays[name] for name in floats if "/lora_" in name}
+    base = add_lora(load_base(config, start.mesh), config.lora, nnx.Rngs(0))
+    skeleton, floats = take_apart(base)
+    learned = {n: arrays[n] for n in floats if n in state.trainable or is_adapter(n)}
     return merge_lora(skeleton.fill({**floats, **learned}))
 
 
 def write_model(target: Path, config: TrainConfig, start: Start, state: TrainState) -> None:
     """Writes `target` as a store, in the checkpoint's dtypes unless `save_dtype` says otherwise.
 
-    One that is there already is kept under another name. In a run of several processes each of
-    them calls this. Raises CheckpointError.
+    One that is there already is kept under another name. For runs of one process: what several
+    hold in parts is not gathered. Raises CheckpointError.
     """
     weights = model_weights(trained_model(config, start, state))
     dtypes = dict(start.stored_dtypes)
     if config.save_dtype is not None:
         dtypes = dict.fromkeys(weights.specs, as_float_dtype(config.save_dtype))
     weights = Cast(weights, dtypes)
-    if jax.process_index() == 0:
-        _make_room(target)
-        contents = Contents(
-            start.processor.to_dict(),
-            start.processor.tokenizer.to_bytes(),
-            start.mask_codec,
-            {"kind": "fine-tuned", "base": start.path.name, "step": int(state.step)},
-        )
-        export_weights(target, weights, contents)
-    else:
-        for name in largest_first(weights.specs):  # every process takes part in gathering
-            for _ in weights.pieces(name, dtypes[name]):
-                pass
-    barrier("model written")
+    contents = Contents(
+        start.processor.to_dict(),
+        start.processor.tokenizer.to_bytes(),
+        start.mask_codec,
+        {"kind": "fine-tuned", "base": start.path.name, "step": int(state.step)},
+    )
+    _make_room(target)
+    export_weights(target, weights, contents)
 
 
 def write_adapter(target: Path, config: TrainConfig, start: Start, state: TrainState) -> bool:
-    """Writes the adapters alone as PEFT has them; whether there were any to write."""
-    if config.lora is None or jax.process_count() > 1:
-        return False
-    from paligemma_jax.weights.peft import save_adapter
+    """Writes the adapters as PEFT has them, with what else was trained; whether there is any.
 
+    Nothing is written, and why is logged, where PEFT's format cannot hold all that was trained.
+    """
+    if config.lora is None:
+        return False
+    whole = [name for name in state.trainable if not is_adapter(name)]
     _make_room(target)
-    save_adapter(start.skeleton.fill({**state.params, **(state.ema or {})}), target)
+    try:
+        model = start.skeleton.fill({**state.params, **(state.ema or {})})
+        save_adapter(model, target, whole=whole)
+    except ConfigError as e:
+        _log.warning("The model is written, adapters alone are not: %s", e)
+        return False
     return True
 
 
@@ -114,9 +115,6 @@ class FineTuned:
 
     def load(self, **options: Any) -> Any:
         """The trained model, ready to be asked: `from_pretrained(self.model, ...)`."""
-        from paligemma_jax.errors import CheckpointError
-        from paligemma_jax.pretrained import from_pretrained
-
         if self.model is None:
             raise CheckpointError(
                 f"The run in {self.workdir} was stopped at step {self.step}, and has no model yet. "

@@ -4,11 +4,7 @@ import os
 from pathlib import Path
 
 from paligemma_jax.errors import CheckpointError
-
-try:
-    import fcntl
-except ImportError:  # Windows: a second process is not noticed
-    fcntl = None
+from paligemma_jax.file_lock import take_lock
 
 
 class DirectoryLock:
@@ -27,18 +23,12 @@ class DirectoryLock:
                 f"Nothing can be written into {directory}: {e.strerror or e}. A directory you may "
                 "write to fits. Choose another one: --workdir DIR"
             ) from e
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
+        if not take_lock(self._descriptor):
             os.close(self._descriptor)
             raise CheckpointError(
                 f"Another run is writing into {directory}. One at a time fits. Wait for it, or "
                 "choose another directory: --workdir DIR"
-            ) from e
-        except OSError:
-            pass  # file systems without locks
+            )
 
     def release(self) -> None:
         """Lets another process have the directory."""

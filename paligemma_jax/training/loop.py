@@ -319,9 +319,8 @@ class _Training:
                 state = self._best_state(step)
                 write_model(model, self.config, self.start, state)
                 write_adapter(self.workdir / ADAPTER, self.config, self.start, state)
-                if jax.process_index() == 0:
-                    text = json.dumps({"step": step, "settings": self.settings}, indent=1)
-                    (self.workdir / _FINISHED).write_text(text + "\n")
+                text = json.dumps({"step": step, "settings": self.settings}, indent=1)
+                (self.workdir / _FINISHED).write_text(text + "\n")
             adapter = self.workdir / ADAPTER
             adapter = adapter if adapter.is_dir() else None
         if jax.process_index() == 0:

@@ -4,6 +4,7 @@ A schedule goes from 0 to 1 and multiplies the learning rate and the weight deca
 first update, so that a warm-up's first update is exactly zero, as in big_vision.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -101,18 +102,18 @@ def _known(size: int | None, name: str) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(abc.ABC):
     """Warm-up from 0, a decay by subclass over the rest, and a cool-down to 0 at the end."""
 
     warmup: Duration = Steps(0)
     cooldown: Duration = Steps(0)
 
+    @abc.abstractmethod
     def decay(self, progress: jax.Array, since: jax.Array) -> jax.Array:
         """The factor after `since` steps (below 0 in the warm-up), `progress` of those there are.
 
         `progress` is f32[] and stays between 0 and 1.
         """
-        raise NotImplementedError
 
     def factor(self, run: Run) -> Factor:
         """The schedule of one run; the factor is f32[]."""

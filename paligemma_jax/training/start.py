@@ -16,7 +16,7 @@ from paligemma_jax.compiled import keep_compiled_programs
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.abstract import from_params
-from paligemma_jax.models.lora import add_lora
+from paligemma_jax.models.lora import add_lora, is_adapter
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.quantized_einsum import quantize_stacked
 from paligemma_jax.models.skeleton import Skeleton, take_apart
@@ -188,6 +188,6 @@ def is_trained(config: TrainConfig, prefix: str, names: Any) -> bool:
     """Whether any weight under `prefix` is trained itself, adapters left aside."""
     chosen = config.optimizer.schedules.cover(names, "schedules")
     return any(
-        schedule is not None and name.startswith(prefix) and "/lora_" not in name
+        schedule is not None and name.startswith(prefix) and not is_adapter(name)
         for name, schedule in chosen.items()
     )

@@ -7,11 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paligemma_jax.errors import CheckpointError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two conversions at once are not noticed
-    fcntl = None
+from paligemma_jax.file_lock import take_lock
 
 
 @contextlib.contextmanager
@@ -109,18 +105,12 @@ def _remove(staging: Path) -> None:
 
 def _lock(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY)
-    if fcntl is None:
-        return descriptor
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
+    if not take_lock(descriptor):
         os.close(descriptor)
         raise CheckpointError(
             f"Another process is writing {path}. One at a time fits. Wait for it, or choose "
             "another target."
-        ) from e
-    except OSError:
-        pass  # file systems without locks
+        )
     return descriptor
 
 

@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import paligemma_jax as pg
 from paligemma_jax.errors import CheckpointError, ConfigError, DatasetError
-from paligemma_jax.models.lora import LoRA
+from paligemma_jax.models.lora import TRAINABLE, LoRA
 from paligemma_jax.training.bad_loss import DivergedError
 from paligemma_jax.training.checkpoints import Best
 from paligemma_jax.training.config import TrainConfig
@@ -228,7 +228,43 @@ def test_adapters_are_saved_alone_and_merged_and_the_best_state_is_the_result(
         after = dict(checkpoint.tensors())
     changed = {name for name in after if not np.array_equal(before[name], after[name])}
     assert changed and all(name.startswith("llm/layers/attn/") for name in changed)
-    assert result.adapter is None or (result.adapter / "adapter_config.json").is_file()
+    assert result.adapter is not None and (result.adapter / "adapter_config.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_what_is_trained_beside_adapters_is_kept(quantize: str | None, store: Path, tmp_path: Path):
+    head, scale = "img/head/kernel", "llm/final_norm/scale"
+    lora = LoRA(rank=2, targets="llm/layers/attn/q_einsum")
+    trainable = f"{TRAINABLE}|{head}|{scale}"
+    config = tiny_run(store, lora=lora, trainable=trainable, quantize=quantize, samples=0)
+    result = train(config, tmp_path)
+    with pg.weights.open_checkpoint(store) as checkpoint:
+        before = dict(checkpoint.tensors())
+    after = weights(tmp_path)
+    changed = {name for name in after if not np.array_equal(before[name], after[name])}
+    assert changed == {head, scale, "llm/layers/attn/q_einsum/w"}
+    assert result.adapter is not None
+    adapted = pg.from_pretrained(store, adapter=result.adapter, dtype="float32")
+    merged = result.load(dtype="float32")
+    image, words = records(1)[0]["image"], ["red", "green"]
+    scores = [
+        {answer.text: answer.logprob for answer in pali.score(image, "answer en colour?", words)}
+        for pali in (adapted, merged)
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_adapters_are_left_out_where_their_format_does_not_hold_all_that_was_trained(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    table = "llm/embedder/input_embedding"
+    config = tiny_run(store, lora=LoRA(rank=2), trainable=f"{TRAINABLE}|{table}", samples=0)
+    result = train(config, tmp_path)
+    assert result.model is not None and result.adapter is None
+    assert not (tmp_path / "adapter").exists()
+    assert table in caplog.text
 
 
 @pytest.mark.parametrize(
