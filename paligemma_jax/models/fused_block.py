@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from paligemma_jax.config import GemmaConfig
 from paligemma_jax.models.attention import rotary_embedding
+from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.contraction import contract
 from paligemma_jax.models.gemma_block import Block
 from paligemma_jax.models.layers import DType
@@ -29,8 +30,8 @@ class Projection(nnx.Module):
         self.w = nnx.Param(jnp.zeros(out_shape + in_shape, w))
 
     def __call__(self, x: Float[Array, "B T *of_in"]) -> Float[Array, "B T *of_out"]:
-        """Float32 accumulation, result in the activation dtype."""
-        return contract(self.w[...], x.astype(self.dtype), self.axes).astype(self.dtype)
+        """Multiplied in the activation dtype, added up and given back in float32."""
+        return contract(self.w[...], x.astype(self.dtype), self.axes)
 
 
 class FusedAttention(nnx.Module):
@@ -48,7 +49,7 @@ class FusedAttention(nnx.Module):
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
         """See `Projections`."""
         c = self.config
-        heads = self.qkv(x)
+        heads = self.qkv(x).astype(x.dtype)
         rotated = rotary_embedding(heads[:, :, : c.num_heads + c.num_kv_heads], positions)
         q, k = jnp.split(rotated, [c.num_heads], axis=2)
         v = heads[:, :, c.num_heads + c.num_kv_heads :]
@@ -56,7 +57,7 @@ class FusedAttention(nnx.Module):
 
     def output(self, mixed: Float[Array, "B T N H"]) -> Float[Array, "B T W"]:
         """See `Projections`."""
-        return self.out(mixed)
+        return self.out(mixed).astype(mixed.dtype)
 
 
 class FusedFeedForward(nnx.Module):
@@ -69,7 +70,10 @@ class FusedFeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
         both = self.gate_up(x)
-        return self.down(jax.nn.gelu(both[:, :, 0], approximate=True) * both[:, :, 1])
+        if not on_cpu():  # where reading and writing them costs more than rounding
+            both = both.astype(x.dtype)
+        hidden = jax.nn.gelu(both[:, :, 0], approximate=True) * both[:, :, 1]
+        return self.down(hidden.astype(x.dtype)).astype(x.dtype)
 
 
 def make_fused_block(config: GemmaConfig, *, dtype: DType, param_dtype: DType) -> Block:

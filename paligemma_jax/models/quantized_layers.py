@@ -27,10 +27,8 @@ class QuantizedProjection(nnx.Module):
         self.matrix = matrix
 
     def __call__(self, x: Float[Array, "B T *of_in"]) -> Float[Array, "B T *of_out"]:
-        """Float32 accumulation, result in the activation dtype."""
-        return _multiply(self.matrix, x.astype(self.dtype), self.axes, self.out_shape).astype(
-            self.dtype
-        )
+        """Multiplied in the activation dtype, added up and given back in float32."""
+        return _multiply(self.matrix, x.astype(self.dtype), self.axes, self.out_shape)
 
 
 class QuantizedDense(nnx.Module):
