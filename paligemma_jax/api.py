@@ -55,10 +55,10 @@ from paligemma_jax.generation.encoded import EncodedImages as EncodedImages
 from paligemma_jax.generation.scoring import ScoredAnswer as ScoredAnswer
 from paligemma_jax.hub.catalogue import CATALOGUE as CATALOGUE
 from paligemma_jax.hub.catalogue import Published as Published
-from paligemma_jax.models.abstract import to_params as to_params
 from paligemma_jax.models.attention_summary import AttentionRollout as AttentionRollout
 from paligemma_jax.models.attention_summary import EveryHead as EveryHead
 from paligemma_jax.models.attention_summary import MeanAttention as MeanAttention
+from paligemma_jax.models.linen import to_linen as to_linen
 from paligemma_jax.models.lora import LoRA as LoRA
 from paligemma_jax.models.lora import add_lora as add_lora
 from paligemma_jax.models.lora import merge_lora as merge_lora

@@ -5,6 +5,7 @@ width, V vocabulary, M attention masks (1, or 2 with a sliding window: even laye
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,10 @@ from paligemma_jax.models.dropout import Dropout
 from paligemma_jax.models.gemma import Gemma, Seen
 from paligemma_jax.models.layers import DType
 from paligemma_jax.models.masks import Layer, PrefixMask, SlotMask
+from paligemma_jax.models.paths import nest
 from paligemma_jax.models.remat import Remat
 from paligemma_jax.models.siglip import SigLIP
+from paligemma_jax.models.skeleton import Skeleton, take_apart
 from paligemma_jax.models.stacked import KEEP_ALL
 
 
@@ -46,6 +49,20 @@ class PaliGemma(nnx.Module):
         kw = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.img = SigLIP(config.img, config.llm.width, **kw)
         self.llm = Gemma(config.llm, **kw)
+
+    def split(self) -> tuple[Skeleton, dict[str, Any]]:
+        """The functional form: the model without its arrays, and these in a plain nested dict.
+
+            graphdef, params = model.split()
+            logits = jax.jit(graphdef.apply)(params, images, tokens, mask_ar)
+            image_tokens = graphdef.merge(params).encode_images(images)
+
+        Nothing is copied. Parameters of a stacked model (`load_model`) have the names and shapes of
+        a checkpoint: params["llm"]["layers"]["attn"]["q_einsum"]["w"]. Where layers stand one by
+        one (`from_pretrained`), each has its number: params["llm"]["layers"]["0"]["attn"].
+        """
+        skeleton, arrays = take_apart(self)
+        return skeleton, nest(arrays)
 
     def encode_images(
         self, images: Float[Array, "B *N height width 3"], remat: Remat = KEEP_ALL
