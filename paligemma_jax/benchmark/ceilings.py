@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from paligemma_jax.models.backend import on_cpu
+
 COLUMNS = 8192  # of the matrix that is read: rows of 32 KiB gave CPUs their best
 
 
@@ -19,9 +21,8 @@ def measure_ceilings(small: bool = False) -> dict[str, float]:
 
     `small` is for trying: it measures caches.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    size = (1 << 22) if small else (1 << 30) if on_cpu else (1 << 32)
-    widths = (128,) if small else (2048, 4096) if on_cpu else (8192,)
+    size = (1 << 22) if small else (1 << 30) if on_cpu() else (1 << 32)
+    widths = (128,) if small else (2048, 4096) if on_cpu() else (8192,)
     seconds = 0.01 if small else 1.2
     numbers = _bandwidths(size, seconds)
     for name in ("float32", "bfloat16"):

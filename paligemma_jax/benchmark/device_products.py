@@ -15,7 +15,7 @@ from paligemma_jax.benchmark.device_answers import (
 )
 from paligemma_jax.benchmark.hlo import Program
 
-GROUP = 128  # weights of 4 bits that share a scale
+GROUP = 64  # weights of 4 bits that share a scale, as in `Int4`
 SUBCHANNEL = {"xla_gpu_experimental_enable_subchannel_dequantisation_fusion": True}
 Product = Callable[[jax.Array, Any], jax.Array]
 
@@ -33,7 +33,7 @@ def chosen_library(sizes: Sizes) -> Iterator[Answer]:
 
 
 def four_bits(sizes: Sizes) -> Iterator[Answer]:
-    """(e) 8 and 4 bits a weight: a scale for each row of the matrix, or for groups of 128."""
+    """(e) 8 and 4 bits a weight: a scale for each row of the matrix, or for groups of 64."""
     shape = (2 * sizes.hidden, sizes.width)
     group = min(GROUP, sizes.width)
     per_row = jnp.ones(shape[:1], jnp.float32)
