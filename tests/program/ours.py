@@ -88,12 +88,14 @@ def prefill(
     )
 
 
-def encode(target: Target, config: PaliGemmaConfig, batch: int) -> Compiled:
+def encode(
+    target: Target, config: PaliGemmaConfig, batch: int, recipe: Recipe | None = None
+) -> Compiled:
     """The image encoder by itself."""
     size = config.img.image_size
     images = _shape((batch, 1, size, size, 3), jnp.float32)
     return target.compile(
-        jax.jit(lambda model, images: model.encode_images(images)), model_of(config), images
+        Jitted(lambda model, images: model.encode_images(images)), model_of(config, recipe), images
     )
 
 

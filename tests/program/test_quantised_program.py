@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.models.recipe import Format, Int4, Int8
-from tests.program.ours import decode, model_of, prefill, quantized_product, variant
+from paligemma_jax.models.recipe import Format, Int4, Int8, Mixed
+from tests.program.ours import decode, encode, model_of, prefill, quantized_product, variant
 from tests.program.target import Compiled, Target
 
 pytestmark = pytest.mark.program
@@ -63,6 +63,14 @@ def test_reading_a_prompt_widens_no_weight(h200: Target, name: str):
     config = variant(name, layers=4)
     kernels = prefill(h200, config, 1, Int4()).program.kernels()
     assert not [k.name for k in kernels if any(r.size in _sizes(config) for r in k.results)]
+
+
+def test_the_image_encoder_widens_no_weight(h200: Target):
+    config = variant(MODELS[0], layers=4)
+    compiled = encode(h200, config, 3, Mixed(image=Int8()))  # no activation is a weight's size
+    sizes = {leaf.size for leaf in jax.tree.leaves(model_of(config).img) if leaf.size > 1e6}
+    written = [r for k in compiled.program.kernels() for r in k.results if r.size in sizes]
+    assert sizes and not written
 
 
 def _sizes(config: PaliGemmaConfig) -> set[int]:
