@@ -33,6 +33,7 @@ from paligemma_jax.data import XYWHPixels as XYWHPixels
 from paligemma_jax.data import XYXYPixels as XYXYPixels
 from paligemma_jax.data import YXYXFractions as YXYXFractions
 from paligemma_jax.models.lora import LoRA as LoRA
+from paligemma_jax.models.path_rules import Rules as Rules
 from paligemma_jax.models.recipe import Int4 as Int4
 from paligemma_jax.models.recipe import Int8 as Int8
 from paligemma_jax.models.recipe import Mixed as Mixed
@@ -59,4 +60,3 @@ from paligemma_jax.training.schedules import Share as Share
 from paligemma_jax.training.schedules import Steps as Steps
 from paligemma_jax.training.sharding import Axes as Axes
 from paligemma_jax.training.step import StepConfig as StepConfig
-from paligemma_jax.training.trainable import Rules as Rules

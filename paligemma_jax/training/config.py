@@ -12,6 +12,7 @@ from paligemma_jax.data import RandomAnswer, SkipBadRecords, StopAtBadRecord
 from paligemma_jax.data.record import Transform
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.lora import TRAINABLE, LoRA
+from paligemma_jax.models.path_rules import Rules
 from paligemma_jax.models.recipe import Recipe
 from paligemma_jax.processing.overflow import Overflow, Refuse
 from paligemma_jax.training.bad_loss import BadLoss, SkipBadLoss, StopAtBadLoss
@@ -20,7 +21,6 @@ from paligemma_jax.training.optimizer import KERNELS, Adam, Method, OptimizerCon
 from paligemma_jax.training.schedules import Cosine, Duration, Epochs, Run, Schedule, Share, Steps
 from paligemma_jax.training.sharding import Axes
 from paligemma_jax.training.step import Skip, StepConfig
-from paligemma_jax.training.trainable import Rules
 from paligemma_jax.weights.arrays import as_float_dtype
 
 ALL = ".*"

@@ -21,8 +21,8 @@ import optax
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.layers import DType
+from paligemma_jax.models.path_rules import Rules
 from paligemma_jax.training.schedules import Constant, Factor, Run, Schedule
-from paligemma_jax.training.trainable import Rules
 
 KERNELS = Rules(((".*/kernel", 1.0),))
 

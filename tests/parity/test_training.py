@@ -18,13 +18,13 @@ transformers = pytest.importorskip("transformers")
 import jax.numpy as jnp  # noqa: E402
 
 from paligemma_jax.models.abstract import from_params  # noqa: E402
+from paligemma_jax.models.path_rules import Rules  # noqa: E402
 from paligemma_jax.models.skeleton import take_apart  # noqa: E402
 from paligemma_jax.processing.batch import Batch  # noqa: E402
 from paligemma_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from paligemma_jax.training.schedules import Cosine, Run, Share  # noqa: E402
 from paligemma_jax.training.state import init_state  # noqa: E402
 from paligemma_jax.training.step import StepConfig, make_train_step  # noqa: E402
-from paligemma_jax.training.trainable import Rules  # noqa: E402
 from paligemma_jax.weights.load import load_params  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface"

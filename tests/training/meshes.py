@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from paligemma_jax.models.path_rules import Rules
 from paligemma_jax.models.skeleton import take_apart
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -28,7 +29,6 @@ from paligemma_jax.training.sharding import (
 )
 from paligemma_jax.training.state import init_state
 from paligemma_jax.training.step import StepConfig, make_train_step
-from paligemma_jax.training.trainable import Rules
 from tests.tiny import prompts, random_model, tiny_config
 
 ROWS, TEXT = 8, 10

@@ -11,6 +11,7 @@ import pytest
 from paligemma_jax.config import VARIANTS
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.abstract import abstract_params
+from paligemma_jax.models.path_rules import Rules
 from paligemma_jax.models.paths import flatten
 from paligemma_jax.training.optimizer import (
     SGD,
@@ -21,7 +22,6 @@ from paligemma_jax.training.optimizer import (
     make_optimizer,
 )
 from paligemma_jax.training.schedules import Constant, Cosine, Run, Steps
-from paligemma_jax.training.trainable import Rules
 
 RUN = Run(total_steps=10)
 SHAPES = {

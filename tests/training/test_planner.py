@@ -8,6 +8,7 @@ import pytest
 
 from paligemma_jax.config import VARIANTS, GemmaConfig, PaliGemmaConfig, SigLIPConfig
 from paligemma_jax.models.abstract import abstract_model, parameter_count
+from paligemma_jax.models.path_rules import Rules
 from paligemma_jax.models.remat import KeepAll, KeepInputs, KeepProducts
 from paligemma_jax.training.optimizer import SGD, OptimizerConfig
 from paligemma_jax.training.planner import (
@@ -20,7 +21,6 @@ from paligemma_jax.training.planner import (
 from paligemma_jax.training.schedules import Constant
 from paligemma_jax.training.sharding import Axes
 from paligemma_jax.training.step import StepConfig
-from paligemma_jax.training.trainable import Rules
 from tests.goldens import optimized
 from tests.tiny import tiny_config
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from paligemma_jax.errors import ConfigError
+from paligemma_jax.models.path_rules import Rules
 from paligemma_jax.models.remat import KeepAll, KeepProducts
 from paligemma_jax.models.skeleton import take_apart
 from paligemma_jax.processing.batch import Batch
@@ -25,7 +26,6 @@ from paligemma_jax.training.step import (
     make_train_step,
     most_supervised,
 )
-from paligemma_jax.training.trainable import Rules
 from paligemma_jax.weights.big_vision import big_vision_name
 from tests.goldens import BIG_VISION, SAME_ROUNDING, big_vision
 from tests.tiny import prompts, random_model, tiny_config
