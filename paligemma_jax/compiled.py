@@ -12,7 +12,7 @@ from paligemma_jax.user_cache import user_cache
 _DIRECTORY = "jax_compilation_cache_dir"
 _LEAST = "jax_persistent_cache_min_compile_time_secs"
 _ENABLED = "jax_enable_compilation_cache"
-_LEAST_BY_DEFAULT, _LEAST_HERE = 1.0, 0.2  # seconds that a kept program took to compile
+_LEAST_BY_DEFAULT, _LEAST_HERE = 1.0, 0.0  # seconds that a kept program took to compile
 
 
 def keep_compiled_programs() -> None:

@@ -30,7 +30,7 @@ def test_loading_a_model_keeps_its_programs(tmp_path: Path):
     directory = Path(getattr(jax.config, DIRECTORY))
     assert directory.is_relative_to(tmp_path / "paligemma-jax") and directory.is_dir()
     assert directory.stat().st_mode & 0o777 == 0o700  # whoever writes there runs code here
-    assert getattr(jax.config, LEAST) == 0.2
+    assert getattr(jax.config, LEAST) == 0.0
 
 
 def test_a_directory_of_the_users_stays(tmp_path: Path):
