@@ -6,19 +6,20 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from paligemma_jax.benchmark.environment import (
     describe_environment,
     find_accelerator,
     missing_peer,
 )
-from paligemma_jax.benchmark.equality import Comparison
 from paligemma_jax.benchmark.implementation import PEERS, Kind, Precision
-from paligemma_jax.benchmark.plan import entries
+from paligemma_jax.benchmark.plan import Entry, entries
 from paligemma_jax.benchmark.record import Record
 from paligemma_jax.benchmark.result import BenchmarkResult
-from paligemma_jax.benchmark.run import Progress, run
+from paligemma_jax.benchmark.run import AnyComparison, Progress, run
+from paligemma_jax.benchmark.task import TRAINING, Task
+from paligemma_jax.benchmark.train_plan import BESIDE_ANSWERING, TrainEntry, train_entries
 from paligemma_jax.errors import ConfigError
 
 Choice = TypeVar("Choice", bound=enum.StrEnum)
@@ -27,6 +28,7 @@ Choice = TypeVar("Choice", bound=enum.StrEnum)
 def bench(
     size: str = "cpu",
     *,
+    tasks: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
     implementations: Sequence[str] | None = None,
     dtypes: Sequence[str] | None = None,
@@ -44,6 +46,8 @@ def bench(
 
     Args:
       size: "cpu" (about twelve minutes), "gpu" (needs one), or "tiny" to try it.
+      tasks: of "answer", "full" (training of all weights) and "lora"; None: the size's own, which
+        is to answer, and on a GPU some training.
       models: instead of the size's own: published names, "mid" or "tiny".
       implementations: of "ours", "scanned", "huggingface", "huggingface-compiled".
       dtypes: of "float32", "bfloat16", and for ours alone "int8", "int8-dynamic", "int4".
@@ -63,8 +67,9 @@ def bench(
             'The size "gpu" needs a GPU that JAX can use, and there is none. Another size fits. '
             "Run: paligemma bench --size cpu"
         )
-    chosen = entries(
+    chosen = _chosen(
         size,
+        _members(Task, tasks),
         models=models,
         kinds=_members(Kind, implementations),
         dtypes=_members(Precision, dtypes),
@@ -77,7 +82,7 @@ def bench(
     environment = describe_environment(accelerator)
     began = time.monotonic()
 
-    def result(records: list[Record], comparisons: list[Comparison]) -> BenchmarkResult:
+    def result(records: list[Record], comparisons: list[AnyComparison]) -> BenchmarkResult:
         whole = BenchmarkResult(
             size=size,
             on_cpu=accelerator is None,
@@ -99,6 +104,21 @@ def bench(
         found=result,
     )
     return result(records, comparisons)
+
+
+def _chosen(size: str, tasks: list[Task] | None, **narrowed: Any) -> list[Entry | TrainEntry]:
+    """The entries of these tasks, in turn."""
+    if tasks is None:
+        answering = entries(size, **narrowed)
+        if any(narrowed.values()):
+            return [*answering]
+        both = sum(entry.written for entry in answering)  # with models that a peer is held against
+        return [*answering[:both], *BESIDE_ANSWERING.get(size, ()), *answering[both:]]
+    chosen: list[Entry | TrainEntry] = []
+    if Task.ANSWER in tasks:
+        chosen += entries(size, **narrowed)
+    wanted = [task for task in TRAINING if task in tasks]
+    return [*chosen, *(train_entries(size, wanted, **narrowed) if wanted else ())]
 
 
 def _members(choices: type[Choice], names: Sequence[str] | None) -> list[Choice] | None:

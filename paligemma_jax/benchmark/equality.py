@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from paligemma_jax.benchmark.implementation import Kind, Precision
+from paligemma_jax.benchmark.task import Task
 
 # Of the largest logit, in float32: what different orders of summation leave.
 TOLERANCE = 1e-3
@@ -34,6 +35,11 @@ class Comparison:
     difference: float
     largest: float
     same: bool
+
+    @property
+    def task(self) -> Task:
+        """What was compared."""
+        return Task.ANSWER
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from paligemma_jax.benchmark.implementation import PEERS, Kind, Precision
+from paligemma_jax.benchmark.rows import Rows
 from paligemma_jax.benchmark.run import COLD, WARM
 from paligemma_jax.benchmark.summary import Row
+from paligemma_jax.benchmark.task import TRAINING, Task
+from paligemma_jax.benchmark.train_goals import faster, smaller, utilisation
 
 F32, BF16 = Precision.FLOAT32, Precision.BFLOAT16
 MID = "mid"
@@ -29,12 +32,13 @@ class Goal:
     """A ratio to reach: at least `target`, or at most where `at_most`; `stretch` is better."""
 
     what: str
-    value: Callable[["Rows"], float | None]
+    value: Callable[[Rows], float | None]
     target: float
     stretch: float | None = None
     at_most: bool = False
+    task: Task = Task.ANSWER
 
-    def judge(self, rows: "Rows") -> "Judged":
+    def judge(self, rows: Rows) -> "Judged":
         """The verdict on a model's rows."""
         value = self.value(rows)
         if value is None:
@@ -71,50 +75,18 @@ class Judged:
         return dataclasses.asdict(self)
 
 
-class Rows:
-    """The rows of one model, to be asked for numbers; None for what was not measured."""
-
-    def __init__(self, model: str, rows: Sequence[Row]):
-        self.model = model
-        self._rows = [row for row in rows if row.model == model]
-
-    @property
-    def equal(self) -> bool:
-        """False if any comparison found a difference."""
-        return all(row.equal is not False for row in self._rows)
-
-    def find(self, case: str, kind: Kind = Kind.OURS, dtype: Precision = F32) -> Row | None:
-        """The row of a case."""
-        wanted = (case, kind, dtype)
-        return next((r for r in self._rows if (r.case, r.kind, r.dtype) == wanted), None)
-
-    def median(self, case: str, kind: Kind = Kind.OURS, dtype: Precision = F32) -> float | None:
-        """Seconds."""
-        row = self.find(case, kind, dtype)
-        return None if row is None else row.median
-
-    def number(self, case: str, name: str) -> float | None:
-        """What a case of ours found out, in whichever precision."""
-        found = [r.numbers[name] for r in self._rows if r.case == case and name in r.numbers]
-        return found[0] if found else None
-
-    def best(self, case: str) -> float | None:
-        """Seconds of ours in our fastest precision."""
-        found = [self.median(case, dtype=dtype) for dtype in Precision]
-        return min((seconds for seconds in found if seconds is not None), default=None)
-
-
 def judge(rows: Sequence[Row], *, on_cpu: bool) -> list[Judged]:
     """Every goal of both kinds of machines; those of the other kind are "not run"."""
-    measured = list(dict.fromkeys(row.model for row in rows))
+    measured = list(dict.fromkeys((row.model, row.task) for row in rows))
     judged = []
     for machine, goals in (("CPU", CPU_GOALS), ("GPU", GPU_GOALS)):
         here = on_cpu == (machine == "CPU")
         for models, goal in goals:
-            chosen = [m for m in measured if here and (models is None or m in models)]
+            chosen = [m for m, task in measured if here and task is goal.task]
+            chosen = [m for m in chosen if models is None or m in models]
             for model in [m for m in chosen if m != "tiny"] or [_not_measured(models)]:
                 found = rows if here else ()
-                result = goal.judge(Rows(model, found))
+                result = goal.judge(Rows(model, found, goal.task))
                 judged.append(dataclasses.replace(result, what=f"{machine}: {result.what}"))
     return judged
 
@@ -179,6 +151,23 @@ _PEAK = "peak memory in decoding by weights and cache"
 
 Aimed = tuple[tuple[str, ...] | None, Goal]  # for which models; None is all but tiny
 
+
+def _training(models: tuple[str, ...] | None, dtype: Precision) -> list[Aimed]:
+    goals: list[Aimed] = []
+    for task in TRAINING:
+        what = "LoRA" if task is Task.LORA else "full"
+        speed = Goal(
+            f"{what} training, samples a second against Hugging Face", faster(dtype), 1.4, 2.0,
+            task=task,
+        )  # fmt: skip
+        memory = Goal(
+            f"{what} training, peak memory by Hugging Face's", smaller(dtype), 0.6, 0.45,
+            at_most=True, task=task,
+        )  # fmt: skip
+        goals += [(models, speed), (models, memory)]
+    return goals
+
+
 CPU_GOALS: list[Aimed] = [
     (None, Goal("decode float32, share of the memory floor", _share(DECODE, F32), 0.75)),
     (
@@ -205,6 +194,7 @@ CPU_GOALS: list[Aimed] = [
     (None, Goal(_SAME, _programs, 1.0, at_most=True)),
     (None, Goal(_WARM, _start, 0.3, at_most=True)),
     (None, Goal(_PEAK, _number(MEMORY, "ratio"), 1.10, at_most=True)),
+    *_training(None, F32),
 ]
 
 
@@ -256,4 +246,9 @@ GPU_GOALS: list[Aimed] = [
     (GPU_3B, Goal(_SAME, _programs, 1.0, at_most=True)),
     (GPU_3B, Goal(_WARM, _start, 0.3, at_most=True)),
     (None, Goal(_PEAK, _number(MEMORY, "ratio"), 1.03, at_most=True)),
+    *_training(GPU_3B, BF16),
+    *[
+        (GPU_3B, Goal(f"{what} training, MFU", utilisation(BF16), 0.42, 0.5, task=task))
+        for task, what in ((Task.FULL, "full"), (Task.LORA, "LoRA"))
+    ],
 ]

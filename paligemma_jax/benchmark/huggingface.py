@@ -157,6 +157,17 @@ def open_huggingface(weights: Path, dtype: str, *, compiled: bool = False) -> Hu
       MissingExtraError: without torch or transformers.
       ConfigError: if `compiled`, where a static cache does not work: with PaliGemma 2.
     """
+    model = load_huggingface(weights, dtype).eval()
+    if compiled:
+        _try_static_cache(HuggingFace(model, compiled=False))
+    return HuggingFace(model, compiled=compiled)
+
+
+def load_huggingface(weights: Path, dtype: str) -> Any:
+    """The PaliGemmaForConditionalGeneration of a directory, on the GPU if torch sees one.
+
+    Raises MissingExtraError without torch or transformers.
+    """
     # Idle threads of one operation must not take the cores from another library's.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
@@ -169,12 +180,8 @@ def open_huggingface(weights: Path, dtype: str, *, compiled: bool = False) -> Hu
     torch.set_num_threads(_cores())
     model: Any = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
         weights, dtype=getattr(torch, dtype), local_files_only=True
-    ).eval()
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    if compiled:
-        _try_static_cache(HuggingFace(model, compiled=False))
-    return HuggingFace(model, compiled=compiled)
+    )
+    return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def _cores() -> int:

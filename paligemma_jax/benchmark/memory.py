@@ -1,14 +1,12 @@
 """Memory that JAX holds: on the device where there is one, else what is resident."""
 
-import ctypes
-import gc
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from paligemma_jax.benchmark.resident import most_resident
+from paligemma_jax.benchmark.resident import forget_most_resident, most_resident
 
 
 def peak_bytes() -> int:
@@ -23,14 +21,17 @@ def held_bytes() -> int:
     return stats["bytes_in_use"] if stats else _resident_now()
 
 
+def forget_peak() -> None:
+    """Makes `peak_bytes` begin anew, where memory is the machine's; devices forget nothing."""
+    if not _device_stats():
+        forget_most_resident()
+
+
 def peak_during(call: Callable[[], object]) -> int | None:
     """Most that is held during a call, what lives before it included; None where none can tell."""
     if stats := _device_stats():
         return _device_peak(call, stats)
-    _return_freed_memory()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    except OSError:
+    if not forget_most_resident():
         return None
     call()
     return most_resident()
@@ -46,15 +47,6 @@ def _device_peak(call: Callable[[], object], stats: dict[str, int]) -> int:
     above = _device_stats()["peak_bytes_in_use"] - filled["bytes_in_use"]
     del ballast
     return before + above
-
-
-def _return_freed_memory() -> None:
-    """To the system, what compiling has freed: it is resident, and nobody's."""
-    gc.collect()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return  # another C library
 
 
 def _device_stats() -> dict[str, int]:

@@ -1,7 +1,9 @@
 """Which implementations measure which cases of which models, at the sizes there are."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from paligemma_jax.benchmark.case import Case
 from paligemma_jax.benchmark.cases import (
@@ -17,6 +19,7 @@ from paligemma_jax.benchmark.cases import (
 from paligemma_jax.benchmark.implementation import PEERS, Kind, Precision
 from paligemma_jax.benchmark.models import find_model
 from paligemma_jax.benchmark.timing import Effort
+from paligemma_jax.benchmark.worker import Job
 from paligemma_jax.errors import ConfigError
 
 F32, BF16 = Precision.FLOAT32, Precision.BFLOAT16
@@ -34,6 +37,10 @@ class Turn:
     repeat: int
     cases: tuple[Case, ...]
 
+    def job(self, weights: Path | None, arrays: Path) -> Job:
+        """What the process is told."""
+        return Job(**vars(self), weights=weights, arrays=arrays)
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -44,6 +51,7 @@ class Entry:
       written: weights go through a checkpoint, so that the peers can have the same.
       once: cases of the first repeat only, ours and the peers'.
       each: cases of every repeat.
+      minutes: how long all of it may take.
       ours_once: cases that only this library is asked, in the first repeat, in the first precision.
     """
 
@@ -58,6 +66,7 @@ class Entry:
     repeats: int = 3
     starts: int = 1
     small: bool = False
+    minutes: float = math.inf
 
     def without(self, kinds: Sequence[Kind]) -> "Entry":
         """For where some implementations are not installed."""

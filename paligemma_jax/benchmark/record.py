@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from paligemma_jax.benchmark.implementation import Kind, Precision
+from paligemma_jax.benchmark.task import Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class Record:
       peak_bytes: most memory that the process held so far.
       numbers: what else was found out.
       error: why it could not be measured.
+      task: what the process did with the model.
     """
 
     model: str
@@ -36,6 +38,7 @@ class Record:
     peak_bytes: int | None = None
     numbers: dict[str, float] = dataclasses.field(default_factory=dict)
     error: str | None = None
+    task: Task = Task.ANSWER
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -45,5 +48,9 @@ class Record:
     def from_dict(cls, values: dict[str, Any]) -> "Record":
         """Inverse of `to_dict`."""
         lists = {k: tuple(values[k]) for k in ("seconds", "others", "flops", "bytes")}
-        kinds = {"kind": Kind(values["kind"]), "dtype": Precision(values["dtype"])}
+        kinds = {
+            "kind": Kind(values["kind"]),
+            "dtype": Precision(values["dtype"]),
+            "task": Task(values.get("task", Task.ANSWER)),  # files of before have none
+        }
         return cls(**{**values, **lists, **kinds})

@@ -11,6 +11,7 @@ from paligemma_jax.benchmark.equality import Comparison
 from paligemma_jax.benchmark.goals import Judged, judge
 from paligemma_jax.benchmark.record import Record
 from paligemma_jax.benchmark.summary import Row, summarize
+from paligemma_jax.benchmark.train_equality import LossComparison
 
 FORMAT = 1
 
@@ -26,7 +27,7 @@ class BenchmarkResult:
     on_cpu: bool
     environment: dict[str, str]
     records: tuple[Record, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[Comparison | LossComparison, ...]
     notes: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -72,7 +73,7 @@ class BenchmarkResult:
             values["on_cpu"],
             values["environment"],
             tuple(Record.from_dict(record) for record in values["records"]),
-            tuple(Comparison.from_dict(comparison) for comparison in values["comparisons"]),
+            tuple(_comparison(comparison) for comparison in values["comparisons"]),
             tuple(values["notes"]),
         )
 
@@ -82,3 +83,7 @@ class BenchmarkResult:
         unfinished = target.with_name(target.name + ".part")
         unfinished.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
         unfinished.replace(target)
+
+
+def _comparison(values: dict[str, Any]) -> Comparison | LossComparison:
+    return (LossComparison if "theirs" in values else Comparison).from_dict(values)

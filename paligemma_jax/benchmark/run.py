@@ -16,24 +16,27 @@ from paligemma_jax.benchmark.models import find_model
 from paligemma_jax.benchmark.plan import Entry, Turn
 from paligemma_jax.benchmark.record import Record
 from paligemma_jax.benchmark.starting import start_to_first_token
-from paligemma_jax.benchmark.worker import LOAD, Job
+from paligemma_jax.benchmark.train_equality import LossComparison, compare_losses
+from paligemma_jax.benchmark.train_plan import TrainEntry, TrainTurn
+from paligemma_jax.benchmark.train_worker import TrainJob
+from paligemma_jax.benchmark.worker import Job
 
 Progress = Callable[[str, int, int], None]  # what is going on, cases done, cases in all
-Found = Callable[[list[Record], list[Comparison]], object]
+AnyComparison = Comparison | LossComparison
+Found = Callable[[list[Record], list[AnyComparison]], object]
 COLD, WARM = "cold start", "warm start"
-WORKER = "paligemma_jax.benchmark.worker"
 LONGEST = 24 * 3600.0  # seconds of one process
 
 
 def run(
-    entries: Sequence[Entry],
+    entries: Sequence[Entry | TrainEntry],
     *,
     folder: Path | None,
     on_cpu: bool,
     deadline: float,
     progress: Progress,
     found: Found,
-) -> tuple[list[Record], list[Comparison]]:
+) -> tuple[list[Record], list[AnyComparison]]:
     """Measures everything; checkpoints are kept in `folder`, or removed at the end.
 
     At the `deadline` (of `time.monotonic`) whatever runs is ended, and nothing more begun. `found`
@@ -55,30 +58,36 @@ class _Runner:
         progress: Progress,
         found: Found,
     ):
-        self._work, self._weights, self._deadline = work, weights, deadline
+        self._work, self._weights = work, weights
+        self._end = self._deadline = deadline  # of the entry, of all
         self._progress, self._found = progress, found
         self._environment = _environment(on_cpu) | {
             "JAX_COMPILATION_CACHE_DIR": str(work / "compiled")
         }
         self._records: list[Record] = []
-        self._comparisons: list[Comparison] = []
+        self._comparisons: list[AnyComparison] = []
         self._done = self._total = 0
         self._unavailable: set[str] = set()
 
-    def run(self, entries: Sequence[Entry]) -> tuple[list[Record], list[Comparison]]:
+    def run(
+        self, entries: Sequence[Entry | TrainEntry]
+    ) -> tuple[list[Record], list[AnyComparison]]:
         self._total = sum(_steps(entry) for entry in entries)
         for entry in entries:
+            self._end = min(self._deadline, time.monotonic() + 60 * entry.minutes)
             if self._seconds_left() > 0:
                 self._entry(entry)
         self._progress("done", self._total, self._total)
         return self._records, self._comparisons
 
-    def _entry(self, entry: Entry) -> None:
+    def _entry(self, entry: Entry | TrainEntry) -> None:
         weights, before = self._checkpoint(entry), list(self._comparisons)
         for repeat in range(entry.repeats):
             for turn in entry.turns(repeat):
                 self._turn(turn, weights)
-                self._comparisons = before + compare(self._work, entry.model)
+                model = entry.model
+                found = [*compare(self._work, model), *compare_losses(self._records, model)]
+                self._comparisons = [*before, *(one for one in found if one not in before)]
                 self._found(self._records, self._comparisons)
         for repeat in range(entry.starts):
             if weights is None or self._seconds_left() <= 0:
@@ -87,9 +96,9 @@ class _Runner:
             self._found(self._records, self._comparisons)
 
     def _seconds_left(self) -> float:
-        return self._deadline - time.monotonic()
+        return self._end - time.monotonic()
 
-    def _checkpoint(self, entry: Entry) -> Path | None:
+    def _checkpoint(self, entry: Entry | TrainEntry) -> Path | None:
         if not entry.written:
             return None
         from paligemma_jax.benchmark.synthetic import write_checkpoint
@@ -98,30 +107,29 @@ class _Runner:
         path = self._weights / f"random-{entry.model}"
         return write_checkpoint(path, find_model(entry.model))
 
-    def _turn(self, turn: Turn, weights: Path | None) -> None:
-        expected = len(turn.cases) + 1
-        before = self._done
-        job = Job(**vars(turn), weights=weights, arrays=self._work)
+    def _turn(self, turn: Turn | TrainTurn, weights: Path | None) -> None:
+        job = turn.job(weights, self._work)
+        names, before = job.names, self._done
+        expected = len(names)
         if job.title in self._unavailable or self._seconds_left() <= 0:
             self._done += expected
             return
         what = f"{job.title}, repeat {turn.repeat + 1}"
-        names = [LOAD, *(case.name for case in turn.cases)]
-        self._progress(f"{what}: {LOAD}", self._done, self._total)
+        self._progress(f"{what}: {names[0]}", self._done, self._total)
         for record in self._process(job):
             self._records.append(record)
             self._done += 1
             following = names[min(self._done - before, len(names) - 1)]
             self._progress(f"{what}: {following}", self._done, self._total)
-            if record.case == LOAD and record.error:
+            if record.case == job.loading and record.error:
                 self._unavailable.add(job.title)
         self._done = before + expected
 
-    def _process(self, job: Job) -> Iterator[Record]:
+    def _process(self, job: Job | TrainJob) -> Iterator[Record]:
         """Records of a process of its own, as they come."""
         description, log = self._work / "job.json", self._work / "log.txt"
         description.write_text(json.dumps(job.to_dict()))
-        command = [sys.executable, "-m", WORKER, str(description)]
+        command = [sys.executable, "-m", job.worker, str(description)]
         with log.open("w") as errors:
             process = subprocess.Popen(
                 command, env=self._environment, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -143,7 +151,7 @@ class _Runner:
             last = (log.read_text(errors="replace").strip().splitlines() or [""])[-1]
             yield job.record("process", error=f"It ended with exit code {code}: {last[:300]}")
 
-    def _starts(self, entry: Entry, weights: Path, repeat: int) -> None:
+    def _starts(self, entry: Entry | TrainEntry, weights: Path, repeat: int) -> None:
         """A start without any compiled program, then one with those that it has left."""
         dtype = entry.dtypes[0]
         cache = self._work / f"start-{entry.model}-{repeat}"
@@ -165,10 +173,10 @@ class _Runner:
             self._done += 1
 
 
-def _steps(entry: Entry) -> int:
+def _steps(entry: Entry | TrainEntry) -> int:
     turns = [turn for repeat in range(entry.repeats) for turn in entry.turns(repeat)]
     starts = 2 * entry.starts if entry.written else 0
-    return sum(len(turn.cases) + 1 for turn in turns) + starts
+    return sum(len(turn.job(Path(), Path()).names) for turn in turns) + starts
 
 
 def _environment(on_cpu: bool) -> dict[str, str]:

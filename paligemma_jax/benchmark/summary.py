@@ -10,6 +10,9 @@ from paligemma_jax.benchmark.equality import Comparison
 from paligemma_jax.benchmark.floors import Ceilings, Work
 from paligemma_jax.benchmark.implementation import PEERS, Kind, Precision
 from paligemma_jax.benchmark.record import Record
+from paligemma_jax.benchmark.task import TRAINING, Task
+from paligemma_jax.benchmark.train_case import train_rates
+from paligemma_jax.benchmark.train_equality import LossComparison
 
 QUIET = 0.15  # share of all CPUs that others may use while a sample is taken
 
@@ -28,6 +31,7 @@ class Row:
       share: of the speed that the machine allows, by the ceilings measured in the same repeat.
       peer, ratio: seconds of the fastest peer in the same precision, and over ours.
       numbers: medians of whatever else was found out.
+      task: what the processes did with the model.
       equal: whether outputs were compared and are the same; None where they were not compared.
     """
 
@@ -52,6 +56,7 @@ class Row:
     numbers: dict[str, float] = dataclasses.field(default_factory=dict)
     equal: bool | None = None
     error: str | None = None
+    task: Task = Task.ANSWER
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -59,25 +64,33 @@ class Row:
 
 
 def summarize(
-    records: Sequence[Record], comparisons: Sequence[Comparison], *, on_cpu: bool
+    records: Sequence[Record],
+    comparisons: Sequence[Comparison | LossComparison],
+    *,
+    on_cpu: bool,
 ) -> list[Row]:
     """One row a case and implementation, in the order in which they were first measured."""
-    groups: dict[tuple[str, str, Kind, Precision], list[Record]] = {}
+    groups: dict[tuple[str, Task, str, Kind, Precision], list[Record]] = {}
     for record in records:
-        key = (record.model, record.case, record.kind, record.dtype)
+        key = (record.model, record.task, record.case, record.kind, record.dtype)
         groups.setdefault(key, []).append(record)
     ceilings = _Ceilings(records, on_cpu)
     rows = [_row(group, ceilings, comparisons) for group in groups.values()]
     return [_beside_peer(row, rows) for row in rows]
 
 
-def _row(records: list[Record], ceilings: "_Ceilings", comparisons: Sequence[Comparison]) -> Row:
+def _row(
+    records: list[Record],
+    ceilings: "_Ceilings",
+    comparisons: Sequence[Comparison | LossComparison],
+) -> Row:
     first = records[0]
     row = Row(
         model=first.model,
         case=first.case,
         kind=first.kind,
         dtype=first.dtype,
+        task=first.task,
         equal=_equal(first, comparisons),
         numbers=_medians(record.numbers for record in records),
         peak_bytes=max((r.peak_bytes for r in records if r.peak_bytes is not None), default=None),
@@ -92,6 +105,10 @@ def _row(records: list[Record], ceilings: "_Ceilings", comparisons: Sequence[Com
     if median <= 0:  # a difference of two times
         return dataclasses.replace(row, error="too little work to be told from noise")
     flops, moved = sum(first.flops), sum(first.bytes)
+    per_second = first.rows / median if first.rows else None
+    numbers = row.numbers
+    if first.task in TRAINING and per_second:
+        numbers = numbers | train_rates(numbers, per_second, flops / median)
     shares = [share for record in records if (share := _share(record, ceilings))]
     return dataclasses.replace(
         row,
@@ -100,7 +117,8 @@ def _row(records: list[Record], ceilings: "_Ceilings", comparisons: Sequence[Com
         spread=(max(samples) - min(samples)) / median,
         samples=len(samples),
         disturbed=sum(other > QUIET for record in records for other in record.others),
-        per_second=first.rows / median if first.rows else None,
+        per_second=per_second,
+        numbers=numbers,
         bandwidth=moved / median if moved else None,
         rate=flops / median if flops else None,
         share=statistics.median(shares) if shares else None,
@@ -163,11 +181,12 @@ def _beside_peer(row: Row, rows: Sequence[Row]) -> Row:
     return dataclasses.replace(row, peer=min(peers), ratio=min(peers) / row.median)
 
 
-def _equal(record: Record, comparisons: Sequence[Comparison]) -> bool | None:
+def _equal(record: Record, comparisons: Sequence[Comparison | LossComparison]) -> bool | None:
     about = [
         comparison.same
         for comparison in comparisons
         if comparison.model == record.model
+        and comparison.task is record.task
         and comparison.dtype is record.dtype
         and (record.kind in (Kind.OURS, comparison.second))
     ]

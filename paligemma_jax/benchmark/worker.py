@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,6 +42,8 @@ class Job:
       arrays: the directory for what is to be compared.
     """
 
+    worker: ClassVar[str] = "paligemma_jax.benchmark.worker"
+
     model: str
     kind: Kind
     dtype: Precision
@@ -54,6 +56,16 @@ class Job:
     def title(self) -> str:
         """For people."""
         return f"{self.model} {self.kind} {self.dtype}"
+
+    @property
+    def loading(self) -> str:
+        """The name of the record of it."""
+        return LOAD
+
+    @property
+    def names(self) -> list[str]:
+        """What is reported, in turn."""
+        return [self.loading, *(case.name for case in self.cases)]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

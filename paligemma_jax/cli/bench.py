@@ -15,6 +15,7 @@ from paligemma_jax.errors import ConfigError
 # As `paligemma_jax.benchmark` has them, which takes long to import.
 SIZES = ("cpu", "gpu", "tiny")
 IMPLEMENTATIONS = ("ours", "scanned", "huggingface", "huggingface-compiled")
+TASKS = ("answer", "full", "lora")
 DTYPES = ("float32", "bfloat16", "int8", "int8-dynamic", "int4")
 REPEATS, LONGEST = 99, 100_000
 
@@ -23,6 +24,7 @@ Examples:
   paligemma bench                             on CPUs, about twelve minutes
   paligemma bench --quick                     the most important cases, once
   paligemma bench --size gpu --minutes 9 --json gpu.json --markdown   all of a GPU's tables
+  paligemma bench --task full --task lora     training, of all weights and of adapters
   paligemma bench --model paligemma2-3b-pt-224 --dtype bfloat16 --repeats 1
   paligemma bench --markdown >> benchmarks.md
 
@@ -32,6 +34,9 @@ machine allows, by the memory bandwidth and matrix products measured in the same
 programs: samples during which others take CPU time are left out.
 
 Hugging Face's implementation comes with: pip install "paligemma-jax[parity]"
+Training is held against transformers and PEFT as their Trainer steps them, once the losses of the
+first steps are the same; "of floor" is then the share of this machine's matrix products (MFU).
+
 "scanned" is how big_vision decodes. Goals that were not run are not passed.
 """
 
@@ -43,9 +48,9 @@ def add(commands: Any) -> None:
         "bench",
         run,
         "measure speed and memory on this machine",
-        "Measures image encoding, time to the first token, decoding, starts, memory and "
-        "compilations of this library, beside Hugging Face's implementation and the limits of the "
-        "machine, and says which goals are reached.",
+        "Measures image encoding, time to the first token, decoding, starts, memory, "
+        "compilations and training of this library, beside Hugging Face's implementation and the "
+        "limits of the machine, and says which goals are reached.",
         _EPILOG,
     )
     parser.add_argument(
@@ -55,8 +60,13 @@ def add(commands: Any) -> None:
         "--quick", action="store_true", help="one repeat of the most important cases"
     )
     parser.add_argument(
+        "--task", action="append", choices=TASKS,
+        help="prompts, training of all weights or of adapters; may be repeated (default: answer, "
+        "and with --size gpu some training)",
+    )  # fmt: skip
+    parser.add_argument(
         "--model", action="append", metavar="NAME",
-        help="instead of the size's own: mid, tiny, or a published name; may be repeated",
+        help="instead of the size's own: mid, small, tiny, or a published name; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--implementation", action="append", choices=IMPLEMENTATIONS,
@@ -93,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     with _line(args) as progress:
         result = bench(
             args.size,
+            tasks=args.task,
             models=args.model,
             implementations=args.implementation,
             dtypes=args.dtype,

@@ -14,6 +14,7 @@ from paligemma_jax.benchmark.cases import (
 )
 from paligemma_jax.benchmark.implementation import Kind, Precision
 from paligemma_jax.benchmark.plan import SIZES, entries
+from paligemma_jax.benchmark.task import Task
 from paligemma_jax.benchmark.worker import Job
 from paligemma_jax.cli import bench as command
 from paligemma_jax.errors import ConfigError
@@ -92,3 +93,4 @@ def test_the_command_knows_the_same_names():
     assert set(command.SIZES) == set(SIZES)
     assert set(command.IMPLEMENTATIONS) == set(Kind)
     assert set(command.DTYPES) == set(Precision)
+    assert set(command.TASKS) == set(Task)
