@@ -35,9 +35,10 @@ def parse_supervision(
 ) -> SupervisionBoxes:
     """What `supervision.Detections.from_vlm` finds: locations / 1024, no masks.
 
-    A label is one space and then letters, digits, spaces, `_` and `-`: it is cut at anything else,
-    and without one the box is not found. `classes` drops other labels and gives the rest numbers.
-    Raises InvalidImageError for a size that is not positive.
+    Corners the wrong way round are put right. A label is one space and then letters, digits,
+    spaces, `_` and `-`: it is cut at anything else, and without one the box is not found. `classes`
+    drops other labels and gives the rest numbers. Raises InvalidImageError for a size that is not
+    positive.
     """
     if not (width > 0 and height > 0):
         raise InvalidImageError(
@@ -48,7 +49,8 @@ def parse_supervision(
     if not found:
         return SupervisionBoxes(np.empty((0, 4)), np.empty(0, int), np.empty(0, str))
     corners = np.array([[int(value) for value in match[:4]] for match in found])
-    xyxy = corners[:, [1, 0, 3, 2]] / 1024 * np.array([width, height, width, height])
+    corners = corners[:, [1, 0, 3, 2]] / 1024 * np.array([width, height, width, height])
+    xyxy = np.sort(corners.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
     names = np.array([match[4].strip() for match in found])
     if classes is None:
         return SupervisionBoxes(xyxy, None, names)

@@ -12,10 +12,12 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import jax.numpy as jnp  # noqa: E402
+from flax import nnx  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import paligemma_jax as pg  # noqa: E402
 from paligemma_jax.benchmark.hub_files import make_tokenizer, smallest_vocabulary  # noqa: E402
+from paligemma_jax.models.paths import flatten, nest  # noqa: E402
 from paligemma_jax.processing import ImagePreprocessing  # noqa: E402
 from paligemma_jax.weights import HuggingFace  # noqa: E402
 from tests.tiny import GEMMA, GEMMA2, random_model, tiny_config  # noqa: E402
@@ -52,13 +54,42 @@ def picture() -> Image.Image:
 
 
 def test_ids_pictures_and_logits(directory: Path):
+    compare(directory, pg.load_model(directory, dtype="float32"))
+
+
+@pytest.mark.parametrize("llm", [GEMMA, GEMMA2], ids=["pg1", "pg2"])
+def test_merged_adapters(llm: pg.GemmaConfig, tmp_path: Path):
+    """Trained with adapters in every layer, written as one model, with the logits of both."""
+    tokenizer = pg.Tokenizer.from_file(GOLDEN / "processing" / "tiny_paligemma.model")
+    base = random_model(tiny_config(llm, vocab_size=tokenizer.vocab_size))
+    lora = pg.LoRA(rank=3, alpha=6, targets="(llm/layers|img)/.*")
+    graphdef, params = pg.add_lora(base, lora, nnx.Rngs(0)).split()
+    rng = np.random.default_rng(0)
+    trained = {
+        path: jnp.asarray(0.05 * rng.normal(size=leaf.shape), jnp.float32)
+        if path.endswith("lora_b")
+        else leaf
+        for path, leaf in flatten(params).items()
+    }
+    model = graphdef.merge(nest(trained))
+    processor = pg.Processor(tokenizer, ImagePreprocessing(base.config.img.image_size))
+    target = tmp_path / "merged"
+    pg.Pipeline(model, processor).save(target, HuggingFace(shard_bytes=60_000), verify=True)
+    assert len(list(target.glob("*.safetensors"))) > 1
+    batch = processor([picture()], [PROMPTS[0]])
+    inputs = tuple(map(jnp.asarray, (batch.images, batch.tokens, batch.mask_ar)))
+    assert np.abs(base(*inputs) - model(*inputs)).max() > 0.1  # or nothing was to be merged
+    compare(target, model)
+
+
+def compare(directory: Path, mine: pg.PaliGemma) -> None:
+    """What transformers makes of the directory: ids, pictures, and the logits of `mine`."""
     theirs = transformers.AutoProcessor.from_pretrained(directory)
     ours = pg.load_processor(directory)
     model, report = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    mine = pg.load_model(directory, dtype="float32")
     size, rows = mine.config.img.num_patches, mine.config.llm.vocab_size
     for prompt in PROMPTS:
         given = theirs(images=picture(), text="<image>" + prompt, return_tensors="pt")

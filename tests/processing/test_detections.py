@@ -168,6 +168,7 @@ def test_mask_to_codes_and_back_keeps_its_place():
     np.testing.assert_array_equal(found.masks[0], mask)
 
 
+@pytest.mark.parity
 def test_supervision():
     sv = pytest.importorskip("supervision")
     theirs = FOUND.to_supervision()

@@ -28,6 +28,7 @@ M = "".join(f"<seg{code:03d}>" for code in range(16))
         (f"{L}{M} cat", []),
         (f"<loc0001>{L} cat", []),
         (f"{L} cat\ndog", ["cat\ndog"]),
+        ("<loc0512><loc0256><loc0128><loc1023> upside down", ["upside down"]),
         ("", []),
     ],
 )
@@ -38,6 +39,7 @@ def test_supervision_rule(text: str, names: list[str]):
         np.testing.assert_allclose(xyxy, [25, 25, 100 * 1023 / 1024, 100])
 
 
+@pytest.mark.parity
 @settings(deadline=None)  # the first example imports supervision
 @given(ANSWERS)
 def test_supervision_itself_says_the_same(text: str):
