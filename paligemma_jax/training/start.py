@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from paligemma_jax.compiled import keep_compiled_programs
 from paligemma_jax.config import PaliGemmaConfig
@@ -30,7 +30,9 @@ from paligemma_jax.training.sharding import leaf_sharding, make_mesh, state_shar
 from paligemma_jax.training.state import TrainState, init_state
 from paligemma_jax.weights.arrays import as_float_dtype
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.load import load_from, with_resolution
+from paligemma_jax.weights.load import with_resolution
+from paligemma_jax.weights.on_mesh import load_on_mesh
+from paligemma_jax.weights.source import TensorSpec
 from paligemma_jax.weights.tree import expected_shapes
 
 
@@ -137,12 +139,12 @@ def load_base(config: TrainConfig, mesh: Mesh) -> PaliGemma:
         plain = config.lora is None
         trained = set(config.optimizer.trainable(names)) if plain else set()
 
-        def place(name: str, array: np.ndarray) -> jax.Array:
-            dtype = config.master_dtype if name in trained else config.dtype
-            array = np.asarray(array).astype(as_float_dtype(dtype), copy=False)
-            return _put(array, leaf_sharding(name, array, mesh))
+        def how(name: str, spec: TensorSpec) -> tuple[np.dtype, NamedSharding]:
+            dtype = as_float_dtype(config.master_dtype if name in trained else config.dtype)
+            found = dataclasses.replace(spec, dtype=dtype)
+            return dtype, leaf_sharding(name, found, mesh)
 
-        _, params = load_from(checkpoint, resolution=config.resolution, place=place)
+        params = load_on_mesh(checkpoint, wanted, how)
     return from_params(wanted, params, as_float_dtype(config.dtype).name)
 
 

@@ -160,6 +160,11 @@ class Checkpoint:
         """What fills arrays with each piece of a parameter in turn; see `Weights`."""
         return self._source.pieces(name, dtype)
 
+    @property
+    def sliceable(self) -> Any:
+        """What reads parts of pieces, if the files let one; see `read_boxes`."""
+        return getattr(self._source, "sliceable", None)
+
     def close(self) -> None:
         """Releases open files."""
         self._source.close()

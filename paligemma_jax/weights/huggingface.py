@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.weights.arrays import FLOATS, copy_into
+from paligemma_jax.weights.arrays import FLOATS, aligned_empty, copy_into
+from paligemma_jax.weights.boxes import Box
 from paligemma_jax.weights.hf_config import CONFIG, HFConfig
 from paligemma_jax.weights.hf_names import (
     EMBEDDING,
@@ -21,7 +22,7 @@ from paligemma_jax.weights.hf_names import (
 from paligemma_jax.weights.published import with_text_length
 from paligemma_jax.weights.safetensors_file import SafeTensor
 from paligemma_jax.weights.shards import read_tensors
-from paligemma_jax.weights.source import Fill, TensorSpec, piece_places
+from paligemma_jax.weights.source import Fill, TensorSpec, piece_places, piece_shapes
 from paligemma_jax.weights.strict import find_problems, misfit
 from paligemma_jax.weights.tree import expected_shapes
 
@@ -119,6 +120,29 @@ class HuggingFaceSource:
             files = [self._tensors[key] for key in keys]
             for some in rows:
                 yield functools.partial(_read_parts, list(zip(parts, files, strict=True)), some)
+
+    def read_box(self, name: str, number: int, box: Box, dtype: np.dtype) -> np.ndarray:
+        """See `Sliceable`."""
+        shape = self.specs[name].shape
+        piece = piece_shapes(name, shape)[number]
+        place = piece_places(name, shape)[number]
+        rows = place if isinstance(place, slice) else slice(None)
+        result = aligned_empty(
+            tuple(len(range(n)[i]) for n, i in zip(piece, box, strict=True)), dtype
+        )
+        for tensor in self._parts[name]:
+            file = self._tensors[self._keys(tensor)[number if tensor.layered else 0]]
+            if tensor.part is None:
+                copy_into(result, tensor.to_ours(file.map()[rows], piece)[box])
+            elif tensor.part in range(piece[0])[box[0]]:
+                own = tensor.to_ours(file.map(), piece[1:])[box[1:]]
+                copy_into(result[tensor.part - (box[0].start or 0)], own)
+        return result
+
+    @property
+    def sliceable(self) -> "HuggingFaceSource":
+        """See `read_boxes`."""
+        return self
 
     def close(self) -> None:
         """Nothing stays open between reads."""

@@ -2,11 +2,10 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.weights.arrays import DTypeLike
@@ -23,19 +22,18 @@ def load_params(
     dtype: DTypeLike = None,
     *,
     resolution: int | None = None,
-    place: Callable[[str, np.ndarray], jax.Array] | None = None,
     progress: Progress | None = None,
     verify: bool = True,
 ) -> tuple[PaliGemmaConfig, dict[str, Any]]:
     """The configuration and the parameters (nested dict of arrays) of a checkpoint.
 
     `dtype` casts every leaf; the stored dtypes stay otherwise. `resolution` (pixels) resamples the
-    position embeddings. `place` puts each array on its device or devices; the default device
-    otherwise, on a CPU without a copy. Peak memory is the parameters plus about one array. Raises
+    position embeddings. Arrays are on the default device, on a CPU without a copy; for several
+    devices see `load_on_mesh`. Peak memory is the parameters plus about one array. Raises
     CheckpointError.
     """
     with open_checkpoint(path, config=config, verify=verify) as checkpoint:
-        return load_from(checkpoint, dtype, resolution=resolution, place=place, progress=progress)
+        return load_from(checkpoint, dtype, resolution=resolution, progress=progress)
 
 
 def load_from(
@@ -43,12 +41,11 @@ def load_from(
     dtype: DTypeLike = None,
     *,
     resolution: int | None = None,
-    place: Callable[[str, np.ndarray], jax.Array] | None = None,
     progress: Progress | None = None,
 ) -> tuple[PaliGemmaConfig, dict[str, Any]]:
     """`load_params` of an opened checkpoint."""
     config = with_resolution(checkpoint.config, resolution)
-    leaves = load_leaves(checkpoint, config, dtype, place=place, progress=progress)
+    leaves = load_leaves(checkpoint, config, dtype, progress=progress)
     return config, nest(dict(leaves))
 
 
@@ -64,11 +61,10 @@ def load_leaves(
     config: PaliGemmaConfig,
     dtype: DTypeLike = None,
     *,
-    place: Callable[[str, np.ndarray], jax.Array] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[tuple[str, jax.Array]]:
     """Every parameter by its path, read when asked for, the largest first."""
     for name, array in checkpoint.tensors(dtype, progress):
         if name == POSITIONS:
             array = resample_position_embeddings(array, config.img.num_patches)
-        yield name, place(name, array) if place else jax.device_put(array)
+        yield name, jax.device_put(array)

@@ -62,6 +62,14 @@ class SafeTensor:
                 done += count
         return out
 
+    def map(self) -> np.ndarray:
+        """A tensor of floats where it lies: only what is copied of it is read.
+
+        What was touched counts as the process's memory until the array is gone.
+        """
+        dtype = np.dtype(self.dtype)
+        return np.memmap(self.file, dtype, "r", self.offset, self.shape)
+
 
 class _Malformed(ValueError):
     pass

@@ -116,6 +116,11 @@ class StoreSource:
     def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
         return self._arrays.pieces(name, dtype)
 
+    @property
+    def sliceable(self) -> Any:
+        """What reads one piece without the others, if it can be; see `read_boxes`."""
+        return getattr(self._arrays, "sliceable", None)
+
     def close(self) -> None:
         """Nothing stays open between reads."""
 

@@ -78,6 +78,22 @@ class PieceArrays:
         kinds = {self._stored[part].dtype for part in self._names[name]}
         return kinds.pop() if len(kinds) == 1 else FLOATS["float32"]
 
+    @property
+    def sliceable(self) -> "PieceArrays":
+        """See `read_boxes`."""
+        return self
+
+    def read_box(
+        self, name: str, number: int, box: tuple[slice, ...], dtype: np.dtype
+    ) -> np.ndarray:
+        """See `Sliceable`: the piece is read whole, for its digest, and no other."""
+        part = self._names[name][number]
+        read = functools.partial(self._tree.read, part, self._stored[part].dtype)
+        array = read_or_raise(self._path, part, read)
+        if self._verify and digest_array(array) != self._manifest.arrays[part]:
+            raise damaged(self._path, [f"{part} was changed (sha256 differs)"])
+        return array[box].astype(dtype, copy=False)
+
     def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             for part in self._names[name]:

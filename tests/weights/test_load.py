@@ -14,7 +14,6 @@ from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.abstract import abstract_params, from_params
 from paligemma_jax.weights import load_params
 from paligemma_jax.weights.resample import resample_position_embeddings
-from paligemma_jax.weights.tree import flatten
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", jnp.bfloat16])
@@ -38,19 +37,6 @@ def test_another_resolution(published: Path, pg2: PaliGemmaConfig):
     np.testing.assert_array_equal(params["img"]["pos_embed"], expected)
     same, _ = load_params(published / "model.npz", resolution=28)
     assert same.img == pg2.img
-
-
-def test_placing_is_up_to_the_caller(published: Path):
-    device = jax.devices()[-1]
-    names = []
-
-    def place(name: str, array: np.ndarray) -> jax.Array:
-        names.append(name)
-        return jax.device_put(array, device)
-
-    _, params = load_params(published / "model.npz", place=place)
-    assert sorted(names) == sorted(flatten(params))
-    assert all(leaf.devices() == {device} for leaf in jax.tree.leaves(params))
 
 
 def test_a_resolution_must_fit_the_patches(published: Path):
