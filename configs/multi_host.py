@@ -6,8 +6,7 @@
 
 Weights are split over the `chips` of each machine, and batches over all. `--workdir` and the data
 must be on a file system that all of them see. If a machine dies, all stop; start all again, and
-they go on from the last checkpoint, with any number of machines. At the end, the same command on
-one machine without --distributed writes WORKDIR/model.
+they go on from the last checkpoint, with any number of machines.
 """
 
 from ml_collections import ConfigDict

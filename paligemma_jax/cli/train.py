@@ -1,8 +1,10 @@
 """`paligemma train`: fine-tuning by a configuration file."""
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from paligemma_jax.errors import ConfigError
 
 _PREFIX = "--config."
 _INTERRUPTED = 130
+_JOINING, _LONG = 300, 10  # seconds
 
 _EPILOG = """\
 Examples:
@@ -105,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     from paligemma_jax.training.config import TrainConfig
     from paligemma_jax.training.config_file import load_config
     from paligemma_jax.training.loop import train
+    from paligemma_jax.training.processes import is_first
     from paligemma_jax.training.progress_bar import progress_bar, progress_lines
 
     config = TrainConfig.from_config(load_config(str(args.config), args.settings))
@@ -115,17 +119,21 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _say_memory(config)
     with progress_bar() if wanted(args) else progress_lines() as progress:
-        result = train(config, str(args.workdir), progress=progress, changed=args.changed)
+        shown = progress if is_first() else None
+        result = train(config, str(args.workdir), progress=shown, changed=args.changed)
     if not result.finished:
-        print(f"{args.workdir}: saved at step {result.step:,}; the same command goes on")
+        if is_first():
+            print(f"{args.workdir}: saved at step {result.step:,}; the same command goes on")
         return _INTERRUPTED if result.stopped_by == "SIGINT" else 0
-    if result.model is None:
-        print(f"{args.workdir}: trained; the same command in one process writes the model")
-        return 0
-    print(f"{result.model}: the trained model; a report is in {args.workdir}/report.html")
+    if is_first():
+        _say_result(result)
+    return 0
+
+
+def _say_result(result: Any) -> None:
+    print(f"{result.model}: the trained model; a report is in {result.workdir}/report.html")
     if result.adapter is not None:
         print(f"{result.adapter}: the adapters alone, as PEFT reads them")
-    return 0
 
 
 def _say_memory(config: Any) -> None:
@@ -175,7 +183,8 @@ def _join(given: str) -> None:
     import jax
 
     if not given:
-        jax.distributed.initialize()
+        with _waiting("the other processes"):
+            jax.distributed.initialize(initialization_timeout=_JOINING)
         return
     address, *numbers = given.split(",")
     if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
@@ -183,4 +192,19 @@ def _join(given: str) -> None:
             f"--distributed {given} does not fit. The coordinator's address, the number of this "
             "process from 0 up, and the number of processes fit: --distributed 10.0.0.1:1234,0,2"
         )
-    jax.distributed.initialize(address, int(numbers[1]), int(numbers[0]))
+    with _waiting(f"all {numbers[1]} processes at {address}"):
+        jax.distributed.initialize(
+            address, int(numbers[1]), int(numbers[0]), initialization_timeout=_JOINING
+        )
+
+
+@contextlib.contextmanager
+def _waiting(whom: str) -> Iterator[None]:
+    """Says on standard error what the block waits for, if it takes long."""
+    words = f"paligemma: waiting for {whom}, up to {_JOINING} seconds"
+    timer = threading.Timer(_LONG, lambda: print(words, file=sys.stderr, flush=True))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

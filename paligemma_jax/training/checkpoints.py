@@ -24,9 +24,9 @@ import jax
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.training import saved_tree
 from paligemma_jax.training.lock import DirectoryLock
-from paligemma_jax.training.processes import agree, barrier
+from paligemma_jax.training.processes import agree, barrier, is_first
 from paligemma_jax.weights.manifest import Manifest, digest_files
-from paligemma_jax.weights.staging import staged
+from paligemma_jax.weights.staging import staged, staging_path
 
 _NAME = re.compile(r"step_(\d{9,})")
 _POSITION, _RUN = "position", "run.json"
@@ -52,12 +52,12 @@ class Best:
 class Restored:
     """A checkpoint as it was saved; `position` is this process's place in the data.
 
-    `position` is None in a process that did not exist when the checkpoint was written.
+    A process that did not exist when the checkpoint was written has that of the first one.
     """
 
     step: int
     tree: Any
-    position: bytes | None
+    position: bytes
     info: Mapping[str, Any]
     metrics: Mapping[str, float]
 
@@ -80,12 +80,12 @@ class Checkpoints:
         self._writing: concurrent.futures.Future[None] | None = None
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._lock = None
-        if jax.process_index() == 0:
+        if is_first():
             self._lock = DirectoryLock(self.directory)
             for path in self.directory.iterdir():
                 if _LEFT_OVER.fullmatch(path.name):  # its writer is dead: we hold the lock
                     shutil.rmtree(path, ignore_errors=True)
-        barrier("checkpoints")
+        barrier("the checkpoints' lock")
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, the oldest first; whether they are whole is not looked at."""
@@ -94,6 +94,11 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step of the best checkpoint; None without `best`, or before anything was measured."""
+        if self._best is None:
+            return None
+        return json.loads(agree("the best checkpoint", json.dumps(self._find_best())))
+
+    def _find_best(self) -> int | None:
         if self._best is None:
             return None
         values = {step: self._best.value(self._metrics(step)) for step in self.steps()}
@@ -116,18 +121,18 @@ class Checkpoints:
         """
         self.wait()
         target = self.path(step)
-        if step in self.steps():
+        if step in self._agreed_steps():
             return  # a run that goes on from here would write the same
         exits = contextlib.ExitStack()
         try:
-            if jax.process_index() == 0:
+            if is_first():
                 nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
                 directory = exits.enter_context(staged(target, nbytes))
                 (directory / _POSITION).mkdir()
                 values = {"info": dict(info or {}), "metrics": dict(metrics or {})}
                 (directory / _RUN).write_text(json.dumps(values, indent=1) + "\n")
-            barrier("staged")
-            directory = target.with_name(f".{target.name}.unfinished")
+            barrier("the directory of a new checkpoint")
+            directory = staging_path(target)
             (directory / _POSITION / str(jax.process_index())).write_bytes(position)
             written = saved_tree.begin_writing(directory, tree)
         except BaseException as e:
@@ -137,9 +142,9 @@ class Checkpoints:
         def finish() -> None:
             with exits:  # renames the directory at its end
                 written()
-                if jax.process_index() == 0:
+                if is_first():
                     Manifest(digest_files(directory), {}).write(directory)
-            if jax.process_index() == 0:
+            if is_first():
                 self._delete_superfluous()
 
         self._writing = self._pool.submit(finish)
@@ -169,12 +174,15 @@ class Checkpoints:
         Raises CheckpointError where all are damaged, or where the newest whole one does not fit.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self.steps()):
-            problem = agree(self._find_problem(step) if jax.process_index() == 0 else "")
+        for step in reversed(self._agreed_steps()):
+            found = self._find_problem(step) if is_first() else ""
+            problem = agree("what is wrong with a checkpoint", found)
             if not problem:
                 try:
                     restored = self.restore(step, like)
                 except OSError as e:
+                    if jax.process_count() > 1:  # the others may have read it
+                        raise _unreadable(self.path(step), e) from e
                     problem = f"it cannot be read: {e.strerror or e}"
                 else:
                     self._set_aside(damaged, step)
@@ -192,12 +200,13 @@ class Checkpoints:
         """The checkpoint of one step, without checking digests; see `restore_latest`."""
         directory = self.path(step)
         tree = saved_tree.read(directory, like)
-        position = directory / _POSITION / str(jax.process_index())
+        positions = directory / _POSITION
+        mine = positions / str(jax.process_index())
         values = json.loads((directory / _RUN).read_bytes())
         return Restored(
             step,
             tree,
-            position.read_bytes() if position.exists() else None,
+            (mine if mine.exists() else positions / "0").read_bytes(),
             values["info"],
             values["metrics"],
         )
@@ -241,10 +250,14 @@ class Checkpoints:
                 f"used; the damaged one is kept as {aside}",
                 stacklevel=3,
             )
-            if jax.process_index() == 0:
+            if is_first():
                 shutil.rmtree(aside, ignore_errors=True)  # an earlier one of the same step
                 os.rename(self.path(bad), aside)
-        barrier("set aside")
+        barrier("damaged checkpoints set aside")
+
+    def _agreed_steps(self) -> list[int]:
+        """As the first process sees them: file systems may show others an older state."""
+        return json.loads(agree("the checkpoints", json.dumps(self.steps())))
 
     def _metrics(self, step: int) -> Mapping[str, float]:
         try:
@@ -253,10 +266,18 @@ class Checkpoints:
             return {}
 
     def _delete_superfluous(self) -> None:
-        kept = {*self.steps()[-self._keep :], self.best_step()}
+        kept = {*self.steps()[-self._keep :], self._find_best()}
         for step in self.steps():
             if step not in kept:
                 # Renamed first: one half deleted must not be taken for a checkpoint.
                 doomed = self.directory / f".{self.path(step).name}.deleted"
                 os.rename(self.path(step), doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is whole, but process {jax.process_index()} of {jax.process_count()} cannot read "
+        f"it: {error.strerror or error}. A directory that all processes share fits. Mount it "
+        "where this one runs, or choose another one: --workdir DIR"
+    )

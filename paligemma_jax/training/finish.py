@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.skeleton import take_apart
 from paligemma_jax.pretrained import from_pretrained
 from paligemma_jax.training.config import TrainConfig
+from paligemma_jax.training.processes import agree, barrier, is_first
 from paligemma_jax.training.start import Start, load_base
 from paligemma_jax.training.state import TrainState
+from paligemma_jax.weights.array_weights import to_host
 from paligemma_jax.weights.arrays import as_float_dtype
 from paligemma_jax.weights.changed_weights import Cast
 from paligemma_jax.weights.contents import Contents
-from paligemma_jax.weights.export import export_weights
 from paligemma_jax.weights.model_weights import model_weights
 from paligemma_jax.weights.peft import save_adapter
+from paligemma_jax.weights.shared_export import export_from_all
 
 MODEL, ADAPTER = "model", "adapter"
 _log = logging.getLogger(__name__)
@@ -47,8 +50,8 @@ def trained_model(config: TrainConfig, start: Start, state: TrainState) -> PaliG
 def write_model(target: Path, config: TrainConfig, start: Start, state: TrainState) -> None:
     """Writes `target` as a store, in the checkpoint's dtypes unless `save_dtype` says otherwise.
 
-    One that is there already is kept under another name. For runs of one process: what several
-    hold in parts is not gathered. Raises CheckpointError.
+    One that is there already is kept under another name. Of several processes each calls this, and
+    the first one writes. Raises CheckpointError.
     """
     weights = model_weights(trained_model(config, start, state))
     dtypes = dict(start.stored_dtypes)
@@ -61,26 +64,42 @@ def write_model(target: Path, config: TrainConfig, start: Start, state: TrainSta
         start.mask_codec,
         {"kind": "fine-tuned", "base": start.path.name, "step": int(state.step)},
     )
-    _make_room(target)
-    export_weights(target, weights, contents)
+    if is_first():
+        _make_room(target)
+    export_from_all(target, weights, contents)
+    barrier("the model that is written")
 
 
 def write_adapter(target: Path, config: TrainConfig, start: Start, state: TrainState) -> bool:
     """Writes the adapters as PEFT has them, with what else was trained; whether there is any.
 
-    Nothing is written, and why is logged, where PEFT's format cannot hold all that was trained.
+    Nothing is written, and why is logged, where PEFT's format cannot hold all that was trained. Of
+    several processes each calls this, and the first one writes.
     """
     if config.lora is None:
         return False
     whole = [name for name in state.trainable if not is_adapter(name)]
-    _make_room(target)
-    try:
-        model = start.skeleton.fill({**state.params, **(state.ema or {})})
-        save_adapter(model, target, whole=whole)
-    except ConfigError as e:
-        _log.warning("The model is written, adapters alone are not: %s", e)
-        return False
-    return True
+    arrays = {**state.params, **(state.ema or {})}
+    arrays |= {name: to_host(arrays[name]) for name in _of_modules(arrays, whole)}
+    problem = ""
+    if is_first():
+        _make_room(target)
+        try:
+            save_adapter(start.skeleton.fill(arrays), target, whole=whole)
+        except ConfigError as e:
+            problem = str(e)
+            _log.warning("The model is written, adapters alone are not: %s", e)
+    return not agree("the adapters that are written", problem)
+
+
+def _of_modules(names: Iterable[str], whole: Iterable[str]) -> list[str]:
+    """Of `names` the adapters, and `whole` with all that is in the same layers."""
+    layers = {name.rpartition("/")[0] for name in whole} - {"img", "llm"}  # those are no layers
+    return [
+        name
+        for name in names
+        if is_adapter(name) or name in whole or name.rpartition("/")[0] in layers
+    ]
 
 
 def _make_room(target: Path) -> None:

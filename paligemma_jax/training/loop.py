@@ -31,6 +31,7 @@ from paligemma_jax.resolve import find_checkpoint
 from paligemma_jax.training.bad_loss import LossWatch
 from paligemma_jax.training.checkpoints import Checkpoints, Restored
 from paligemma_jax.training.config import TrainConfig, describe
+from paligemma_jax.training.failures import ending_together, ending_with_the_lost
 from paligemma_jax.training.finish import ADAPTER, MODEL, FineTuned, write_adapter, write_model
 from paligemma_jax.training.metrics_log import (
     METRICS,
@@ -40,12 +41,13 @@ from paligemma_jax.training.metrics_log import (
     Writer,
     read_metrics,
 )
-from paligemma_jax.training.processes import barrier, stop_agreed
+from paligemma_jax.training.processes import agree, barrier, is_first, stop_agreed
 from paligemma_jax.training.records import open_records
 from paligemma_jax.training.report import SAMPLES, save_picture, write_report
+from paligemma_jax.training.rows import share_of_rows
 from paligemma_jax.training.samples import answer_records, draw_samples
 from paligemma_jax.training.schedules import Duration, Run
-from paligemma_jax.training.sharding import place_batch
+from paligemma_jax.training.sharding import make_mesh, place_batch
 from paligemma_jax.training.signals import StopRequest
 from paligemma_jax.training.speed import Pace, work_of
 from paligemma_jax.training.start import Start, is_trained, prepare
@@ -83,13 +85,17 @@ def train(
     losses as if nothing had happened. SIGTERM and Ctrl-C save and return (`finished` is False).
     With `changed`, a run goes on although settings have changed that decide what is learned.
 
+    Of several processes each calls this, with a workdir that all of them see. An error in one ends
+    them all: see `ending_together`.
+
     Raises:
       ConfigError: for settings that do not fit, before anything is loaded where possible.
       DatasetError: for records that cannot be used.
       CheckpointError: for a model that cannot be read, and a disk that is full.
       DivergedError: where the loss was no number, see `bad_loss`.
+      ProcessesError: where another process does not come to where all must be.
     """
-    with contextlib.ExitStack() as exits:
+    with ending_together(), contextlib.ExitStack() as exits, ending_with_the_lost():
         return _Training(config, Path(workdir).expanduser(), progress, changed, exits).run()
 
 
@@ -181,22 +187,22 @@ class _Training:
             if step < total:
                 self._save(step, {})
             self.checkpoints.wait()
-        barrier("all saved")  # the first process gives a checkpoint its name
+        barrier("the last checkpoint")  # the first process gives it its name
         return self._finish(step, stop)
 
     def _make_batches(self, records: RecordSource) -> Any:
         config = self.config
-        processes = jax.process_count()
+        part, parts = share_of_rows(make_mesh(config.mesh), config.batch_size)
         return make_batches(
             records,
             _processor(config),
-            batch_size=max(1, config.batch_size // processes),
+            batch_size=config.batch_size // parts,
             length=config.text_length,
             seed=config.seed,
             transforms=config.transforms,
             workers=config.workers,
-            process_index=jax.process_index(),
-            process_count=processes,
+            process_index=part,
+            process_count=parts,
             on_overflow=config.on_overflow,
             bad_records=config.bad_records,
         )
@@ -238,7 +244,7 @@ class _Training:
         return restored.step
 
     def _open_writers(self, exits: contextlib.ExitStack) -> list[Writer]:
-        if jax.process_index() != 0:
+        if not is_first():
             return []
         (self.workdir / "config.json").write_text(json.dumps(self.settings, indent=1) + "\n")
         writers: list[Writer] = [JsonLines(self.workdir / METRICS, after=self.first or -1)]
@@ -312,18 +318,18 @@ class _Training:
         finished = step == self.total
         stopped_by = None if finished or stop.signal is None else stop.signal.name
         model = adapter = None
-        # Several processes leave it to one: the same call in a single process writes the model.
-        if finished and jax.process_count() == 1:
+        if finished:
             model = self.workdir / MODEL
             if not self._has_result(step):
                 state = self._best_state(step)
                 write_model(model, self.config, self.start, state)
                 write_adapter(self.workdir / ADAPTER, self.config, self.start, state)
-                text = json.dumps({"step": step, "settings": self.settings}, indent=1)
-                (self.workdir / _FINISHED).write_text(text + "\n")
+                if is_first():
+                    text = json.dumps({"step": step, "settings": self.settings}, indent=1)
+                    (self.workdir / _FINISHED).write_text(text + "\n")
             adapter = self.workdir / ADAPTER
             adapter = adapter if adapter.is_dir() else None
-        if jax.process_index() == 0:
+        if is_first():
             rows = read_metrics(self.workdir / METRICS)
             for row in rows:
                 self.metrics |= {name: value for name, value in row.items() if name != "step"}
@@ -337,6 +343,9 @@ class _Training:
         return FineTuned(self.workdir, step, finished, model, adapter, self.metrics, stopped_by)
 
     def _has_result(self, step: int) -> bool:
+        return bool(agree("the result", "there is one" if self._finds_result(step) else ""))
+
+    def _finds_result(self, step: int) -> bool:
         path = self.workdir / _FINISHED
         try:
             return json.loads(path.read_bytes())["step"] == step and (self.workdir / MODEL).is_dir()

@@ -13,8 +13,9 @@ _ASKED = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """Set by the first SIGTERM or SIGINT inside the block; a second one acts as without it.
 
-    Does nothing outside the main thread, where Python delivers no signals, and leaves SIGTERM to
-    JAX in a run of several processes, which must stop at the same step.
+    Does nothing outside the main thread, where Python delivers no signals. In a run of several
+    processes, which must stop at the same step, SIGTERM is left to JAX, which tells all of them,
+    and SIGINT is handed on to it as SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in _ASKED if jax.process_count() == 1 else ():
+            for number in _ASKED if jax.process_count() == 1 else (signal.SIGINT,):
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -38,3 +39,5 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         self.__exit__()
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)

@@ -69,7 +69,7 @@ def prepare(config: TrainConfig, total_steps: int, records: int) -> Start:
     """
     keep_compiled_programs()
     mesh = make_mesh(config.mesh)
-    _check_batch(config, mesh)
+    _check_microbatches(config)
     path = find_checkpoint(config.model)
     processor = load_processor(path)
     if config.resolution is not None:
@@ -159,14 +159,7 @@ def _put(array: Any, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def _check_batch(config: TrainConfig, mesh: Mesh) -> None:
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % rows or config.batch_size % jax.process_count():
-        near = max(rows, config.batch_size // rows * rows)
-        raise ConfigError(
-            f"A batch of {config.batch_size} rows does not go evenly over {rows} devices and "
-            f"{jax.process_count()} processes. A multiple fits. Say: --config.batch_size={near}"
-        )
+def _check_microbatches(config: TrainConfig) -> None:
     parts = config.step.microbatches
     if config.batch_size % parts:
         raise ConfigError(

@@ -12,6 +12,7 @@ from paligemma_jax.data.record import Record, RecordSource
 from paligemma_jax.models.remat import KeepAll
 from paligemma_jax.training.config import TrainConfig
 from paligemma_jax.training.objective import example_mean
+from paligemma_jax.training.rows import share_of_rows
 from paligemma_jax.training.sharding import place_batch
 from paligemma_jax.training.start import Start
 from paligemma_jax.training.state import TrainState
@@ -64,10 +65,10 @@ class Validation:
 
     def _mean(self, arrays: dict[str, jax.Array]) -> float:
         config = self._config
-        processes, process = jax.process_count(), jax.process_index()
+        part, parts = share_of_rows(self._start.mesh, config.batch_size)
         transforms = config.validation_transforms
         size = config.batch_size
-        local = size // processes
+        local = size // parts
         total = 0.0
         with make_batches(
             _Filled(self._source, self._batches * size),
@@ -78,13 +79,13 @@ class Validation:
             transforms=config.transforms if transforms is None else transforms,
             shuffle=False,
             epochs=1,
-            process_index=process,
-            process_count=processes,
+            process_index=part,
+            process_count=parts,
             on_overflow=config.on_overflow,
             bad_records=config.bad_records,
         ) as batches:
             for number, one in enumerate(batches):
-                first = number * size + process * local
+                first = number * size + part * local
                 real = np.arange(first, first + local) < self._rows
                 batch = dataclasses.replace(one.batch, row_mask=real)
                 rows = min(self._rows - number * size, size)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from paligemma_jax.weights.manifest import ArrayDigest, digest_array
@@ -30,7 +31,9 @@ T = TypeVar("T")
 def write_tree(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, ArrayDigest]:
     """Writes (path, C-order array) pairs as they come, and digests them meanwhile.
 
-    Raises OSError for any failure to write; errors of `arrays` pass through.
+    In a run of several processes each of them calls this with the same path and arrays, since orbax
+    lets all wait for all; the first one writes. Raises OSError for any failure to write; errors of
+    `arrays` pass through.
     """
     import orbax.checkpoint.experimental.v1 as ocp
 
@@ -50,7 +53,8 @@ def write_tree(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str
         with as_os_error():
             ocp.partial.finalize(str(path))
     mark = path / _COMMITTED
-    if mark.exists():  # it is looked for, not read, and names the directory it was written in
+    # It is looked for, not read, and names the directory it was written in.
+    if jax.process_index() == 0 and mark.exists():
         mark.write_bytes(b"")
     return digests
 

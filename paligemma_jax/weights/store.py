@@ -60,12 +60,13 @@ class Orbax:
         (target / TOKENIZER).write_bytes(contents.tokenizer or b"")
         if contents.mask_codec is not None:
             (target / MASK_CODEC).write_bytes(contents.mask_codec)
-        digests = write_tree(target / PARAMS, _arrays(weights))
+        digests = write_tree(target / PARAMS, arrays_to_store(weights))
         sync_tree(target)
         Manifest(digest_files(target), digests).write(target)
 
 
-def _arrays(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
+def arrays_to_store(weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a store by their paths, read one by one."""
     for name in largest_first(weights.specs):
         spec = weights.specs[name]
         names, shapes = stored_names(name, spec.shape), piece_shapes(name, spec.shape)
