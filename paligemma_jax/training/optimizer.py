@@ -194,7 +194,7 @@ def make_optimizer(
     decays = _decays(config, paths, trainable)
     made = {s: s.factor(run) for s in dict.fromkeys(schedules.values()) if s is not None}
     by_path = {path: made[s] for path, s in schedules.items() if s is not None}
-    chain = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    chain = [] if config.clip_norm is None else [_clip(config.clip_norm)]
     chain.append(config.method.transformation(decays))
     chain.append(_scale({p: config.learning_rate * factors.get(p, 1.0) for p in trainable}))
     if decay:
@@ -213,6 +213,22 @@ def _decays(
         return {path: 1.0 for path in trainable if path.endswith("/kernel")}
     chosen = config.decays.find(paths, "decays")
     return {path: factor for path, factor in chosen.items() if path in trainable and factor}
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """Scales gradients down to a global norm of at most `most`.
+
+    By one factor, where `optax.clip_by_global_norm` divides by the norm: what a division gives, XLA
+    holds beside the gradients, as much memory as the trained weights take once more.
+    """
+
+    def clip(updates: Any, params: Any) -> Any:
+        squares = [jnp.sum(jnp.square(u.astype(jnp.float32))) for u in updates.values()]
+        norm = jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+        factor = jnp.where(norm < most, 1.0, most / norm)
+        return {k: (u * factor).astype(u.dtype) for k, u in updates.items()}
+
+    return optax.stateless(clip)
 
 
 def _scale(factors: Mapping[str, float]) -> optax.GradientTransformation:
