@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paligemma_jax.answering.generation import Generation as Generation
@@ -16,6 +16,7 @@ from paligemma_jax.generation.classifying import Classification, classify
 from paligemma_jax.generation.grammar import MAX_OBJECTS, detection_grammar, segmentation_grammar
 from paligemma_jax.generation.sampling import Greedy, Temperature
 from paligemma_jax.generation.scoring import ScoredAnswer, score
+from paligemma_jax.models.model_recipe import recipe_of
 from paligemma_jax.processing import prompts
 from paligemma_jax.processing.candidates import check_labels
 from paligemma_jax.processing.confidence import WeighedAnswer, box_score
@@ -198,26 +199,32 @@ class Pipeline(PromptedModel):
         *,
         dtype: DTypeLike = None,
         verify: bool = False,
+        origin: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Writes a directory that `from_pretrained` reads; never replaces one.
 
-        Adapters are merged. Peak memory beyond the model's is that of some layers.
+        Adapters are merged, and weights of few bits are stored as they are. Peak memory beyond the
+        model's is that of some layers.
 
         Args:
           path: which does not exist yet.
           format: "orbax" (our store, which keeps everything), "huggingface" (what transformers
             reads, too), "big_vision" (an npz where `path` ends in .npz, else a directory with one).
-          dtype: of the weights written; the model's own otherwise.
+          dtype: of the floats written; the model's own otherwise.
           verify: reads what was written again, and compares it with the model.
+          origin: what our store should tell of where the weights are from.
           progress: called with what is being written, bytes done and bytes in all.
 
-        Raises CheckpointError where it cannot be written, and ConfigError for a quantized model.
+        Raises CheckpointError where it cannot be written, and for a quantized model in a format
+        that has room for floats only.
         """
         contents = Contents(
             self.processor.to_dict(),
             self.processor.tokenizer.to_bytes(),
             None if self.mask_codec is None else mask_vae_bytes(self.mask_codec.model),
+            origin=origin or {},
+            recipe=recipe_of(self.model),
         )
         export_weights(
             path,

@@ -54,9 +54,10 @@ def from_pretrained(
       mask_codec: an npz of the codec of <seg> tokens, where none lies beside the weights; the
         published one is vae-oid.npz.
       config: the architecture, where the file cannot tell it.
-      quantize: "int8", "int4", or an `Int8`, `Int8Dynamic`, `Int4` or `Mixed`: weights of the
-        language model are rounded to so many bits as they are read, and those of bfloat16 or
-        float32 are never held together. Activations keep `dtype`.
+      quantize: "int8", "int4", "float8", "mixed", parts such as "mlp=int4:128,table=int8", or an
+        `Int8`, `Int8Dynamic`, `Int4`, `Float8` or `Mixed`: weights are rounded to so many bits as
+        they are read, and those of bfloat16 or float32 are never held together. Activations keep
+        `dtype`. A checkpoint that is stored so needs no telling.
       adapter: a directory of PEFT's (LoRA), added to the weights before they are rounded.
       revision: a branch, tag or commit at Hugging Face, such as "bfloat16".
       progress: called with what is being downloaded or read, bytes done and bytes in all.
@@ -76,6 +77,8 @@ def from_pretrained(
         processor = _processor(checkpoint, resolution)
         vae = checkpoint.mask_codec
         config = with_resolution(checkpoint.config, resolution)
+        if recipe is not None and checkpoint.recipe != recipe:
+            checkpoint.require_floats()
         if adapter is None:
             model = load_unrolled(checkpoint, config, name, recipe=recipe, progress=progress)
         else:

@@ -11,6 +11,7 @@ from paligemma_jax.demo.render import render
 from paligemma_jax.demo.splits import held_out_scenes
 from paligemma_jax.generation.prefix import read_prefix
 
+DEMO = Path(__file__).parents[1] / "checkpoints" / "demo"
 ROWS = 8
 PROMPTS = ["caption en", "detect red circle", "answer en how many shapes are there?", "ocr"] * 2
 
@@ -46,10 +47,32 @@ def test_the_likeliest_tokens_stay(pali: pg.Pipeline, rounded: pg.Pipeline):
     assert sum(same) >= ROWS - 1
 
 
-def test_it_is_not_saved(rounded: pg.Pipeline, tmp_path: Path):
-    with pytest.raises(pg.ConfigError, match="Load it without quantize="):
-        rounded.save(tmp_path / "store")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.slow
+def test_it_is_saved_and_opened_without_telling(rounded: pg.Pipeline, tmp_path: Path):
+    rounded.save(tmp_path / "store", verify=True)
+    pg.convert(DEMO, tmp_path / "converted", quantize="int8")
+    for path in ("store", "converted"):
+        found = pg.from_pretrained(tmp_path / path, dtype="float32")
+        assert jax.tree.structure(found.model) == jax.tree.structure(rounded.model)
+        jax.tree.map(np.testing.assert_array_equal, found.model, rounded.model)
+        assert found.processor.to_dict() == rounded.processor.to_dict()
+    same = pg.from_pretrained(tmp_path / "store", dtype="float32", quantize="int8")
+    jax.tree.map(np.testing.assert_array_equal, same.model, rounded.model)
+
+
+def test_what_needs_floats_says_so(rounded: pg.Pipeline, tmp_path: Path):
+    store = tmp_path / "store"
+    rounded.save(store)
+    for ask in (
+        lambda: pg.from_pretrained(store, quantize="int4"),
+        lambda: pg.from_pretrained(store, adapter="nowhere"),
+        lambda: pg.load_model(store),
+    ):
+        with pytest.raises(pg.CheckpointError, match="rounded already .attention=int8,.*convert"):
+            ask()
+    with pytest.raises(pg.CheckpointError, match="--to huggingface --dequantize"):
+        rounded.save(tmp_path / "hf", format="huggingface")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 def test_unknown_recipes_are_refused_before_anything_is_read():

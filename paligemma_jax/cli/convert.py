@@ -16,6 +16,8 @@ Examples:
   paligemma convert store/ for_transformers/ --to huggingface --verify
   paligemma convert store/ model.npz --to big_vision --dtype bfloat16
   paligemma convert paligemma2-3b-pt-224 pt-448/ --resolution 448
+  paligemma convert paligemma2-3b-mix-448 small/ --quantize int4
+  paligemma convert small/ for_transformers/ --to huggingface --dequantize
 
   orbax        one directory with everything in it, digests of all arrays included; loads fastest
   huggingface  sharded safetensors with tokenizer and settings: for transformers, and Roboflow's
@@ -24,7 +26,8 @@ Examples:
 
 Layers pass one by one, so that memory does not depend on the size of the model. TARGET appears when
 all of it is written, and nothing that exists is overwritten. Dtypes stay as they are without
---dtype. `paligemma info TARGET --check` finds a changed byte later.
+--dtype. With --quantize they are rounded as `--model SOURCE --quantize` would, once for all: only
+orbax has room for that. `paligemma info TARGET --check` finds a changed byte later.
 """
 
 
@@ -46,7 +49,13 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("target", metavar="TARGET", help="what to write; must not exist")
     parser.add_argument("--to", choices=FORMATS, default="orbax", help="(default: %(default)s)")
-    parser.add_argument("--dtype", choices=options.DTYPES, help="cast all weights")
+    parser.add_argument("--dtype", choices=options.DTYPES, help="cast all floats")
+    bits = parser.add_mutually_exclusive_group()
+    options.add_quantize(bits, "round weights to so many bits, and store them so")
+    bits.add_argument(
+        "--dequantize", action="store_true",
+        help="make floats again of what is stored in few bits (default dtype: bfloat16)",
+    )  # fmt: skip
     parser.add_argument(
         "--resolution",
         type=int,
@@ -69,7 +78,6 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """`paligemma convert`; returns the exit code."""
     from paligemma_jax.resolve import find_checkpoint
-    from paligemma_jax.weights.checkpoint import describe
     from paligemma_jax.weights.convert import convert
 
     source = find_checkpoint(args.source)
@@ -82,17 +90,26 @@ def run(args: argparse.Namespace) -> int:
             resolution=args.resolution,
             tokenizer=args.tokenizer,
             mask_codec=args.mask_codec,
+            quantize=args.quantize,
+            dequantize=args.dequantize,
             verify=args.verify,
             progress=progress,
         )
-    target = Path(args.target).expanduser()
+    print(f"{args.target}: {describe_target(args.target)}")
+    if args.verify:
+        print(f"{args.target}: every tensor is as in {args.source}")
+    return 0
+
+
+def describe_target(path: str) -> str:
+    """What was written there, in a line."""
+    from paligemma_jax.weights.checkpoint import describe
+
+    target = Path(path).expanduser()
     written = describe(target)
     size = f"{written.parameters:,} parameters in {' and '.join(written.dtypes)}"
     rest = ""
     if target.is_dir():
         rest = ", tokenizer and mask codec" if written.has_mask_codec else " and tokenizer"
         rest = f", with configuration, preprocessing{rest}"
-    print(f"{args.target}: {size}, {data_size(written.nbytes)}{rest}")
-    if args.verify:
-        print(f"{args.target}: every tensor is as in {args.source}")
-    return 0
+    return f"{size}, {data_size(written.nbytes)}{rest}"

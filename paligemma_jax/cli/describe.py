@@ -12,6 +12,7 @@ from paligemma_jax.config import (
     PaliGemmaConfig,
     SigLIPConfig,
 )
+from paligemma_jax.models.recipe import recipe_names
 from paligemma_jax.weights.footprint import (
     PRECISIONS,
     cache_bytes_per_token,
@@ -61,6 +62,8 @@ def as_dict(
             "kind": checkpoint.kind,
             "stored_bytes": checkpoint.nbytes,
             "parameters_by_dtype": checkpoint.dtypes,
+            "quantization": None if checkpoint.recipe is None else recipe_names(checkpoint.recipe),
+            "scale_bytes": checkpoint.scale_nbytes,
             "tokenizer": checkpoint.has_tokenizer,
             "mask_codec": checkpoint.has_mask_codec,
             "processor": checkpoint.processor,
@@ -146,10 +149,27 @@ def _checkpoint(info: "CheckpointInfo") -> list[str]:
     return [
         _line("checkpoint", f"{_KINDS[info.kind]}, {data_size(info.nbytes)} of weights"),
         _line("stored", dtypes),
+        *_few_bits(info),
         _line("tokenizer", "present" if info.has_tokenizer else "missing; pass it as --tokenizer"),
         _line("mask codec", codec),
         _line("preprocessing", f"pictures {image['method']} to {image['size']} pixels a side,"),
         _line("", f"prompts encoded by the rule of {info.processor['encoding']}"),
+    ]
+
+
+def _few_bits(info: "CheckpointInfo") -> list[str]:
+    if info.recipe is None:
+        return []
+    words = []
+    for kind, name in recipe_names(info.recipe).items():
+        format, _, group = (name or "as trained").partition(":")
+        groups = {"": "", "row": ", a scale a channel"}.get(group, f" in groups of {group}")
+        words.append(f"{kind} {format}{groups}")
+    calibrated = info.origin.get("calibrated")
+    scales = f"{data_size(info.scale_nbytes)} of scales"
+    return [
+        _line("quantized", "; ".join(words)),
+        _line("", scales if calibrated is None else f"{scales}; calibrated on {calibrated}"),
     ]
 
 

@@ -6,8 +6,10 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from paligemma_jax.models.recipe_text import FITTING, read_recipe
+
+SOME_RECIPES = "int8, int4, float8, mixed, or parts such as attention=int8,mlp=int4:128"
 DTYPES = ("float32", "bfloat16", "float16")
-RECIPES = ("int8", "int8-dynamic", "int4")  # as `paligemma_jax.models.recipe` names them
 CONTEXT = 8192  # tokens, Gemma's
 # As `paligemma_jax.pipeline`, `generation.grammar` and `processing.video` have them, which take
 # long to import.
@@ -143,11 +145,7 @@ def add_model(
             choices=DTYPES,
             help="of weights and activations (default: float32 for demo, else bfloat16)",
         )
-        group.add_argument(
-            "--quantize",
-            choices=RECIPES,
-            help="round the language model's weights to so many bits as they are read",
-        )
+        add_quantize(group, "round the language model's weights to so many bits as they are read")
         group.add_argument(
             "--adapter", metavar="DIR", help="a PEFT directory (LoRA) to add to the weights"
         )
@@ -162,6 +160,11 @@ def add_model(
         metavar="N",
         help="pixels a side that pictures are resized to (default: as the model was trained)",
     )
+
+
+def add_quantize(group: Any, words: str) -> None:
+    """By which recipe to round weights."""
+    group.add_argument("--quantize", type=recipe, metavar="RECIPE", help=f"{words}: {SOME_RECIPES}")
 
 
 def add_mask_codec(group: Any) -> None:
@@ -208,6 +211,15 @@ def some_text(text: str) -> str:
     """Type of an option that is text, not empty."""
     if not text:
         raise argparse.ArgumentTypeError("an empty text is in every answer; some letters fit")
+    return text
+
+
+def recipe(text: str) -> str:
+    """Type of an option that names a recipe for rounding."""
+    try:
+        read_recipe(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{e}; {FITTING}") from e
     return text
 
 

@@ -4,6 +4,7 @@ Letters: B rows, T text tokens, W decoder width, I inputs of a weight.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from paligemma_jax.config import GemmaConfig
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.fused_block import Projection
+from paligemma_jax.models.integers import is_rounded
 from paligemma_jax.models.jitted import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 
@@ -32,22 +35,29 @@ class Texts:
     real: jax.Array
 
 
-def measure_inputs(model: PaliGemma, batches: Iterable[Texts]) -> dict[str, jax.Array]:
-    """Second moments of the inputs of every decoder weight, from an unrolled model.
+def measure_inputs(
+    model: PaliGemma, batches: Iterable[Texts], *, layers: range | None = None
+) -> dict[str, jax.Array]:
+    """Second moments of the inputs of every weight of decoder layers, from an unrolled model.
 
     Batches of one shape compile once. A few hundred texts of the kind that will be asked do. A
-    weight of n inputs takes 4 n ** 2 bytes. Raises ConfigError for other models.
+    weight of n inputs takes 4 n ** 2 bytes; where that is too much for all together, ask for some
+    `layers` at a time (see `calibrate_in_place`). Raises ConfigError for other models.
     """
-    if not isinstance(model.llm.layers, nnx.List) or any(
-        jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(model)
+    blocks = model.llm.layers
+    some = range(model.config.llm.depth) if layers is None else layers
+    if not isinstance(blocks, nnx.List) or any(
+        is_rounded(leaf) for number in some for leaf in jax.tree.leaves(blocks[number])
     ):
         raise ConfigError(
-            "The layers of this model are stacked, or rounded to integers already. Layers one by "
+            "The layers of this model are stacked, or rounded to few bits already. Layers one by "
             "one, as trained, fit. Call measure_inputs(unroll(model), batches)."
         )
     total: dict[str, jax.Array] = {}
     for texts in batches:
-        found = _moments(model, texts.images, texts.tokens, texts.mask_ar, texts.real)
+        found = _moments(
+            model, texts.images, texts.tokens, texts.mask_ar, texts.real, layers=tuple(some)
+        )
         total = {path: x + total[path] if total else x for path, x in found.items()}
     return total
 
@@ -58,13 +68,20 @@ def weight_paths(layer: int) -> dict[str, tuple[str, str]]:
     return {f"llm/layers/{layer}/{owner}/{name}": (owner, name) for owner, name in names}
 
 
-@Jitted
+def moment_bytes(config: GemmaConfig) -> int:
+    """What `measure_inputs` takes for one layer."""
+    inputs = (config.width, config.num_heads * config.head_dim, config.width, config.mlp_dim)
+    return 4 * sum(n**2 for n in inputs)
+
+
+@functools.partial(Jitted, static_argnames="layers")
 def _moments(
     model: PaliGemma,
     images: Float[Array, "B N height width 3"],
     tokens: Int[Array, "B T"],
     mask_ar: Int[Array, "B T"],
     real: Bool[Array, "B T"],
+    layers: tuple[int, ...],
 ) -> dict[str, jax.Array]:
     seen = model.encode_images(images)
     counted = jnp.concatenate([jnp.ones(seen.shape[:2], bool), real], axis=1)
@@ -79,9 +96,10 @@ def _moments(
 
         return call
 
-    layers = model.llm.layers
-    assert isinstance(layers, nnx.List)
-    for number, block in enumerate(layers):
+    blocks = model.llm.layers
+    assert isinstance(blocks, nnx.List)
+    for number in layers:
+        block = blocks[number]
         for path, (owner, name) in weight_paths(number).items():
             holder = vars(getattr(block, owner))  # past the module, which knows modules only
             holder[name] = watched(holder[name], path)

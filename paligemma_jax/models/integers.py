@@ -4,13 +4,16 @@ Letters: O output channels, I inputs, R rows, G groups of inputs with a scale ea
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
+from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.layers import DType
+
+FLOAT8 = jnp.float8_e4m3fn
 
 # Twice as many lower the error by 1 % of it.
 _SHARES = (1.0, 0.93, 0.86, 0.79, 0.7, 0.6)
@@ -72,19 +75,29 @@ def multiply_groups(
     return (grouped * scale.astype(integers.dtype)[:, :, None]).reshape(integers.shape)
 
 
+def is_rounded(array: Any) -> bool:
+    """Whether an array, or what has a dtype, holds numbers of at most 8 bits."""
+    return jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == FLOAT8
+
+
 @runtime_checkable
 class Layout(Protocol):
     """How integers [O, I] lie in memory."""
 
-    def write(self, integers: Int[Array, "O I"]) -> Int[Array, "O stored"]:
+    @property
+    def bits(self) -> int:
+        """Of one integer, whatever it takes there."""
+        ...
+
+    def write(self, integers: Num[Array, "O I"]) -> Num[Array, "O stored"]:
         """As they lie there."""
         ...
 
-    def read(self, stored: Int[Array, "O stored"]) -> Int[Array, "O I"]:
+    def read(self, stored: Num[Array, "O stored"]) -> Num[Array, "O I"]:
         """Inverse of `write`."""
         ...
 
-    def parts(self, stored: Int[Array, "O stored"]) -> tuple[Int[Array, "O part"], ...]:
+    def parts(self, stored: Num[Array, "O stored"]) -> tuple[Num[Array, "O part"], ...]:
         """Columns, in an order that costs nothing: that of `parts_of_rows`."""
         ...
 
@@ -95,19 +108,20 @@ class Layout(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """One after the other, in the dtype that is for them."""
+    """One after the other, in the dtype that is for them, which may be one of floats."""
 
     dtype: DType
+    bits: int = 8
 
-    def write(self, integers: Int[Array, "O I"]) -> Int[Array, "O I"]:
+    def write(self, integers: Num[Array, "O I"]) -> Num[Array, "O I"]:
         """See `Layout`."""
         return integers.astype(self.dtype)
 
-    def read(self, stored: Int[Array, "O I"]) -> Int[Array, "O I"]:
+    def read(self, stored: Num[Array, "O I"]) -> Num[Array, "O I"]:
         """See `Layout`."""
         return stored
 
-    def parts(self, stored: Int[Array, "O I"]) -> tuple[Int[Array, "O I"], ...]:
+    def parts(self, stored: Num[Array, "O I"]) -> tuple[Num[Array, "O I"], ...]:
         """See `Layout`."""
         return (stored,)
 
@@ -124,6 +138,11 @@ class Pairs:
     """
 
     groups: int
+
+    @property
+    def bits(self) -> int:
+        """See `Layout`."""
+        return 4
 
     def write(self, integers: Int[Array, "O I"]) -> Int[Array, "O half"]:
         """See `Layout`."""
@@ -146,3 +165,30 @@ class Pairs:
     def _halves(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         grouped = x.reshape(x.shape[0], self.groups, 2, -1)
         return grouped[:, :, 0].reshape(x.shape[0], -1), grouped[:, :, 1].reshape(x.shape[0], -1)
+
+
+def layout_of_4_bits(columns: int, groups: int) -> Layout:
+    """That of so many columns on this device."""
+    if not on_cpu():
+        return Plain(jnp.int4, 4)  # two a byte; XLA widens them inside of a product
+    return _bytes_of_4_bits(columns, groups)
+
+
+def as_in_files(values: Num[Array, "O stored"], groups: int) -> Num[Array, "O in_files"]:
+    """Integers of a matrix as files have them, the same from every device."""
+    if values.dtype != jnp.int4:
+        return values
+    return _bytes_of_4_bits(values.shape[1], groups).write(values)
+
+
+def as_on_device(
+    values: Int[Array, "O in_files"], columns: int, groups: int
+) -> Int[Array, "O stored"]:
+    """Inverse of `as_in_files` for integers of 4 bits, so many in a row."""
+    layout = layout_of_4_bits(columns, groups)
+    in_files = _bytes_of_4_bits(columns, groups)
+    return values if layout == in_files else layout.write(in_files.read(values))
+
+
+def _bytes_of_4_bits(columns: int, groups: int) -> Layout:
+    return Plain(jnp.int8, 4) if columns // groups % 2 else Pairs(groups)

@@ -13,12 +13,13 @@ from jaxtyping import Array, Float
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.einsum_axes import EINSUM_AXES, Axes
+from paligemma_jax.models.formats import Format, Int8Dynamic
 from paligemma_jax.models.frozen_product import frozen_product
 from paligemma_jax.models.layers import Dense, DType, Einsum
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.quantized_layers import quantize_layer
 from paligemma_jax.models.quantized_matrix import Matrix
-from paligemma_jax.models.recipe import Format, Int8Dynamic, Recipe, find_recipe
+from paligemma_jax.models.recipe import Recipe, find_recipe
 
 
 class QuantizedEinsum(nnx.Module):

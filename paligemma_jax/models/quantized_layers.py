@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from paligemma_jax.models.formats import Format, Int4
 from paligemma_jax.models.frozen_product import frozen_product
 from paligemma_jax.models.fused_block import Projection
 from paligemma_jax.models.gemma import Embedder, Head
 from paligemma_jax.models.layers import Dense, DType
 from paligemma_jax.models.quantized_matrix import Matrix
-from paligemma_jax.models.recipe import Format, Int4
 
 
 class QuantizedProjection(nnx.Module):

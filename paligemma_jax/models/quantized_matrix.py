@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from paligemma_jax.models.backend import on_cpu
 from paligemma_jax.models.contraction import contract
@@ -38,12 +38,13 @@ class Matrix(Protocol):
 class QuantizedMatrix(nnx.Module):
     """Integers with a scale for each row, or each group of inputs; only the weights are rounded.
 
-    With one scale a row, integers are multiplied as they are, exactly in bfloat16 too, and the
-    float32 sum is scaled. With groups they are scaled before the product, in the rows' dtype: on
-    CPUs a block of rows at a time, elsewhere inside of the product (see `Jitted`).
+    Floats of 8 bits may stand for the integers. With one scale a row, these are multiplied as they
+    are, exactly in bfloat16 too, and the float32 sum is scaled. With groups they are scaled before
+    the product, in the rows' dtype: on CPUs a block of rows at a time, elsewhere inside of the
+    product (see `Jitted`).
     """
 
-    def __init__(self, values: Int[Array, "O stored"], scale: Float[Array, "O G"], layout: Layout):
+    def __init__(self, values: Num[Array, "O stored"], scale: Float[Array, "O G"], layout: Layout):
         self.layout = layout
         self.values = nnx.Param(values)
         self.scale = nnx.Param(scale)
@@ -68,7 +69,7 @@ class QuantizedMatrix(nnx.Module):
         return found.reshape(*rows.shape, -1)
 
     def _product_on_cpu(
-        self, values: Int[Array, "O stored"], scale: Float[Array, "O G"], x: Float[Array, "R I"]
+        self, values: Num[Array, "O stored"], scale: Float[Array, "O G"], x: Float[Array, "R I"]
     ) -> Float[Array, "R O"]:
         rows, columns = x.shape
         dtype = jnp.float32 if rows <= FEW_ROWS_ON_CPU else x.dtype

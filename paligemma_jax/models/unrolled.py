@@ -20,8 +20,9 @@ from flax import nnx
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.abstract import abstract_params, from_params, to_params
+from paligemma_jax.models.abstract import abstract_model, abstract_params, from_params, to_params
 from paligemma_jax.models.fused_block import make_fused_block
+from paligemma_jax.models.integers import is_rounded
 from paligemma_jax.models.layers import DType
 from paligemma_jax.models.lora import merge_lora
 from paligemma_jax.models.paligemma import PaliGemma
@@ -154,16 +155,14 @@ def abstract_unrolled(
     config: PaliGemmaConfig, dtype: DType = jnp.float32, param_dtype: DType = jnp.float32
 ) -> PaliGemma:
     """The unrolled module with shapes and dtypes in place of arrays."""
-
-    def make() -> PaliGemma:
-        kw = dict(dtype=dtype, param_dtype=param_dtype)
-        model = PaliGemma(config, rngs=nnx.Rngs(0), **kw)
-        text = [make_fused_block(config.llm, **kw) for _ in range(config.llm.depth)]
-        image = [Block(config.img, rngs=nnx.Rngs(0), **kw) for _ in range(config.img.depth)]
-        model.llm.layers, model.img.blocks = nnx.List(text), nnx.List(image)
-        return model
-
-    return nnx.eval_shape(make)
+    kw = dict(dtype=dtype, param_dtype=param_dtype)
+    model = abstract_model(config, **kw)
+    # One of each and copies of it: JAX takes a second for the layers of a published model.
+    text = nnx.eval_shape(lambda: make_fused_block(config.llm, **kw))
+    image = nnx.eval_shape(lambda: Block(config.img, rngs=nnx.Rngs(0), **kw))
+    model.llm.layers = nnx.List([nnx.clone(text) for _ in range(config.llm.depth)])
+    model.img.blocks = nnx.List([nnx.clone(image) for _ in range(config.img.depth)])
+    return model
 
 
 def restack(model: PaliGemma) -> PaliGemma:
@@ -181,7 +180,7 @@ def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array
     """Path and maker of every parameter in the stacked form, from a model in either form.
 
     Each array is made when its maker is called, so that only one need be held at a time. Adapters
-    are merged, see `merge_lora`. Raises ConfigError for weights that are rounded to integers.
+    are merged, see `merge_lora`. Raises ConfigError for weights that are rounded.
     """
     params = flatten(to_params(plain(model)))
     if not is_unrolled(model):
@@ -197,9 +196,9 @@ def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array
 
 
 def plain(model: PaliGemma) -> PaliGemma:
-    """The model without adapters; ConfigError for one whose weights are integers."""
+    """The model without adapters; ConfigError for one whose weights are rounded."""
     model = merge_lora(model)
-    if any(jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in jax.tree.leaves(model)):
+    if any(map(is_rounded, jax.tree.leaves(model))):
         raise ConfigError(
             "The weights of this model are quantized, and those they were made of are gone. A "
             "model as it was trained fits. Load it without quantize=, and quantize what you load "

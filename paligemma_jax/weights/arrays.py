@@ -16,6 +16,8 @@ FLOATS = {
     "float16": np.dtype(np.float16),
     "bfloat16": BFLOAT16,
 }
+# What stores may hold: floats, and numbers of few bits.
+NUMBERS = {**FLOATS, **{d.name: d for d in map(np.dtype, (np.int8, ml_dtypes.float8_e4m3fn))}}
 _ALIGNMENT = 64  # bytes; jax.device_put on CPU aliases arrays that start at a multiple of it
 _STRIP = 32  # columns; a strip of both sides of a transposition stays in the cache (5x faster)
 

@@ -9,11 +9,20 @@ import numpy as np
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.weights.resample import resample_position_embeddings
-from paligemma_jax.weights.source import Fill, Progress, TensorSpec, Weights, fill_from, read_tensor
+from paligemma_jax.weights.source import (
+    SCALE,
+    VALUES,
+    Fill,
+    Progress,
+    TensorSpec,
+    Weights,
+    fill_from,
+    read_tensor,
+)
 
 POSITIONS = "img/pos_embed"
-# Bits of the exponent, all set in infinities and NaNs.
-_EXPONENT = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
+# Bits that are all set in infinities and NaNs: of the exponent, or in e4m3fn all but the sign.
+_EXPONENT = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80, "float8_e4m3fn": 0x7F}
 _BLOCK = 8 << 20  # elements
 
 
@@ -30,6 +39,17 @@ class Cast:
 
     def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
         return self._weights.pieces(name, dtype)
+
+
+def cast_floats(weights: Weights, dtype: np.dtype) -> Weights:
+    """Weights of another dtype; values and scales of few bits stay as they are."""
+    return Cast(
+        weights,
+        {
+            name: spec.dtype if name.endswith((VALUES, SCALE)) else dtype
+            for name, spec in weights.specs.items()
+        },
+    )
 
 
 class Resampled:
@@ -89,6 +109,8 @@ class Finite:
 
 def is_finite(array: np.ndarray) -> bool:
     """Whether no value is infinite or NaN; of any strides, block by block."""
+    if array.dtype.name not in _EXPONENT:
+        return True  # integers
     bits = array.view(f"u{array.itemsize}").ravel(order="K")
     exponent = bits.dtype.type(_EXPONENT[array.dtype.name])
     return not any(

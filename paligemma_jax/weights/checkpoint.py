@@ -13,6 +13,7 @@ import numpy as np
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.models.mask_vae import MaskVAE
+from paligemma_jax.models.recipe import Mixed, spell_recipe
 from paligemma_jax.processing.tokenizer import Tokenizer
 from paligemma_jax.weights.arrays import DTypeLike, as_float_dtype
 from paligemma_jax.weights.big_vision import BigVisionSource
@@ -26,7 +27,10 @@ from paligemma_jax.weights.companions import (
 from paligemma_jax.weights.huggingface import HuggingFaceSource
 from paligemma_jax.weights.mask_vae import load_mask_vae
 from paligemma_jax.weights.parts import find_parts
+from paligemma_jax.weights.rounded_weights import weight_counts
 from paligemma_jax.weights.source import (
+    SCALE,
+    VALUES,
     Fill,
     Progress,
     Source,
@@ -51,7 +55,8 @@ class Checkpoint:
     Attributes:
       kind: "big_vision" (npz), "huggingface" (directory) or "store" (ours).
       config: inferred from the files, or the one given.
-      specs: shape and stored dtype of each parameter by its path.
+      specs: shape and stored dtype of each parameter by its path; of few bits, see `StoreSource`.
+      recipe: that the weights are rounded by; None for floats.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Checkpoint:
         self.path: Path = source.path
         self.config: PaliGemmaConfig = source.config
         self.specs: dict[str, TensorSpec] = dict(source.specs)
+        self.recipe: Mixed | None = source.recipe if isinstance(source, StoreSource) else None
 
     @functools.cached_property
     def processor_settings(self) -> dict[str, Any]:
@@ -134,6 +140,17 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Size of the parameters as stored."""
         return sum(spec.nbytes for spec in self.specs.values())
+
+    def require_floats(self) -> None:
+        """Raises CheckpointError where weights are rounded already."""
+        if self.recipe is not None:
+            raise CheckpointError(
+                f"The weights in {self.path} are rounded already ({spell_recipe(self.recipe)}). To "
+                "train, to round in another way, and for adapters, weights as they were trained "
+                "fit; training rounds them itself where it is told to (quantize). Name the "
+                "checkpoint that these were made of, or take the floats that are left: paligemma "
+                f"convert {self.path} TARGET --dequantize"
+            )
 
     def tensors(
         self, dtype: DTypeLike = None, progress: Progress | None = None
@@ -236,7 +253,11 @@ def _open_directory(path: Path, config: PaliGemmaConfig | None, verify: bool) ->
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointInfo:
-    """What a checkpoint is, from its headers; `dtypes` counts parameters by stored dtype."""
+    """What a checkpoint is, from its headers.
+
+    `dtypes` counts parameters by stored dtype, or by their bits ("int4"); `scale_nbytes` is what
+    the scales of the latter take of `nbytes`.
+    """
 
     path: Path
     kind: str
@@ -247,14 +268,23 @@ class CheckpointInfo:
     processor: dict[str, Any]
     has_tokenizer: bool
     has_mask_codec: bool
+    recipe: Mixed | None
+    scale_nbytes: int
+    origin: dict[str, Any]
 
 
 def describe(path: str | os.PathLike[str]) -> CheckpointInfo:
     """Reads what `paligemma info PATH` prints, no weights; raises CheckpointError."""
     with open_checkpoint(path) as checkpoint:
         dtypes: Counter[str] = Counter()
-        for spec in checkpoint.specs.values():
-            dtypes[spec.dtype.name] += spec.size
+        scales = 0
+        for name, spec in checkpoint.specs.items():
+            if name.endswith(SCALE):
+                scales += spec.nbytes
+            elif not name.endswith(VALUES):
+                dtypes[spec.dtype.name] += spec.size
+        if checkpoint.recipe is not None:
+            dtypes.update(weight_counts(checkpoint.config, checkpoint.recipe))
         return CheckpointInfo(
             path=checkpoint.path,
             kind=checkpoint.kind,
@@ -265,4 +295,7 @@ def describe(path: str | os.PathLike[str]) -> CheckpointInfo:
             processor=checkpoint.processor_settings,
             has_tokenizer=checkpoint.tokenizer is not None,
             has_mask_codec=checkpoint.mask_codec is not None,
+            recipe=checkpoint.recipe,
+            scale_nbytes=scales,
+            origin=checkpoint.origin,
         )

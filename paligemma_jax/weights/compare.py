@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights.arrays import aligned_empty
-from paligemma_jax.weights.source import Weights, piece_shapes
+from paligemma_jax.weights.source import Weights, families, read_pieces
 from paligemma_jax.weights.strict import find_problems
 
 
@@ -23,9 +23,10 @@ def require_equal(written: Weights, wanted: Weights, path: Path) -> None:
         {name: spec.shape for name, spec in wanted.specs.items()},
     )
     problems += _config_problems(written.config, wanted.config)
-    for name in wanted.specs:
-        if name in written.specs and written.specs[name].shape == wanted.specs[name].shape:
-            problems += _differences(written, wanted, name)
+    found = written.specs
+    for family in families(wanted.specs):
+        if all(n in found and found[n].shape == wanted.specs[n].shape for n in family):
+            problems += _differences(written, wanted, family)
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         listing = "\n  ".join(problems)
@@ -56,18 +57,22 @@ def _alike(a: object, b: object) -> bool:
     return a == b
 
 
-def _differences(written: Weights, wanted: Weights, name: str) -> list[str]:
-    """A line if any value differs."""
-    spec, found = wanted.specs[name], written.specs[name]
-    if found.dtype != spec.dtype:
-        return [f"dtype       {name}: {found.dtype}, not {spec.dtype}"]
-    differ = 0
-    fills = zip(written.pieces(name, spec.dtype), wanted.pieces(name, spec.dtype), strict=True)
-    for shape, both in zip(piece_shapes(name, spec.shape), fills, strict=True):
-        arrays = []
-        for fill in both:
-            array = aligned_empty(shape, spec.dtype)
-            fill(array)
-            arrays.append(array.view(f"u{array.itemsize}"))
-        differ += int(np.count_nonzero(np.not_equal(*arrays)))
-    return [f"values      {name}: {differ:,} of {spec.size:,} differ"] if differ else []
+def _differences(written: Weights, wanted: Weights, family: Sequence[str]) -> list[str]:
+    """A line for each tensor of which any value differs; see `families`."""
+    problems = []
+    for name in family:
+        spec, found = wanted.specs[name], written.specs[name]
+        if found.dtype != spec.dtype:
+            problems.append(f"dtype       {name}: {found.dtype}, not {spec.dtype}")
+    if problems:
+        return problems
+    differ = [0] * len(family)
+    for pairs in zip(read_pieces(written, family), read_pieces(wanted, family), strict=True):
+        for number, both in enumerate(zip(*pairs, strict=True)):
+            bits = [array.view(f"u{array.itemsize}") for array in both]
+            differ[number] += int(np.count_nonzero(np.not_equal(*bits)))
+    return [
+        f"values      {name}: {count:,} of {wanted.specs[name].size:,} differ"
+        for name, count in zip(family, differ, strict=True)
+        if count
+    ]

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paligemma_jax.models.recipe import Mixed
+
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
@@ -15,6 +17,7 @@ class Contents:
       tokenizer: the SentencePiece model; None only for a file that has room for weights alone.
       mask_codec: an npz of the codec of <seg> tokens.
       origin: where the weights came from.
+      recipe: that the weights are rounded by; None for floats.
       tokenizer_files: Hugging Face's own files of the same tokenizer, to be copied as they are.
     """
 
@@ -22,4 +25,5 @@ class Contents:
     tokenizer: bytes | None
     mask_codec: bytes | None = None
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    recipe: Mixed | None = None
     tokenizer_files: Mapping[str, Path] = dataclasses.field(default_factory=dict)

@@ -4,17 +4,18 @@ import os
 from pathlib import Path
 
 from paligemma_jax.errors import CheckpointError, ConfigError
+from paligemma_jax.models.recipe import spell_recipe
 from paligemma_jax.weights.arrays import DTypeLike, as_float_dtype
-from paligemma_jax.weights.changed_weights import Cast, Finite, Resampled, Watched
+from paligemma_jax.weights.changed_weights import Finite, Resampled, Watched, cast_floats
 from paligemma_jax.weights.compare import require_equal
 from paligemma_jax.weights.contents import Contents
 from paligemma_jax.weights.formats import Format, find_format
 from paligemma_jax.weights.load import with_resolution
 from paligemma_jax.weights.npz_writer import BigVision
+from paligemma_jax.weights.rounded_weights import few_bit_specs, float_shapes
 from paligemma_jax.weights.source import Progress, Weights
 from paligemma_jax.weights.staging import staged
 from paligemma_jax.weights.strict import require_fit
-from paligemma_jax.weights.tree import expected_shapes
 
 
 def export_weights(
@@ -36,11 +37,11 @@ def export_weights(
 
     Args:
       target: which does not exist yet.
-      weights: must fit their configuration, and be finite.
+      weights: must fit their configuration and `contents.recipe`, and be finite.
       contents: what goes along with them.
       format: "orbax", "huggingface", "big_vision", or one of their classes with its settings.
       what: the weights are, in messages; "the model" otherwise.
-      dtype: casts every weight; stored dtypes stay otherwise.
+      dtype: casts every float; stored dtypes stay otherwise, and those of few bits in any case.
       resolution: resamples the position embeddings to pictures of so many pixels a side.
       verify: reads what was written again, and compares it with `weights` bit by bit.
       progress: called with what is being written, bytes done and bytes in all.
@@ -51,8 +52,17 @@ def export_weights(
     what = what or "the model"
     changed = _changed(weights, dtype, resolution)
     found = {name: spec.shape for name, spec in changed.specs.items()}
-    require_fit(what, found, expected_shapes(changed.config))
+    few_bits = {} if contents.recipe is None else few_bit_specs(changed.config, contents.recipe)
+    wanted = {name: spec.shape for name, spec in few_bits.items()}
+    require_fit(what, found, wanted | float_shapes(changed.config, contents.recipe))
     _check_name(path, writer)
+    if contents.recipe is not None and not writer.few_bits:
+        raise CheckpointError(
+            f"{path} cannot be written: the weights of {what} are rounded to few bits "
+            f"({spell_recipe(contents.recipe)}), and {writer.name} has room for floats only. Our "
+            "own store fits, or the floats that are left of them. Say: paligemma convert SOURCE "
+            f"TARGET --to {writer.name} --dequantize"
+        )
     writer.check(path, changed)
     if contents.tokenizer is None and writer.needs_tokenizer(path):
         raise CheckpointError(
@@ -75,7 +85,7 @@ def _changed(weights: Weights, dtype: DTypeLike, resolution: int | None) -> Weig
     if config != weights.config:
         weights = Resampled(weights, config)
     if dtype is not None:
-        weights = Cast(weights, dict.fromkeys(weights.specs, as_float_dtype(dtype)))
+        weights = cast_floats(weights, as_float_dtype(dtype))
     return weights
 
 

@@ -13,9 +13,14 @@ from paligemma_jax.weights.store import Orbax
 
 @runtime_checkable
 class Format(Protocol):
-    """Writes a model in one of the formats it is published or kept in."""
+    """Writes a model in one of the formats it is published or kept in.
+
+    Attributes:
+      few_bits: whether it has room for weights of few bits.
+    """
 
     name: ClassVar[str]
+    few_bits: ClassVar[bool]
 
     def is_file(self, target: Path) -> bool:
         """Whether `target` is to be one file; else it is a directory."""

@@ -43,6 +43,7 @@ class HuggingFace:
     """
 
     name: ClassVar[str] = "huggingface"
+    few_bits: ClassVar[bool] = False
     shard_bytes: int = 5_000_000_000
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ def load_from(
     progress: Progress | None = None,
 ) -> tuple[PaliGemmaConfig, dict[str, Any]]:
     """`load_params` of an opened checkpoint."""
+    checkpoint.require_floats()
     config = with_resolution(checkpoint.config, resolution)
     leaves = load_leaves(checkpoint, config, dtype, progress=progress)
     return config, nest(dict(leaves))

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights.arrays import FLOATS, as_bytes
+from paligemma_jax.weights.arrays import NUMBERS, as_bytes
 from paligemma_jax.weights.source import TensorSpec
 
 MANIFEST = "MANIFEST.json"
 FORMAT = "paligemma-jax"
 STACKED = 1  # the version in which every parameter was one array
-VERSION = 2  # layers, and groups of rows of the table of tokens, are arrays of their own
+PIECES = 2  # layers, and groups of rows of the table of tokens, are arrays of their own
+FEW_BITS = 3  # and there are matrices of few bits among them
+NEWEST = FEW_BITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ArrayDigest:
 
     @property
     def spec(self) -> TensorSpec:
-        return TensorSpec(self.shape, FLOATS[self.dtype])
+        return TensorSpec(self.shape, NUMBERS[self.dtype])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Manifest:
 
     files: Mapping[str, FileDigest]
     arrays: Mapping[str, ArrayDigest]
-    version: int = VERSION
+    version: int = PIECES
 
     def write(self, directory: Path) -> None:
         """Writes and synchronises MANIFEST.json; the last file of a store."""
@@ -70,10 +72,10 @@ class Manifest:
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']!r}")
             version = int(content["version"])
-            if version > VERSION:
+            if version > NEWEST:
                 raise CheckpointError(
                     f"{directory} is a store of version {version}; this library reads up to "
-                    f"{VERSION}. A newer library fits. Run: pip install --upgrade paligemma-jax"
+                    f"{NEWEST}. A newer library fits. Run: pip install --upgrade paligemma-jax"
                 )
             return cls(
                 files={name: _file_digest(v) for name, v in content["files"].items()},
@@ -119,7 +121,7 @@ def _file_digest(values: Mapping[str, Any]) -> FileDigest:
 
 def _array_digest(values: Mapping[str, Any]) -> ArrayDigest:
     digest = ArrayDigest(**{**values, "shape": tuple(values["shape"])})
-    if digest.dtype not in FLOATS or digest.spec.nbytes != digest.bytes:
+    if digest.dtype not in NUMBERS or digest.spec.nbytes != digest.bytes:
         raise ValueError(f"{digest}")
     return digest
 

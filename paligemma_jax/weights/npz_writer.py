@@ -31,6 +31,7 @@ class BigVision:
     """
 
     name: ClassVar[str] = "big_vision"
+    few_bits: ClassVar[bool] = False
 
     def is_file(self, target: Path) -> bool:
         """Whether `target` is to be one file."""

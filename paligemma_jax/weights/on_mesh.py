@@ -47,6 +47,7 @@ def load_on_mesh(
     devices hold, where the format lets it: pieces of a store, any part of safetensors. An npz is
     read from beginning to end. Raises CheckpointError.
     """
+    checkpoint.require_floats()
     leaves: dict[str, jax.Array] = {}
     shapes, done = expected_shapes(config), 0
     for name in largest_first(checkpoint.specs):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +16,13 @@ Shape = tuple[int, ...]
 Progress = Callable[[str, int, int], None]  # what is done, bytes done, bytes in all
 Fill = Callable[[np.ndarray], None]  # copies a piece into an array of any strides, with a cast
 LAYERED = ("img/blocks/", "llm/layers/")  # tensors whose first axis is the layer
-TABLES = ("llm/embedder/input_embedding", "llm/lm_head/w")  # a row for each token
+VALUES, SCALE = "/matrix/values", "/matrix/scale"  # of a matrix of few bits
+# A row for each token.
+TABLES = (
+    "llm/embedder/input_embedding",
+    "llm/lm_head/w",
+    *(f"llm/{name}{end}" for name in ("embedder", "lm_head") for end in (VALUES, SCALE)),
+)
 TABLE_ROWS = 8192  # of a piece; a part of the format of stores
 
 
@@ -126,6 +132,48 @@ def read_tensor(weights: Weights, name: str, dtype: np.dtype) -> np.ndarray:
     for target, fill in zip(split(name, result), weights.pieces(name, dtype), strict=True):
         fill(target)
     return result
+
+
+def read_pieces(weights: Weights, names: Sequence[str]) -> Iterator[list[np.ndarray]]:
+    """The pieces of tensors that have equally many, in turn and as they are stored.
+
+    Raises CheckpointError.
+    """
+    specs = [weights.specs[name] for name in names]
+    shapes = [piece_shapes(name, spec.shape) for name, spec in zip(names, specs, strict=True)]
+    fills = [weights.pieces(name, spec.dtype) for name, spec in zip(names, specs, strict=True)]
+    for together in zip(*shapes, strict=True):
+        arrays = []
+        for shape, spec, of_tensor in zip(together, specs, fills, strict=True):
+            arrays.append(aligned_empty(shape, spec.dtype))
+            next(of_tensor)(arrays[-1])
+        yield arrays
+        del arrays  # or they would stay while the next ones are read
+    for of_tensor in fills:
+        if next(of_tensor, None) is not None:  # a digest is compared after the last piece
+            raise ValueError(f"{names} have more pieces than their shapes tell")
+
+
+def read_together(weights: Weights, names: Sequence[str]) -> list[np.ndarray]:
+    """Tensors whose pieces are read in turn; see `read_pieces`."""
+    specs = [weights.specs[name] for name in names]
+    whole = [aligned_empty(spec.shape, spec.dtype) for spec in specs]
+    places = (piece_places(name, spec.shape) for name, spec in zip(names, specs, strict=True))
+    for at, arrays in zip(zip(*places, strict=True), read_pieces(weights, names), strict=True):
+        for target, place, array in zip(whole, at, arrays, strict=True):
+            target[place] = array
+    return whole
+
+
+def families(specs: Mapping[str, TensorSpec]) -> list[tuple[str, ...]]:
+    """Names, the largest first, with those together that are made together: values and scales."""
+    found = []
+    for name in largest_first(specs):
+        if name.endswith(VALUES):
+            found.append((name, name.removesuffix(VALUES) + SCALE))
+        elif not name.endswith(SCALE):
+            found.append((name,))
+    return found
 
 
 def largest_first(specs: Mapping[str, TensorSpec]) -> list[str]:

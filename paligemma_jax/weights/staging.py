@@ -19,7 +19,7 @@ def staged(target: Path, nbytes: int, *, is_file: bool = False) -> Iterator[Path
     block writes. Raises CheckpointError where nothing can be written.
     """
     target = target.absolute()
-    _refuse_existing(target)
+    refuse_existing(target)
     staging = staging_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def staged(target: Path, nbytes: int, *, is_file: bool = False) -> Iterator[Path
     try:
         yield staging
         sync_tree(staging)
-        _refuse_existing(target)
+        refuse_existing(target)
         os.rename(staging, target)
         _sync(target.parent)
     except BaseException as e:
@@ -68,7 +68,8 @@ def sync_tree(directory: Path) -> None:
         _sync(Path(root))
 
 
-def _refuse_existing(target: Path) -> None:
+def refuse_existing(target: Path) -> None:
+    """Raises CheckpointError where there is anything already."""
     if os.path.lexists(target):
         raise CheckpointError(
             f"{target} exists already, and nothing is ever overwritten. A new path fits. "

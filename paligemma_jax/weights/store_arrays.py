@@ -21,7 +21,7 @@ from paligemma_jax.weights.source import (
     piece_shapes,
     split,
 )
-from paligemma_jax.weights.strict import require_fit
+from paligemma_jax.weights.strict import find_problems, misfit, require_fit
 
 PARAMS = "params"
 
@@ -46,22 +46,38 @@ class StoredArrays(Protocol):
 
 
 def open_arrays(
-    path: Path, manifest: Manifest, shapes: Mapping[str, Shape], *, verify: bool
+    path: Path,
+    manifest: Manifest,
+    shapes: Mapping[str, Shape],
+    few_bits: Mapping[str, TensorSpec],
+    *,
+    verify: bool,
 ) -> StoredArrays:
-    """The arrays of a store whose parameters must have `shapes`; raises CheckpointError."""
-    kind = StackedArrays if manifest.version == STACKED else PieceArrays
-    return kind(path, manifest, shapes, verify=verify)
+    """The arrays of a store; raises CheckpointError that names all that do not fit.
+
+    Floats must have `shapes`, and values and scales of few bits be as `few_bits` says.
+    """
+    if manifest.version == STACKED:
+        return StackedArrays(path, manifest, shapes, verify=verify)
+    return PieceArrays(path, manifest, shapes, few_bits, verify=verify)
 
 
 class PieceArrays:
     """An array for each piece of a parameter."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, shapes: Mapping[str, Shape], *, verify: bool
+        self,
+        path: Path,
+        manifest: Manifest,
+        floats: Mapping[str, Shape],
+        few_bits: Mapping[str, TensorSpec],
+        *,
+        verify: bool,
     ):
         self._path = path
         self._manifest = manifest
         self._verify = verify
+        shapes = {name: spec.shape for name, spec in few_bits.items()} | dict(floats)
         self._names = {name: stored_names(name, shape) for name, shape in shapes.items()}
         stored = {name: digest.spec for name, digest in manifest.arrays.items()}
         expected = {
@@ -69,7 +85,15 @@ class PieceArrays:
             for name, shape in shapes.items()
             for part, piece in zip(self._names[name], piece_shapes(name, shape), strict=True)
         }
-        require_fit(path, {name: spec.shape for name, spec in stored.items()}, expected)
+        problems = find_problems({name: spec.shape for name, spec in stored.items()}, expected)
+        dtypes = {
+            part: few_bits[n].dtype if n in few_bits else None
+            for n in shapes
+            for part in self._names[n]
+        }
+        problems += _find_other_dtypes(stored, dtypes)
+        if problems:
+            raise misfit(path, problems)
         self._stored = stored
         self.specs = {name: TensorSpec(shape, self._dtype(name)) for name, shape in shapes.items()}
         self._tree = TreeReader(path / PARAMS, stored, self._names.values())
@@ -103,6 +127,19 @@ class PieceArrays:
                 yield fill_from(array)
                 if digest and digest.result() != self._manifest.arrays[part]:
                     raise damaged(self._path, [f"{part} was changed (sha256 differs)"])
+
+
+def _find_other_dtypes(
+    stored: Mapping[str, TensorSpec], expected: Mapping[str, np.dtype | None]
+) -> list[str]:
+    """A line for each array of another dtype; None stands for any float."""
+    problems = []
+    for name, wanted in expected.items():
+        found = stored[name].dtype if name in stored else None
+        if found is None or found == wanted or (wanted is None and found.name in FLOATS):
+            continue
+        problems.append(f"dtype       {name}: checkpoint {found}, model {wanted or 'a float'}")
+    return problems
 
 
 class StackedArrays:

@@ -8,14 +8,14 @@ import pytest
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.abstract import to_params
 from paligemma_jax.models.calibrated import fit_rows_to_inputs
-from paligemma_jax.models.calibration import Texts, measure_inputs, weight_paths
+from paligemma_jax.models.calibration import Texts, measure_inputs, moment_bytes, weight_paths
 from paligemma_jax.models.integers import Pairs, fit_rows, multiply_groups
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.paths import flatten
-from paligemma_jax.models.quantization import quantize
-from paligemma_jax.models.recipe import Int4
+from paligemma_jax.models.quantization import calibrate_in_place, calibration_rounds, quantize
+from paligemma_jax.models.recipe import Int4, Mixed
 from paligemma_jax.models.unrolled import unroll
-from tests.tiny import prompts
+from tests.tiny import prompts, random_model
 
 rng = np.random.default_rng(0)
 MATRIX = rng.normal(size=(16, 24)).astype(np.float32)
@@ -67,6 +67,32 @@ def test_other_models_are_refused(tiny_model: PaliGemma):
     for model in (tiny_model, quantize(tiny_model, "int8")):
         with pytest.raises(ConfigError, match="unroll"):
             measure_inputs(model, [])
+
+
+def test_layers_are_calibrated_in_turn(tiny_model: PaliGemma):
+    """Later ones by what comes out of those that are rounded already."""
+    recipe = Mixed(attention=Int4(8), mlp=Int4(8))
+    config, texts = tiny_model.config, [_texts(0)]
+    size = moment_bytes(config.llm)
+    assert calibration_rounds(config, 2 * size) == [range(0, 2), range(2, 3)]
+    assert calibration_rounds(config, 1) == [range(n, n + 1) for n in range(3)]
+    models = []
+    for memory in (1, 99 * size):
+        model = unroll(random_model(config))
+        calibrate_in_place(model, recipe, lambda: texts, memory=memory)
+        models.append(flatten(to_params(model)))
+    together = flatten(to_params(quantize(tiny_model, recipe, inputs=measure_inputs(
+        unroll(tiny_model), texts
+    ))))  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, models[1], together)
+    same = {n: np.array_equal(models[0][n], models[1][n]) for n in models[0] if "values" in n}
+    assert all(same[n] for n in same if n.startswith("llm/layers/0/") or "embedder" in n)
+    assert not all(same[n] for n in same if n.startswith("llm/layers/1/"))
+
+
+def test_what_is_not_calibrated(tiny_model: PaliGemma):
+    with pytest.raises(ConfigError, match="--recipe int4"):
+        calibrate_in_place(unroll(tiny_model), "int8", list)
 
 
 def test_a_model_is_rounded_by_them(tiny_model: PaliGemma):

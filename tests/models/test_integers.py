@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.models import integers
+from paligemma_jax.models import backend, integers
 from paligemma_jax.models.integers import (
     Layout,
     Pairs,
     Plain,
+    as_in_files,
+    as_on_device,
     fit_rows,
+    layout_of_4_bits,
     multiply_groups,
     round_rows,
 )
@@ -87,3 +90,20 @@ def test_layouts(layout: Layout):
 
 def test_pairs_take_half_a_byte():
     assert Pairs(1).write(jnp.ones((6, 24), jnp.int8)).nbytes == 6 * 24 // 2
+
+
+@pytest.mark.parametrize("columns", [24, 21])
+def test_files_are_the_same_from_every_device(columns: int, monkeypatch: pytest.MonkeyPatch):
+    numbers = jnp.asarray(np.random.default_rng(0).integers(-8, 8, (5, columns)), jnp.int8)
+    layout = layout_of_4_bits(columns, 3)
+    here = layout.write(numbers)
+    assert here.shape[1] == (12 if columns == 24 else 21)  # odd groups take a byte for each
+    np.testing.assert_array_equal(as_in_files(here, 3), here)
+    np.testing.assert_array_equal(as_on_device(here, columns, 3), here)
+    monkeypatch.setattr(backend, "name", lambda: "gpu")
+    there = layout_of_4_bits(columns, 3).write(numbers)
+    assert there.dtype == jnp.int4 and there.shape == (5, columns)
+    np.testing.assert_array_equal(as_in_files(there, 3), here)
+    found = as_on_device(here, columns, 3)
+    assert found.dtype == jnp.int4
+    np.testing.assert_array_equal(found, there)

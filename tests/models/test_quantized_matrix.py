@@ -5,16 +5,30 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models import backend, recipe, row_blocks
+from paligemma_jax.models import backend, row_blocks
+from paligemma_jax.models.formats import Float8, Format, Int4, Int8, Int8Dynamic
 from paligemma_jax.models.quantized_matrix import QuantizedMatrix
-from paligemma_jax.models.recipe import Format, Int4, Int8, Int8Dynamic, Mixed, find_recipe
+from paligemma_jax.models.recipe import (
+    Mixed,
+    find_recipe,
+    recipe_from_names,
+    recipe_names,
+    spell_recipe,
+)
 
 ROWS = (1, 2, 8, 17, 40)
 rng = np.random.default_rng(0)
 MATRIX = rng.normal(size=(300, 256)).astype(np.float32)
 INPUTS = rng.normal(size=(max(ROWS), 256)).astype(np.float32)
 # What rounding may do to a product, over the norms of row and matrix row: the worst of 12,000.
-BOUNDS = {Int8(): 0.003, Int8Dynamic(): 0.004, Int4(): 0.025, Int4(None): 0.03, Int4(128): 0.03}
+BOUNDS = {
+    Int8(): 0.003,
+    Float8(): 0.01,
+    Int8Dynamic(): 0.004,
+    Int4(): 0.025,
+    Int4(None): 0.03,
+    Int4(128): 0.03,
+}
 
 
 def stored(format: Format) -> np.ndarray:
@@ -46,7 +60,7 @@ def test_product(device: str, format: Format, rows: int):
     assert np.max(np.abs(y - x @ MATRIX.T) / size) < BOUNDS[format]
 
 
-@pytest.mark.parametrize("format", [Int8(), Int4(), Int4(None)], ids=str)
+@pytest.mark.parametrize("format", [Int8(), Float8(), Int4(), Int4(None)], ids=str)
 @pytest.mark.parametrize("rows", [1, 40])
 def test_product_in_bfloat16(device: str, format: Format, rows: int):
     x = jnp.asarray(INPUTS[:rows], jnp.bfloat16)
@@ -100,8 +114,32 @@ def test_recipes():
     assert find_recipe("int8-dynamic").table == Int8Dynamic()
     mixed = Mixed(mlp=Int4(128), table=None)
     assert find_recipe(mixed) is mixed
-    with pytest.raises(ConfigError, match="'int3'.*int8, int8-dynamic, int4 fit"):
+    with pytest.raises(ConfigError, match="'int3'.*int8, int8-dynamic, int4, float8, mixed fit"):
         find_recipe("int3")
     with pytest.raises(ConfigError, match="Groups of 1 "):
         Int4(group=1)
-    assert all(isinstance(format, Format) for format in (*BOUNDS, *recipe._NAMES.values()))
+    assert all(isinstance(format, Format) for format in BOUNDS)
+
+
+def test_recipes_of_parts():
+    mixed = find_recipe("mixed")
+    assert mixed == Mixed(attention=Int8(), mlp=Int4(), table=Int8(), image=Int8())
+    assert find_recipe("float8") == Mixed(attention=Float8(), mlp=Float8(), table=Float8())
+    text = "attention=int4:row,mlp=int4:128,table=float8"
+    found = find_recipe(text)
+    assert found == Mixed(attention=Int4(None), mlp=Int4(128), table=Float8(), image=None)
+    assert spell_recipe(found) == text
+    for recipe in (found, mixed, find_recipe("int8-dynamic")):
+        assert recipe_from_names(recipe_names(recipe)) == recipe
+    with pytest.raises(ConfigError, match="part 'head'; there is no format 'int3' .of mlp. to"):
+        find_recipe("mlp=int3,head=int8")
+    with pytest.raises(ConfigError, match="twice"):
+        find_recipe("mlp=int8,mlp=int4")
+    with pytest.raises(ValueError, match="nothing is said of table"):
+        recipe_from_names({"attention": "int8", "mlp": "int8", "image": None})
+
+
+def test_large_weights_are_no_nans_in_8_bit_floats():
+    matrix = Float8().store(jnp.asarray([[3e38, -3e38, 1.0], [0.0, 0.0, 0.0]]))
+    found = np.asarray(matrix.take(jnp.arange(2)))
+    np.testing.assert_allclose(found, [[3e38, -3e38, 0], [0, 0, 0]], rtol=1e-6)

@@ -206,8 +206,8 @@ def test_a_damaged_manifest(content: str, copy: Path):
 
 def test_a_newer_format_is_refused(copy: Path, edit_json):
     with edit_json(copy / MANIFEST) as manifest:
-        manifest["version"] = 3
-    with pytest.raises(CheckpointError, match="store of version 3; this library reads up to 2"):
+        manifest["version"] = 4
+    with pytest.raises(CheckpointError, match="store of version 4; this library reads up to 3"):
         open_checkpoint(copy)
 
 
