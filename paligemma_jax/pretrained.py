@@ -3,13 +3,18 @@
 import dataclasses
 import os
 
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
 from paligemma_jax.compiled import keep_compiled_programs
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.models.abstract import from_params
+from paligemma_jax.models.mesh import Axes, local_mesh
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.quantization import quantize_in_place
 from paligemma_jax.models.recipe import Recipe, find_recipe
+from paligemma_jax.models.sharding import leaf_sharding, shard_model
 from paligemma_jax.models.unrolled import unroll
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.mask_codec import MaskCodec
@@ -19,8 +24,9 @@ from paligemma_jax.weights.arrays import DTypeLike, as_float_dtype
 from paligemma_jax.weights.checkpoint import Checkpoint, open_checkpoint
 from paligemma_jax.weights.load import load_from, with_resolution
 from paligemma_jax.weights.load_unrolled import load_unrolled
+from paligemma_jax.weights.on_mesh import load_on_mesh
 from paligemma_jax.weights.peft import load_adapter
-from paligemma_jax.weights.source import Progress
+from paligemma_jax.weights.source import Progress, TensorSpec
 
 
 def from_pretrained(
@@ -34,6 +40,7 @@ def from_pretrained(
     quantize: Recipe | str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     revision: str | None = None,
+    mesh: Mesh | Axes | None = None,
     progress: Progress | None = None,
 ) -> Pipeline:
     """Loads a checkpoint of any format, with the preprocessing it was trained with.
@@ -60,13 +67,21 @@ def from_pretrained(
         `dtype`. A checkpoint that is stored so needs no telling.
       adapter: a directory of PEFT's (LoRA), added to the weights before they are rounded.
       revision: a branch, tag or commit at Hugging Face, such as "bfloat16".
+      mesh: several devices of this process to answer together: `Axes(tensor=4)`, of all devices,
+        or a mesh with axes named "data", "fsdp" and "tensor", or some of them. Weights are read
+        straight onto them, each its own shard: attention heads, columns of the MLP and rows of the
+        token table over "tensor", what is left of large weights over "fsdp" (see
+        `models.sharding`). An axis of a weight that does not divide stays whole. Rows of a batch go
+        over "data" and "fsdp" where their number divides. Answers are those of one device.
       progress: called with what is being downloaded or read, bytes done and bytes in all.
 
     Raises:
       CheckpointError: naming everything that does not fit, or what keeps it from being downloaded.
       MissingExtraError: where the client of a hub is needed and not installed.
-      ConfigError: for an unknown name of a recipe.
+      ConfigError: for an unknown name of a recipe, and a mesh that has other axes, more or fewer
+        devices than there are, or devices of other processes.
     """
+    devices = None if mesh is None else local_mesh(mesh)
     recipe = None if quantize is None else find_recipe(quantize)
     keep_compiled_programs()
     path = find_checkpoint(name_or_path, revision=revision, progress=progress)
@@ -80,12 +95,16 @@ def from_pretrained(
         if recipe is not None and checkpoint.recipe != recipe:
             checkpoint.require_floats()
         if adapter is None:
-            model = load_unrolled(checkpoint, config, name, recipe=recipe, progress=progress)
+            model = load_unrolled(
+                checkpoint, config, name, recipe=recipe, mesh=devices, progress=progress
+            )
         else:
-            _, params = load_from(checkpoint, name, resolution=resolution, progress=progress)
-            model = unroll(load_adapter(from_params(config, params, name), adapter))
+            base = _stacked(checkpoint, config, name, devices, progress)
+            model = unroll(load_adapter(base, adapter))
             if recipe is not None:
                 quantize_in_place(model, recipe)
+            if devices is not None:
+                model = shard_model(model, devices)
     codec = None if vae is None else MaskCodec(vae)
     return Pipeline(model, processor, codec)
 
@@ -103,6 +122,26 @@ def load_model(
     with open_checkpoint(find_checkpoint(path), config=config) as checkpoint:
         loaded, params = load_from(checkpoint, as_float_dtype(dtype).name)
     return from_params(loaded, params, as_float_dtype(dtype).name)
+
+
+def _stacked(
+    checkpoint: Checkpoint,
+    config: PaliGemmaConfig,
+    dtype: str,
+    mesh: Mesh | None,
+    progress: Progress | None,
+) -> PaliGemma:
+    if mesh is None:
+        resolution = config.img.image_size
+        _, params = load_from(checkpoint, dtype, resolution=resolution, progress=progress)
+        return from_params(config, params, dtype)
+
+    def wanted(name: str, spec: TensorSpec) -> tuple[np.dtype, NamedSharding]:
+        found = dataclasses.replace(spec, dtype=as_float_dtype(dtype))
+        return found.dtype, leaf_sharding(name, found, mesh)
+
+    params = load_on_mesh(checkpoint, config, wanted, progress=progress)
+    return from_params(config, params, dtype)
 
 
 def load_processor(path: str | os.PathLike[str]) -> Processor:

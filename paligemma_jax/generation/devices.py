@@ -1,17 +1,16 @@
-"""A model on several devices, each of which answers some rows of every batch."""
+"""A model on several devices: whole on each of them, or split over a mesh."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from paligemma_jax.errors import ConfigError
+from paligemma_jax.models.mesh import DATA, FSDP, NAMES, Axes, make_mesh
 from paligemma_jax.models.paligemma import PaliGemma
-
-_ROWS = "rows"
+from paligemma_jax.models.sharding import shard_model
 
 
 def on_devices(model: PaliGemma, devices: Sequence[Any] | None = None) -> PaliGemma:
@@ -29,20 +28,27 @@ def on_devices(model: PaliGemma, devices: Sequence[Any] | None = None) -> PaliGe
         )
     if len(devices) == 1:
         return model
-    everywhere = NamedSharding(Mesh(np.array(devices), (_ROWS,)), PartitionSpec())
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, everywhere), model)
+    return shard_model(model, make_mesh(Axes(data=-1), devices))
 
 
 def by_rows(model: PaliGemma) -> Callable[[Any], jax.Array]:
-    """What puts an array [B, ...] where the model expects it: split if that is `on_devices`."""
+    """What puts an array [B, ...] where the model expects it.
+
+    Of a model on a mesh its rows go over the axes "data" and "fsdp", as far as they come out even.
+    """
     first = next(iter(jax.tree.leaves(model)), None)
-    everywhere = getattr(first, "sharding", None)
-    if not isinstance(everywhere, NamedSharding) or everywhere.mesh.axis_names != (_ROWS,):
+    lies = getattr(first, "sharding", None)
+    if not isinstance(lies, NamedSharding) or lies.mesh.axis_names != NAMES:
         return jnp.asarray
-    split = NamedSharding(everywhere.mesh, PartitionSpec(_ROWS))
+    mesh = lies.mesh
 
     def place(array: Any) -> jax.Array:
-        fits = array.shape[0] % split.mesh.size == 0
-        return jax.device_put(array, split if fits else everywhere)
+        axes: list[str] = []
+        ways = 1
+        for name in (DATA, FSDP):
+            if array.shape[0] % (ways * mesh.shape[name]) == 0:
+                axes.append(name)
+                ways *= mesh.shape[name]
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(tuple(axes))))
 
     return place

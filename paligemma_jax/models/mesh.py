@@ -64,3 +64,16 @@ def with_all_axes(mesh: Mesh) -> Mesh:
     order = [mesh.axis_names.index(name) for name in NAMES if name in mesh.axis_names]
     sizes = [mesh.shape.get(name, 1) for name in NAMES]
     return Mesh(mesh.devices.transpose(order).reshape(sizes), NAMES)
+
+
+def local_mesh(mesh: Mesh | Axes) -> Mesh:
+    """`with_all_axes` of a mesh, or one of all devices; raises ConfigError for other processes'."""
+    found = make_mesh(mesh) if isinstance(mesh, Axes) else with_all_axes(mesh)
+    foreign = sum(d.process_index != jax.process_index() for d in found.devices.flat)
+    if foreign:
+        raise ConfigError(
+            f"{foreign} of {found.size} devices of the mesh belong to other processes, which would "
+            "have to be asked the same at the same time. Devices of this process fit. Write "
+            "Mesh(np.array(jax.local_devices()), ('tensor',))"
+        )
+    return found

@@ -12,8 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
+from paligemma_jax.models.lora import TRAINABLE, LoRA, add_lora
 from paligemma_jax.models.path_rules import Rules
+from paligemma_jax.models.quantized_einsum import quantize_stacked
+from paligemma_jax.models.recipe import Int4
 from paligemma_jax.models.skeleton import take_apart
 from paligemma_jax.processing.batch import Batch
 from paligemma_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -48,12 +52,22 @@ def batch() -> Batch:
     return dataclasses.replace(rows, mask_ar=mask, mask_loss=mask)
 
 
-def train(axes: Axes, steps: int = 3, microbatches: int = 1) -> dict[str, Any]:
-    """Losses and norms of some steps on the first devices there are for this mesh."""
+def train(
+    axes: Axes, steps: int = 3, microbatches: int = 1, recipe: str | None = None
+) -> dict[str, Any]:
+    """Losses and norms of some steps on the first devices there are for this mesh.
+
+    With a `recipe` adapters are trained, on weights of few bits.
+    """
     wanted = axes.data * axes.fsdp * axes.tensor
     mesh = make_mesh(axes, jax.devices()[:wanted])
-    skeleton, params = take_apart(random_model(tiny_config()))
+    model = random_model(tiny_config())
     rules = Rules((("img/blocks/.*", None), (".*", Constant())))
+    if recipe is not None:
+        rounded = quantize_stacked(model, Int4(4) if recipe == "int4" else recipe)
+        model = add_lora(rounded, LoRA(rank=2, alpha=4), nnx.Rngs(0))
+        rules = Rules(((TRAINABLE, Constant()), (".*", None)))
+    skeleton, params = take_apart(model)
     config = OptimizerConfig(learning_rate=1e-3, schedules=rules, weight_decay=1e-4)
     optimizer = make_optimizer(config, params, Run(total_steps=steps))
     state = init_state(params, config.trainable(params), optimizer, ema=True)
@@ -90,7 +104,9 @@ def main() -> None:
     if args.coordinator:
         jax.distributed.initialize(args.coordinator, 2, args.process)
     for text in args.meshes:
-        print(json.dumps(train(Axes(**json.loads(text)))))
+        sizes = json.loads(text)
+        recipe = sizes.pop("recipe", None)
+        print(json.dumps(train(Axes(**sizes), recipe=recipe)))
         sys.stdout.flush()
 
 

@@ -17,6 +17,7 @@ from paligemma_jax.config import VARIANTS
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.abstract import abstract_params
 from paligemma_jax.models.paths import flatten
+from paligemma_jax.models.sharding import shardings
 from paligemma_jax.training.sharding import Axes, leaf_sharding, make_mesh
 from tests.training.meshes import train
 
@@ -59,6 +60,23 @@ def test_heads_and_mlp_over_tensor_the_rest_over_fsdp():
     assert spec("img/blocks/attn/q/bias", mesh) == (None, "tensor")
     # Four key heads do not go over eight devices: they stay whole on each.
     assert spec("llm/layers/attn/kv_einsum/w", fake_mesh(tensor=8)) == ()
+
+
+def test_scales_lie_with_what_they_scale():
+    values = jax.ShapeDtypeStruct((26, 2304, 9216), np.int8)
+
+    def specs(groups: int, **axes: int) -> list[tuple[Any, ...]]:
+        scale = jax.ShapeDtypeStruct((26, 2304, groups), np.float32)
+        name = "llm/layers/mlp/linear/matrix"
+        leaves = {f"{name}/values": values, f"{name}/scale": scale}
+        return [tuple(found.spec) for found in shardings(leaves, fake_mesh(**axes)).values()]
+
+    # What goes in is split between groups, or where each row has one scale.
+    assert specs(144, tensor=4) == [(None, None, "tensor")] * 2
+    assert specs(1, tensor=4) == [(None, None, "tensor"), ()]
+    assert specs(144, tensor=4, fsdp=2) == [(None, "fsdp", "tensor")] * 2
+    # 9 groups do not go over 4 devices: what comes out is split instead.
+    assert specs(9, tensor=4) == [(None, "tensor")] * 2
 
 
 def test_meshes():
@@ -112,6 +130,16 @@ def test_any_mesh_computes_the_same():
     assert len(others) == 3 and first["split"] == others[0]["split"] == 0
     for other in others:
         assert_same_run(other, first)
+
+
+@pytest.mark.slow
+def test_adapters_on_weights_of_few_bits_over_a_mesh():
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    meshes = [{"recipe": recipe, **axes} for recipe in ("int8", "int4") for axes in ({}, mesh)]
+    one, other, coarse, other_coarse = results(start(8, *map(json.dumps, meshes)))
+    assert_same_run(other, one)
+    assert_same_run(other_coarse, coarse)
+    assert one["split"] == 0 and min(other["split"], other_coarse["split"]) > 12
 
 
 @pytest.mark.slow
