@@ -75,8 +75,7 @@ class FeedForward(nnx.Module):
         self.linear = Einsum((config.mlp_dim, config.width), fan_in=config.mlp_dim, **kw)
 
     def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
-        both = self.gating_einsum("BTW,CWF->BTCF", x)
-        gate, up = both[:, :, 0], both[:, :, 1]
+        gate, up = self.gating_einsum("BTW,CWF->CBTF", x)
         return self.linear("BTF,FW->BTW", jax.nn.gelu(gate, approximate=True) * up)
 
 

@@ -41,8 +41,14 @@ class Einsum(nnx.Module):
 
     def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Contracts `x` with the weight; float32 accumulation, result in the activation dtype."""
-        w = self.w[...].astype(self.dtype)
-        y = jnp.einsum(equation, x.astype(self.dtype), w, preferred_element_type=jnp.float32)
+        w, x = self.w[...].astype(self.dtype), x.astype(self.dtype)
+        operands, result = equation.split("->")
+        parts = operands.split(",")[1][0]
+        if result.startswith(parts):
+            # Joined parts as a batch: or XLA copies the weight with its axes in another order.
+            x = jnp.broadcast_to(x, (w.shape[0], *x.shape))
+            equation = parts + equation
+        y = jnp.einsum(equation, x, w, preferred_element_type=jnp.float32)
         return product(y.astype(self.dtype))
 
 
