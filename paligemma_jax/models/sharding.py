@@ -90,8 +90,10 @@ RULES: Rules[Layouts] = Rules(
         (r"llm/layers/mlp/gating_einsum/w", (Split(-1), Fsdp())),
         (r"llm/layers/mlp/linear/w", (Split(-2), Fsdp())),
         (r"llm/layers/\d+/attn/qkv/w", (Split(-3), Split(-1), Fsdp())),
-        (r"llm/layers/\d+/(attn/out|mlp/gate_up)/w", (Split(-2), Fsdp())),
-        (r"llm/layers/\d+/mlp/down/w", (Split(-1), Fsdp())),
+        (r"llm/layers/\d+/attn/out/w", (Split(-2), Fsdp())),
+        # Both gates by what goes in: their columns are multiplied as one matrix [2 * F, W], and XLA
+        # would gather it where F is split.
+        (r"llm/layers/\d+/mlp/(gate_up|down)/w", (Split(-1), Fsdp())),
         (
             rf"llm/layers/.*(q_einsum|kv_einsum|qkv|gating_einsum|gate_up){_VALUES}",
             (Split(-2), Split(-1), Fsdp()),

@@ -9,11 +9,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import paligemma_jax as pg
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.devices import by_rows
-from paligemma_jax.models.mesh import Axes, local_mesh
+from paligemma_jax.models import backend
+from paligemma_jax.models.mesh import Axes, local_mesh, make_mesh
+from paligemma_jax.models.sharding import shard_model
+from paligemma_jax.models.unrolled import unroll
 from tests.generation.meshes import answers, compare, split_everything
 from tests.training.runs import write_tiny_store
 
@@ -56,3 +60,14 @@ def test_any_mesh_answers_the_same(store: Path):
     command = [sys.executable, "-m", "tests.generation.meshes", str(store)]
     out = subprocess.run(command, check=True, env=env, text=True, stdout=subprocess.PIPE, cwd=ROOT)
     assert json.loads(out.stdout.splitlines()[-1]) == {"same": 7}
+
+
+def test_weights_of_the_mlp_are_not_gathered(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: pg.PaliGemma
+):
+    monkeypatch.setattr(backend, "name", lambda: "gpu")  # whose products are plain ones
+    mesh = make_mesh(Axes(tensor=2), jax.devices()[:2])
+    block = shard_model(unroll(tiny_model), mesh).llm.layers[0]
+    x = jax.device_put(np.ones((2, 1, 16), np.float32), NamedSharding(mesh, PartitionSpec()))
+    program = jax.jit(lambda mlp, x: mlp(x)).lower(block.mlp, x).compile().as_text()
+    assert "all-reduce" in program and "all-gather" not in program
