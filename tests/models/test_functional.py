@@ -76,7 +76,8 @@ def test_logits_gradients_and_an_optimizer(tiny_model: PaliGemma):
     assert step(state)[1] < before
     assert jax.tree.structure(state.params) == jax.tree.structure(params)
     moved = jax.tree.map(lambda new, old: bool((new != old).any()), state.params, params)
-    assert all(jax.tree.leaves(moved))
+    still = {path for path, yes in flatten(moved).items() if not yes}
+    assert still <= {"img/blocks/attn/k/bias"}  # softmax takes no notice of it
 
 
 def test_vmap(tiny_model: PaliGemma):
