@@ -185,8 +185,8 @@ def _memory(config: PaliGemmaConfig) -> list[str]:
         cache = 1000 * cache_bytes_per_token(config.llm, _cache_bits(PRECISIONS[name]))
         lines.append(f"  {name:<16}{data_size(size):>16}   {data_size(cache)}")
     lines.append(
-        "  int8 and int4 are weights without their scales, beside a bfloat16 cache;\n"
-        f"  this version runs {', '.join(('float32', 'bfloat16', 'float16'))}"
+        "  int8 and int4 are weights without their scales, beside a bfloat16 cache:\n"
+        "  --quantize int8"
     )
     return lines
 
