@@ -9,15 +9,29 @@ configs/base.py.
 
 Arguments:
   data         prepared data set of tensorflow-datasets (the directory of its version, in
-               array_record files), or JSON lines; ~/tensorflow_datasets/NAME if not given
+               array_record files), or JSON lines; the row's below `root` if not given
+  root         where tensorflow-datasets keeps data; ~/tensorflow_datasets if not given
   resolution   224, 448 or 896
   version, size  of the model: 1 (PaliGemma, the default), or 2 with 3b, 10b, 28b
   final_split  train on validation records too, as the published numbers did
   freeze_vit   whether the image encoder is frozen, as the row says if not given
   model        any other checkpoint
 
-Names of columns are those of the data set's builder where it is public; others are set with, for
-example, --config.train.reader.answers=labels.
+Columns, splits and directories were checked against the builders of big_vision's datasets/ (each
+one of this table but those below) and of tensorflow-datasets (coco_captions). The directory is
+what tfds makes of the builder's class, which is not always the name that big_vision's configuration
+gives: a_ok_vqa, chart_qa, doc_vqa, ok_vqa, tally_qa, text_vqa, viz_wiz_vqa, pope/pope_random. No
+builder is public of
+
+  nlvr2, ocrvqa  columns and splits are those that big_vision's configurations name
+  the videos     big_vision's reader was not released; frames are given as "images", of JSON lines
+                 or a data set of one's own, with "captions", or "question" and "answer"
+
+Other columns are set with, for example, --config.train.reader.answers=labels. RefCOCO's masks are
+encoded by the checkpoint's mask codec; of a .jsonl file, prefix and suffix are taken as they are.
+
+Unlike there, pictures are always made smaller with antialias. big_vision had none in cococap,
+coco35l, textcaps, scicap, screen2words, gqa, nlvr2, science_qa, refcoco_seg, pope and the videos.
 """
 
 import dataclasses
@@ -40,8 +54,10 @@ from paligemma_jax.training.choices import (
     Fields,
     LowerCase,
     MultipleChoice,
+    OneReferred,
     Outlined,
     RandomAnswer,
+    Referring,
     ScienceQuestion,
     Share,
     ShuffleOptions,
@@ -74,8 +90,9 @@ class Transfer:
     """A task: its data, how rows become records, and the best hyperparameters by resolution.
 
     Attributes:
-      data: directory below ~/tensorflow_datasets.
+      data: directories below ~/tensorflow_datasets, with a space between.
       split, final: of training; of the published numbers, which train on validation data too.
+      transforms: each answer in turn is big_vision's choice_no_replacement.
       smoothing, dropout: of labels; in the language model.
       measure: metric, and how answers were decoded if not greedily.
     """
@@ -88,7 +105,7 @@ class Transfer:
     length: int
     best: Mapping[int, Best]
     measure: str
-    transforms: tuple[Transform, ...] = (RandomAnswer(),)
+    transforms: tuple[Transform, ...] = (EachAnswerInTurn(),)
     smoothing: float = 0.0
     dropout: float = 0.0
     method: Method = Adam()
@@ -100,96 +117,103 @@ def both(epochs: float, rate: float, decay: float, batch: int = 256) -> dict[int
     return {size: Best(epochs, rate, decay, batch) for size in (224, 448)}
 
 
-ASK = Answer()
-LOWER = (RandomAnswer(), LowerCase(prefix=False))
+ASK = Answer("image", "question", "answer")
+ASK_ANY = Answer("image", "question", "answers")
+ASK_VIDEO = Answer("images", "question", "answer")
+TELL_VIDEO = Caption("images", "captions")
+LOWER = (EachAnswerInTurn(), LowerCase(prefix=False))
 
 TRANSFERS: dict[str, Transfer] = {
     # Captions.
     "cococap": Transfer(
-        "coco_captions", "train[:98%]+restval", "train+restval", "val",
+        "coco_captions/2014/1.1.0", "train[:98%]+restval", "train+restval", "val",
         Caption("image", "captions.text"), 32,
-        both(5, 1e-5, 1e-6), "CIDEr, beam of 2", (EachAnswerInTurn(),),
+        both(5, 1e-5, 1e-6), "CIDEr, beam of 2",
     ),
     "coco35l": Transfer(
-        "coco35l", "train", "train", "dev_en", Caption("image", "captions"), 32,
+        "coco35l/1.0.0", "train_en", "train_en", "dev_en", Caption("image", "captions"), 32,
         both(5, 1e-5, 1e-6), "CIDEr by language", examples=566_435,
     ),
     "textcaps": Transfer(
-        "text_caps", "train[:98%]", "train", "val", Caption("image", "texts"), 32,
+        "text_caps/1.0.0", "train[:98%]", "train", "val", Caption("image", "texts"), 32,
         both(5, 1e-5, 1e-6), "CIDEr, beam of 3", LOWER,
     ),
     "scicap": Transfer(
-        "scicap/first_sentence_subfig_no", "train", "train+val", "val",
-        Caption("image", "caption_lowercase"), 96,
+        "scicap/first_sentence_subfig_no/1.0.0", "train", "train+val", "val",
+        Caption("image", "caption/lowercase_and_token_and_remove_figure_index"), 96,
         both(80, 3e-5, 0.0), "CIDEr and BLEU-4", smoothing=0.1, dropout=0.1,
     ),
     "screen2words": Transfer(
-        "screen2_words", "train", "train+dev", "dev", Caption("image", "summary"), 24,
+        "screen2_words/1.0.0", "train", "train+dev", "dev", Caption("image", "summary"), 24,
         both(10, 1e-5, 0.0), "CIDEr", smoothing=0.2, dropout=0.3,
     ),
     "widgetcap": Transfer(
-        "widgetcap", "train", "train+dev", "dev", Outlined(Caption("image", "texts"), 224), 32,
+        "widgetcap/1.0.0", "train", "train+dev", "dev",
+        Outlined(Caption("image", "texts"), 224), 32,
         both(4, 3e-6, 3e-7, 64), "CIDEr", smoothing=0.1, dropout=0.1,
     ),
     # Questions.
     "vqav2": Transfer(
-        "vqa", "train+validation[:-10240]", "train+validation", "validation[-10240:]",
+        "vqa/3.0.0", "train+validation[:-10240]", "train+validation", "validation[-10240:]",
         Answer("image", "question_text", "answers"), 32,
         {224: Best(10, 1e-5, 1e-6), 448: Best(10, 1e-5, 0.0)}, "VQA accuracy",
     ),
     "okvqa": Transfer(
-        "okvqa", "train[:-10%]", "train", "train[-10%:]",
-        Answer("image", "question", "answers"), 32,
+        "ok_vqa/1.0.0", "train[:-10%]", "train", "train[-10%:]",
+        ASK_ANY, 32,
         both(10, 5e-6, 0.0, 128), "VQA accuracy",
     ),
     "aokvqa_da": Transfer(
-        "aokvqa", "train", "train+val", "val", Answer("image", "question", "direct_answers"), 32,
+        "a_ok_vqa/1.0.0", "train", "train+val", "val",
+        Answer("image", "question", "direct_answers"), 32,
         both(10, 5e-6, 0.0, 128), "VQA accuracy",
     ),
     "aokvqa_mc": Transfer(
-        "aokvqa", "train", "train+val", "val",
-        MultipleChoice("image", "question", "choices", "correct_choice_idx"), 128,
+        "a_ok_vqa/1.0.0", "train", "train+val", "val",
+        MultipleChoice(
+            "image", "question", "multiple_choice_possible_answers", "multiple_choice_correct_idx"
+        ), 128,
         both(15, 5e-6, 0.0, 128), "accuracy",
     ),
     "ai2d": Transfer(
-        "ai2d", "train[:-1024]", "train", "train[-1024:]",
-        MultipleChoice("image", "question", "choices", "answer"), 128,
+        "ai2d/1.1.0", "train[:-1024]", "train", "train[-1024:]",
+        MultipleChoice("image", "question", "possible_answers", "answer"), 128,
         both(10, 1e-5, 1e-6), "accuracy",
     ),
     "gqa": Transfer(
-        "gqa", "train_balanced", "train_balanced+val_balanced", "val_balanced", ASK, 32,
+        "gqa/1.0.0", "train_balanced", "train_balanced+val_balanced", "val_balanced", ASK, 32,
         {224: Best(1, 1e-5, 0.0), 448: Best(1, 1e-5, 0.0, freeze_vit=True)}, "accuracy",
     ),
     "nlvr2": Transfer(
         "nlvr2", "train", "train+dev", "dev",
-        Answer(("left_image", "right_image"), "sentence", "label"), 64,
+        Answer(("image_left", "image_right"), "sentence", "label"), 64,
         {224: Best(3, 1e-5, 1e-6), 448: Best(10, 3e-6, 3e-7)}, "accuracy",
     ),
     "science_qa": Transfer(
-        "science_qa", "train", "train+val", "val", ScienceQuestion(), 512,
+        "science_qa/1.0.0", "train", "train+val", "val", ScienceQuestion(), 512,
         {size: Best(20, 1e-5, 0.0, 128, freeze_vit=True) for size in (224, 448)},
         "accuracy", (ShuffleOptions(),),
     ),
     "rsvqa_lr": Transfer(
-        "rsvqa_lr/nonum", "train", "train+val", "val", ASK, 32,
+        "rsvqa_lr/nonum/1.0.2", "train", "train+val", "val", ASK_ANY, 32,
         both(3, 3e-6, 0.0), "mean accuracy of the types", LOWER, smoothing=0.2,
     ),
     "rsvqa_hr": Transfer(
-        "rsvqa_hr/nonum", "train", "train+val", "val", ASK, 32,
-        both(1, 1e-5, 0.0), "mean accuracy of the types",
+        "rsvqa_hr/nonum/1.0.2", "train", "train+val", "val", ASK_ANY, 32,
+        both(1, 1e-5, 0.0), "mean accuracy of the types", LOWER,
     ),
     "chartqa": Transfer(
-        "chartqa/human chartqa/augmented", "train", "train+val", "val",
+        "chart_qa/human/1.0.0 chart_qa/augmented/1.0.0", "train", "train+val", "val",
         Fields("image", "question", "answer"), 48,
         {size: Best(30, 1e-5, 1e-6) for size in (224, 448, 896)}, "relaxed accuracy",
         smoothing=0.2, dropout=0.1,
     ),
     "vizwizvqa": Transfer(
-        "vizwizvqa", "train", "train+val", "val", Answer("image", "question", "answers"), 48,
+        "viz_wiz_vqa/1.0.0", "train", "train+val", "val", ASK_ANY, 48,
         both(10, 1e-5, 0.0), "VQA accuracy",
     ),
     "tallyqa": Transfer(
-        "tallyqa", "train", "train", "train[:1024]", ASK, 32,
+        "tally_qa/1.0.0", "train", "train", "train[:5%]", ASK, 32,
         {224: Best(2, 1e-5, 0.0), 448: Best(2, 1e-5, 1e-6), 896: Best(2, 7e-6, 7e-7)}, "accuracy",
     ),
     "ocrvqa": Transfer(
@@ -198,68 +222,69 @@ TRANSFERS: dict[str, Transfer] = {
         "accuracy",
     ),
     "textvqa": Transfer(
-        "textvqa", "train", "train+val", "val", Answer("image", "question", "answers"), 32,
+        "text_vqa/1.0.1", "train", "train+val", "val", ASK_ANY, 32,
         {224: Best(5, 3e-6, 0.0), 448: Best(10, 3e-6, 3e-7), 896: Best(10, 3e-6, 0.0)},
         "VQA accuracy",
     ),
     "docvqa": Transfer(
-        "docvqa", "train[:-5%]", "train+val", "val", Fields("image", "question", "answers"), 32,
-        {size: Best(10, 1e-5, 1e-6) for size in (224, 448, 896)}, "ANLS",
+        "doc_vqa/1.0.0", "train[:-5%]", "train+val", "train[-5%:]",
+        Fields("image", "question", "answers"), 32,
+        {size: Best(10, 1e-5, 1e-6) for size in (224, 448, 896)}, "ANLS", (RandomAnswer(),),
     ),
     "infovqa": Transfer(
-        "infovqa", "train", "train+val", "val", Answer("image", "question", "answers"), 48,
+        "infovqa/1.1.0", "train", "train+val", "val", ASK_ANY, 48,
         {224: Best(3, 1e-5, 1e-6), 448: Best(3, 1e-5, 1e-6, 128), 896: Best(3, 3e-6, 3e-7, 32)},
         "ANLS", LOWER, smoothing=0.4,
     ),
     "stvqa": Transfer(
-        "stvqa", "train", "train+val", "val", Answer("image", "question", "answers"), 48,
+        "stvqa/1.2.0", "train", "train+val", "val", ASK_ANY, 48,
         {224: Best(3, 1e-5, 1e-6), 448: Best(3, 1e-5, 1e-6, 128), 896: Best(3, 3e-6, 3e-7, 32)},
         "ANLS", LOWER, smoothing=0.1,
     ),
-    "pope": Transfer(
-        "pope_random", "test", "test", "test", Fields("image", "question", "answer"), 48,
-        {size: Best(1, 1e-5, 0.0) for size in (224, 448)}, "accuracy",
+    "pope": Transfer(  # big_vision takes no step here and only measures; epochs and rate are ours
+        "pope/pope_random/1.0.0 pope/pope_popular/1.0.0 pope/pope_adversarial/1.0.0",
+        "test", "test", "test", Fields("image", "question", "answer"), 48,
+        both(1, 1e-5, 0.0), "accuracy",
     ),
     # Masks.
     "refcoco_seg": Transfer(
-        "ref_coco_bv/refcocox_combined", "train", "train", "val",
-        Fields("image", "prefix", "suffix"), 48,
+        "ref_coco_bv/refcocox_combined/1.4.0", "train", "train", "validation", Referring(), 48,
         {224: Best(100, 3e-5, 0.0, dropout=0.1), 448: Best(100, 1e-5, 0.0),
          896: Best(100, 1e-5, 0.0, 64)},
-        "mean IoU", smoothing=0.3,
+        "mean IoU", (OneReferred(), EachAnswerInTurn()), smoothing=0.3,
     ),
     # Videos, as several pictures: 16 frames (MSVD 8) of a stride of 30, 70, 9, 9, 26, 7.
     "activitynet_cap": Transfer(
-        "activitynet_captions_mr", "train", "train+valid", "valid", Caption("image", "caption"), 64,
-        {224: Best(1, 1e-5, 1e-6, 128, freeze_vit=True)}, "CIDEr",
+        "activitynet_captions_mr", "train", "train+valid", "valid", TELL_VIDEO, 64,
+        {224: Best(1, 1e-5, 1e-6, 128, freeze_vit=True)}, "CIDEr", (RandomAnswer(),),
     ),
     "activitynet_qa": Transfer(
-        "activitynet_qa", "train", "train+valid", "valid", ASK, 64,
+        "activitynet_qa", "train", "train+valid", "valid", ASK_VIDEO, 64,
         {224: Best(1, 1e-5, 1e-6, 128)}, "accuracy",
     ),
     "msrvtt_cap": Transfer(
-        "msrvtt", "train", "train+valid", "valid", Caption("image", "caption"), 32,
-        {224: Best(20, 1e-5, 0.0, 128, freeze_vit=True)}, "CIDEr",
+        "msrvtt", "train", "train+valid", "valid", TELL_VIDEO, 32,
+        {224: Best(20, 1e-5, 0.0, 128, freeze_vit=True)}, "CIDEr", (RandomAnswer(),),
     ),
     "msrvtt_qa": Transfer(
-        "msrvtt_qa", "train", "train+valid", "valid", ASK, 64,
+        "msrvtt_qa", "train", "train+valid", "valid", ASK_VIDEO, 64,
         {224: Best(1, 1e-5, 0.0, 128, freeze_vit=True)}, "accuracy",
     ),
     "msvd_qa": Transfer(
-        "msvd_qa", "train", "train+valid", "valid", ASK, 64,
+        "msvd_qa", "train", "train+valid", "valid", ASK_VIDEO, 64,
         {224: Best(1, 3e-6, 3e-7, 128)}, "accuracy",
     ),
     "vatex_cap": Transfer(
-        "vatex", "train", "train+valid", "valid", Caption("image", "caption"), 64,
-        {224: Best(10, 3e-6, 3e-7, 128)}, "CIDEr",
+        "vatex", "train", "train+valid", "valid", TELL_VIDEO, 64,
+        {224: Best(10, 3e-6, 3e-7, 128)}, "CIDEr", (RandomAnswer(),),
     ),
     # big_vision's two of 100 long captions, in JSON lines.
     "longcap100": Transfer(
-        "longcap100", "train90", "train", "val10", Caption("image", "suffix"), 128,
+        "longcap100", "data_train90", "data_train90", "data_val10", Caption("image", "suffix"), 128,
         {224: Best(15, 1e-5, 3e-7, 32)}, "loss",
     ),
     "longcap100_l4": Transfer(
-        "longcap100", "train90", "train", "val10", Caption("image", "suffix"), 128,
+        "longcap100", "data_train90", "data_train90", "data_val10", Caption("image", "suffix"), 128,
         {224: Best(1, 0.1, 0.0, 4)}, "loss", method=SGD(),
     ),
 }  # fmt: skip
@@ -267,8 +292,8 @@ TRANSFERS: dict[str, Transfer] = {
 
 def get_config(arg: str = "") -> ConfigDict:
     args = parse_arg(
-        arg, task="", data="", resolution=224, version=1, size="3b", final_split=False,
-        freeze_vit="", model="",
+        arg, task="", data="", root="~/tensorflow_datasets", resolution=224, version=1, size="3b",
+        final_split=False, freeze_vit="", model="",
     )  # fmt: skip
     if args.task not in TRANSFERS:
         raise ConfigError(
@@ -284,10 +309,12 @@ def get_config(arg: str = "") -> ConfigDict:
     reader = task.reader
     if isinstance(reader, Outlined):
         reader = dataclasses.replace(reader, size=args.resolution)
-    root = "~/tensorflow_datasets"
-    places = [args.data] if args.data else [f"{root}/{name}" for name in task.data.split()]
+    if isinstance(reader, Referring) and args.data.endswith(".jsonl"):
+        reader = Fields("image", "prefix", "suffix")
+    masks = isinstance(reader, Referring)
+    places = [args.data] if args.data else [f"{args.root}/{name}" for name in task.data.split()]
     split = task.final if args.final_split else task.split
-    train = [Data(place, split, reader) for place in places]
+    train = [Data(place, split, reader, masks=masks) for place in places]
     if args.task == "coco35l":
         train = [
             Data(places[0], f"train_{language}", Caption("image", "captions", language))
@@ -295,7 +322,7 @@ def get_config(arg: str = "") -> ConfigDict:
         ]
     with config.unlocked():
         config.train = tuple(train) if len(train) > 1 else train[0]
-        config.validation = Data(places[0], task.validation, reader)
+        config.validation = Data(places[0], task.validation, reader, masks=masks)
         config.transforms = task.transforms
         config.text_length = task.length
         config.sample_tokens = task.length

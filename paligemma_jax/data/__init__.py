@@ -22,6 +22,8 @@ from paligemma_jax.data.detecting import Detect as Detect
 from paligemma_jax.data.detecting import Segment as Segment
 from paligemma_jax.data.image_folder import ImageFolder as ImageFolder
 from paligemma_jax.data.jsonl import JsonlSource as JsonlSource
+from paligemma_jax.data.mixture import Mixture as Mixture
+from paligemma_jax.data.mixture import Part as Part
 from paligemma_jax.data.opening import find_splits as find_splits
 from paligemma_jax.data.opening import open_source as open_source
 from paligemma_jax.data.picture_changes import RandomJpeg as RandomJpeg
@@ -38,6 +40,8 @@ from paligemma_jax.data.readers import Fields as Fields
 from paligemma_jax.data.readers import Ocr as Ocr
 from paligemma_jax.data.record import Record as Record
 from paligemma_jax.data.record import RecordSource as RecordSource
+from paligemma_jax.data.referring import OneReferred as OneReferred
+from paligemma_jax.data.referring import Referring as Referring
 from paligemma_jax.data.rows import RowSource as RowSource
 from paligemma_jax.data.text_changes import AskForSome as AskForSome
 from paligemma_jax.data.text_changes import LowerCase as LowerCase

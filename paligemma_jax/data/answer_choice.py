@@ -32,11 +32,7 @@ class EachAnswerInTurn:
         count = len(record.answers)
         if count < 2:
             return _only(record, record.suffix)
-        # A new order for each round, by the record's name: nothing has to be remembered.
-        turn, place = divmod(record.epoch, count)
-        key = [self.seed, turn, zlib.crc32(record.id.encode("utf-8", "replace"))]
-        order = np.random.default_rng(key).permutation(count)
-        return _only(record, record.answers[int(order[place])])
+        return _only(record, record.answers[place_in_turn(record, count, self.seed)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +43,14 @@ class MostFrequentAnswer:
         if len(record.answers) < 2:
             return _only(record, record.suffix)
         return _only(record, collections.Counter(record.answers).most_common(1)[0][0])
+
+
+def place_in_turn(record: Record, count: int, seed: int) -> int:
+    """Which of `count` things comes in the record's epoch, each once before any comes again."""
+    # A new order for each round, by the record's name: nothing has to be remembered.
+    turn, place = divmod(record.epoch, count)
+    key = [seed, turn, zlib.crc32(record.id.encode("utf-8", "replace"))]
+    return int(np.random.default_rng(key).permutation(count)[place])
 
 
 def _only(record: Record, answer: str) -> Record:

@@ -1,5 +1,6 @@
 """A path -> the source of records it holds, whatever the layout."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from paligemma_jax.data.image_folder import ImageFolder
 from paligemma_jax.data.jsonl import JsonlSource
 from paligemma_jax.data.readers import Reader
 from paligemma_jax.data.record import RecordSource
+from paligemma_jax.data.referring import Referring
 from paligemma_jax.data.tfds import TfdsSource
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.processing.mask_codec import MaskCodec
@@ -38,13 +40,15 @@ def open_source(
       split: which part; ignored for a single file. "valid", "val" and "validation" are the same.
       images: the folder of the pictures, if it is not the one of the layout.
       reader: which fields a record is made of, of JSON lines and TensorFlow Datasets.
-      codec: makes COCO's masks the answer, and not its boxes alone.
+      codec: makes COCO's masks the answer, and not its boxes alone; and encodes for `Referring`.
 
     Raises DatasetError for an unknown layout or split.
     """
     found = find_splits(path)
     name = next((name for name in found if name in ("", split) or _same(name, split)), None)
     place = next(iter(found.values())) if name is None else found[name]
+    if codec is not None and isinstance(reader, Referring):
+        reader = dataclasses.replace(reader, codec=codec)
     if place.is_dir():  # tfds reads "train[:90%]" and "train+validation" too
         return TfdsSource(place, name or split, reader)
     if name is None:
@@ -113,7 +117,7 @@ def coco_pictures(file: Path) -> Path | None:
 
 
 def _tfds_splits(path: Path) -> dict[str, Path]:
-    names = {file.name.split(".array_record")[0].rpartition("-")[2] for file in path.iterdir()
+    names = {file.name.split(".array_record")[0].partition("-")[2] for file in path.iterdir()
              if ".array_record" in file.name}  # fmt: skip
     if not names:
         raise DatasetError(

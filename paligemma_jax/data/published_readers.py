@@ -68,7 +68,7 @@ class ScienceQuestion(Pictured):
         if not isinstance(number, int | np.integer):
             raise DatasetError(f"{self.answer!r} is {number!r}. The number of a choice fits.")
         letter = _letter(_checked(int(number), choices, self.answer))
-        hint = text_in(row, self.hint).strip() or "N/A"
+        hint = text_in(row, self.hint) or "N/A"
         prefix = (
             f"Question: {text_in(row, self.question)}\nContext: {hint}\n"
             f"Options: {_lettered(choices)}\nAnswer:"

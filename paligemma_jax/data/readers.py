@@ -91,10 +91,13 @@ class Answer(Pictured):
     language: str = "en"
 
     def __call__(self, row: Row, place: str) -> Record:
+        question = text_in(row, self.question)
         try:
-            prefix = prompts.answer(text_in(row, self.question), self.language)
+            prompts.answer(question, self.language)
         except InvalidPromptError as e:
             raise DatasetError(f"{self.question}: {e}") from e
+        # As it stands, spaces at its ends too: so were the published models trained.
+        prefix = f"answer {self.language} {question}"
         number = column(row, self.answers)
         whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
         answers = (str(number),) if whole else texts_in(row, self.answers)
@@ -155,7 +158,11 @@ def text_in(row: Row, name: str) -> str:
 
 def texts_in(row: Row, name: str) -> tuple[str, ...]:
     """One text or several; raises DatasetError for an empty list and for anything else."""
-    value = column(row, name)
+    return texts_of(column(row, name), name)
+
+
+def texts_of(value: Any, name: str) -> tuple[str, ...]:
+    """The texts of a value of the column `name`; raises DatasetError as `texts_in`."""
     if isinstance(value, np.ndarray):
         value = list(value)
     if not isinstance(value, list | tuple):

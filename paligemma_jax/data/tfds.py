@@ -50,12 +50,8 @@ class TfdsSource:
         try:
             builder: Any = tfds.builder_from_directory(os.fspath(self.path))
             features: Any = builder.info.features
-            undecoded = {
-                name: tfds.decode.SkipDecoding()
-                for name, feature in features.items()
-                if isinstance(feature, tfds.features.Image)
-            }
-            self._data: Any = builder.as_data_source(split=self.split, decoders=undecoded)
+            decoders = decoders_of(features)
+            self._data: Any = builder.as_data_source(split=self.split, decoders=decoders)
         except MissingExtraError:
             raise
         except ImportError as e:
@@ -85,7 +81,7 @@ class TfdsSource:
                 "Prepare or copy the data set again."
             ) from e
         try:
-            return self.reader(_plain(row, self._features), place)
+            return self.reader(plain_row(row, self._features), place)
         except DatasetError as e:
             raise DatasetError(f"{self.path}: {place}: {e}") from e
 
@@ -100,12 +96,28 @@ class TfdsSource:
         return f"TfdsSource({str(self.path)!r}, {self.split!r})"
 
 
-def _plain(value: Any, feature: Any) -> Any:
-    """Text as str, class labels as names, lists as lists, the rest as it is."""
+def decoders_of(features: Any) -> dict[str, Any]:
+    """Decoders that leave pictures encoded, those inside objects too."""
+    import tensorflow_datasets as tfds
+
+    found: dict[str, Any] = {}
+    for name, feature in features.items():
+        inner = getattr(feature, "feature", feature)  # of a sequence
+        if isinstance(inner, tfds.features.Image):
+            skip: Any = tfds.decode.SkipDecoding()
+            skip.decode_batch_example_np = skip.decode_example_np  # of a sequence; it lacks that
+            found[name] = skip
+        elif isinstance(inner, tfds.features.FeaturesDict) and (below := decoders_of(inner)):
+            found[name] = below
+    return found
+
+
+def plain_row(value: Any, feature: Any) -> Any:
+    """What tfds read, as readers take it: text as str, class labels as names, lists as lists."""
     inner = getattr(feature, "feature", None)
     if isinstance(value, dict):
         features: Any = feature if hasattr(feature, "keys") else inner
-        return {name: _plain(entry, features[name]) for name, entry in value.items()}
+        return {name: plain_row(entry, features[name]) for name, entry in value.items()}
     kind = type(feature if inner is None else inner).__name__
     if kind == "Image" or value is None:
         return value
@@ -117,7 +129,7 @@ def _plain(value: Any, feature: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, np.ndarray) and value.dtype.kind in "OS":
-        return [_plain(entry, None) for entry in value]
+        return [plain_row(entry, None) for entry in value]
     return value
 
 

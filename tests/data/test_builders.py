@@ -1,0 +1,232 @@
+"""Rows as the public builders prepare them, through tfds' own features, to what is learnt."""
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma_jax.data import Referring, find_splits
+from paligemma_jax.data.record import Record
+from paligemma_jax.data.referring import OneReferred
+from paligemma_jax.data.tfds import decoders_of, plain_row
+from paligemma_jax.errors import DatasetError
+from paligemma_jax.processing.image_source import load_image
+from paligemma_jax.processing.mask_codec import MaskCodec
+from paligemma_jax.training.config import TrainConfig
+from paligemma_jax.training.config_file import load_config
+from paligemma_jax.training.records import Data
+from tests.data.builders import BUILT, Built
+
+TRANSFERS = Path(__file__).parents[2] / "configs" / "transfers"
+WITHOUT = {  # a public builder
+    "nlvr2", "ocrvqa", "activitynet_cap", "activitynet_qa", "msrvtt_cap", "msrvtt_qa", "msvd_qa",
+    "vatex_cap", "longcap100", "longcap100_l4",
+}  # fmt: skip
+
+
+class Sevens(MaskCodec):
+    def encode(self, crops: np.ndarray) -> np.ndarray:
+        return np.full((len(crops), 16), 7, np.int32)
+
+
+CODEC = Sevens(None)  # pyright: ignore[reportArgumentType]
+
+
+def read(name: str, arg: str = "") -> TrainConfig:
+    return TrainConfig.from_config(load_config(f"{TRANSFERS / name}.py:root=DATA,{arg}"))
+
+
+def places(config: TrainConfig) -> list[Data]:
+    return list(config.train if isinstance(config.train, tuple) else (config.train,))
+
+
+def png(pixels: np.ndarray) -> io.BytesIO:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    out.seek(0)
+    return out
+
+
+def feature(features: Any, kind: Any) -> Any:
+    if isinstance(kind, dict):
+        return features.Sequence({name: feature(features, one) for name, one in kind.items()})
+    if isinstance(kind, list):
+        return features.Sequence(feature(features, kind[0]))
+    if isinstance(kind, tuple):
+        return features.ClassLabel(names=kind)
+    return {
+        "text": features.Text(),
+        "texts": features.Sequence(features.Text()),
+        "int": features.Scalar(np.int64),
+        "bool": features.Scalar(np.bool_),
+        "float": features.Scalar(np.float32),
+        "image": features.Image(encoding_format="png"),
+        "box": features.BBoxFeature(),
+        "bools10": features.Tensor(shape=[10], dtype=np.bool_),
+    }[kind]
+
+
+def value(features: Any, kind: Any, given: Any = None) -> Any:
+    """What is given, and anything that fits where nothing is."""
+    if isinstance(kind, dict):
+        rows = given or [{}]
+        return [{name: value(features, one, row.get(name)) for name, one in kind.items()}
+                for row in rows]  # fmt: skip
+    if given is not None:
+        return given
+    if isinstance(kind, list | tuple):
+        return [] if isinstance(kind, list) else kind[0]
+    if kind == "image":
+        mask = np.zeros((20, 30), bool)
+        mask[5:15, 3:12] = True
+        return png(mask)
+    if kind == "box":
+        return features.BBox(ymin=0.25, xmin=0.1, ymax=0.75, xmax=0.4)
+    return {"text": "anything", "texts": ["anything"], "bools10": np.ones(10, bool)}.get(kind, 0)
+
+
+def prepared(built: Built, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A row after it was written and read by tfds, as a reader gets it."""
+    tfds = pytest.importorskip("tensorflow_datasets", reason='needs the extra "data"')
+    from tensorflow_datasets.core.features.feature import TensorInfo
+
+    # To write lists in lists, tfds asks TensorFlow what NumPy's types are called.
+    monkeypatch.setattr(TensorInfo, "dtype", property(lambda info: info.np_dtype))
+    kinds, features = built.columns, tfds.features
+    shape = features.FeaturesDict({name: feature(features, kind) for name, kind in kinds.items()})
+    row = {name: value(features, kind, built.row.get(name)) for name, kind in kinds.items()}
+    row["image"] = png(np.zeros((20, 30, 3), np.uint8))
+    written = shape.serialize_example(shape.encode_example(row))
+    return plain_row(shape.deserialize_example_np(written, decoders=decoders_of(shape)), shape)
+
+
+def read_row(name: str, row: dict[str, Any]) -> tuple[Record, TrainConfig]:
+    config = read(name)
+    reader = next(one for one in places(config) if one.split.endswith("en") or name != "coco35l")
+    made = reader.reader
+    if isinstance(made, Referring):
+        made = dataclasses.replace(made, codec=CODEC)
+    assert made is not None
+    return made(row, "train:0"), config
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_what_is_learnt_from_a_row(name: str, monkeypatch: pytest.MonkeyPatch):
+    built = BUILT[name]
+    record, config = read_row(name, prepared(built, monkeypatch))
+    assert (record.prefix, list(record.answers or (record.suffix,))) == (
+        built.prefix, built.answers,
+    )  # fmt: skip
+    assert [load_image(image).size for image in record.images] == [
+        (224, 224) if name == "widgetcap" else (30, 20)
+    ]
+    rng = np.random.default_rng(0)
+    learnt = set()
+    for epoch in range(20):
+        changed = dataclasses.replace(record, epoch=epoch)
+        for transform in config.transforms:
+            changed = transform(changed, rng)
+        learnt.add(changed.suffix)
+        assert changed.prefix == built.prefix or name == "science_qa"
+        assert not changed.answers
+    assert learnt == set(built.learnt or built.answers)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_directories_and_splits(name: str):
+    built = BUILT[name]
+    published = places(read(name, "final_split=True"))
+    found = [*places(read(name)), *published, read(name).validation]
+    assert [one.path for one in published[: len(built.directories.split())]] == [
+        f"DATA/{directory}" for directory in built.directories.split()
+    ]
+    names = {part for one in found for part in re.findall(r"[a-z][\w-]*", one.split)}
+    if name == "coco35l":
+        assert len(published) == 35
+        names = {"train_en", "dev_en"} if {"train_en", "dev_en", "train_de"} <= names else names
+    assert names <= set(built.splits.split())
+
+
+def test_every_transfer_is_of_a_builder_or_known_to_have_none():
+    files = {path.stem for path in TRANSFERS.glob("*.py")} - {"table"}
+    assert files == set(BUILT) | WITHOUT and not set(BUILT) & WITHOUT
+
+
+def test_a_split_with_a_dash_is_found(tmp_path: Path):
+    for name in ("dataset_info.json", "vqa-test-dev.array_record-00000-of-00001"):
+        (tmp_path / name).touch()
+    assert list(find_splits(tmp_path)) == ["test-dev"]
+
+
+def objects(*expressions: list[str]) -> dict[str, Any]:
+    mask = np.zeros((20, 30, 3), np.uint8)
+    mask[5:15, 3:12] = 255
+    return {
+        "image": np.zeros((20, 30, 3), np.uint8),
+        "objects": {
+            "mask": [mask] * len(expressions),
+            "bbox": [[0.25, 0.1 * n, 0.75, 0.4] for n in range(len(expressions))],
+            "refs": {"sentence": list(expressions)},
+        },
+    }
+
+
+def test_every_object_comes_before_any_comes_again():
+    reader = Referring(codec=CODEC)
+    record = reader(objects(["a"], ["b", "c"], ["d"]), "train:0")
+    rng = np.random.default_rng(0)
+    rounds = [OneReferred()(dataclasses.replace(record, epoch=n), rng) for n in range(30)]
+    for start in range(0, 30, 3):
+        assert len({one.suffix for one in rounds[start : start + 3]}) == 3
+    assert {one.prefix for one in rounds} == {"a", "b", "c", "d"}
+    assert rounds[0].suffix.startswith("<loc0256>") and rounds[0].suffix.count("<seg") == 16
+
+
+def test_masks_are_encoded_once():
+    class Counting(Sevens):
+        def encode(self, crops: np.ndarray) -> np.ndarray:
+            counts.append(len(crops))
+            return super().encode(crops)
+
+    counts: list[int] = []
+    reader = Referring(codec=Counting(None))  # pyright: ignore[reportArgumentType]
+    for _ in range(3):
+        reader(objects(["a"], ["b"]), "train:0")
+    assert counts == [2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask": []}, "0 masks, 1 boxes and 1 lists"),
+        ({"bbox": [[0.5, 0, 0.1, 1]]}, "is none. y1, x1"),
+        ({"bbox": [[0.9, 0.9, 1, 1]]}, "empty inside the box"),
+        ({"mask": [b"no picture"]}, "A mask cannot be read"),
+        ({"mask": [], "bbox": [], "refs": {"sentence": []}}, "there are no objects"),
+    ],
+)
+def test_objects_that_do_not_fit(change: dict[str, Any], message: str):
+    row = objects(["a"])
+    row["objects"] |= change
+    with pytest.raises(DatasetError, match=message):
+        Referring(codec=CODEC)(row, "train:0")
+
+
+def test_without_a_codec():
+    with pytest.raises(DatasetError, match="there is none"):
+        Referring()(objects(["a"]), "train:0")
+
+
+def test_lines_with_tokens_are_read_as_they_are():
+    config = read("refcoco_seg", "data=mine/train.jsonl")
+    line = {"image": "a.jpg", "prefix": "left cat", "suffix": "<loc0001>"}
+    (data,) = places(config)
+    assert not data.masks and data.reader is not None
+    assert data.reader(line, "x").suffix == "<loc0001>"
+    (data,) = places(read("refcoco_seg"))
+    assert data.masks
