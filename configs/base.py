@@ -42,7 +42,8 @@ def get_config(arg: str = "") -> ConfigDict:
         model=args.model or f"{published}-pt-{args.resolution}",
         # Other pixels a side than the checkpoint's: its position embeddings are resampled.
         resolution=None,
-        # Of what is given, the directory's split "train" and "valid"; a file is taken whole.
+        # Of what is given, the directory's split "train" and "valid"; a file is taken whole. More
+        # data sets, by weight: Mixture(Part(Data("captions"), 3.0), Part(Data("boxes"), 1.0)).
         train=Data(args.data) if args.data else None,
         validation=Data(args.validation, "valid") if args.validation else None,
         # In turn: one of several answers, order of boxes, crops, JPEG, small letters, ...

@@ -9,6 +9,8 @@ from paligemma_jax.config import VARIANTS as VARIANTS
 from paligemma_jax.config import GemmaConfig as GemmaConfig
 from paligemma_jax.config import PaliGemmaConfig as PaliGemmaConfig
 from paligemma_jax.config import SigLIPConfig as SigLIPConfig
+from paligemma_jax.data.mixture import Mixture as Mixture
+from paligemma_jax.data.mixture import Part as Part
 from paligemma_jax.errors import CheckpointError as CheckpointError
 from paligemma_jax.errors import ConfigError as ConfigError
 from paligemma_jax.errors import DatasetError as DatasetError

@@ -19,6 +19,7 @@ _JOINING, _LONG = 300, 10  # seconds
 _EPILOG = """\
 Examples:
   paligemma train --check my_dataset                what is wrong with the data
+  paligemma train --check --config my_config.py     the same of what the file trains on
   paligemma train --config configs/jsonl.py:data=my_dataset --workdir runs/mine
   paligemma train --config configs/lora_24gb.py:data=my_dataset --workdir runs/lora
   paligemma train --config configs/transfers/cococap.py:resolution=448 --workdir runs/cococap
@@ -59,9 +60,12 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--check",
+        nargs="?",
+        const="",
         metavar="DATA",
         help="look at data instead of training: what is wrong with it, how long texts are, and a "
-        "picture of samples (WORKDIR/data_check.png); with --config as that would use it",
+        "picture of samples (WORKDIR/data_check.png); with --config as that would use it, and "
+        "without DATA what that trains on, each part of a mixture",
     )
     parser.add_argument(
         "--plan",
@@ -100,6 +104,8 @@ def take_settings(argv: Sequence[str]) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """`paligemma train`; returns the exit code."""
     if args.check is not None:
+        if not args.check and args.config is None:
+            args.usage_error("--check wants DATA to look at, or --config to say what is trained on")
         return _check(args)
     if args.config is None or (args.workdir is None and not args.plan):
         args.usage_error("the following arguments are required: --config, --workdir")
@@ -152,24 +158,29 @@ def _check(args: argparse.Namespace) -> int:
     from paligemma_jax.pretrained import load_processor
     from paligemma_jax.training.config import TrainConfig
     from paligemma_jax.training.config_file import load_config
-    from paligemma_jax.training.records import Data
+    from paligemma_jax.training.records import Data, mask_codec, open_records
 
+    data: Any = args.check
     processor, length, transforms = None, None, ()
-    images = reader = None
+    images = reader = codec = None
     if args.config is not None:
         config = TrainConfig.from_config(load_config(str(args.config), args.settings))
         processor, length = load_processor(config.model), config.text_length
         transforms = config.transforms
-        if isinstance(config.train, Data):
+        if not args.check:
+            codec = mask_codec(config.model)
+            data = open_records(config.train, "train", codec=codec)
+        elif isinstance(config.train, Data):
             images, reader = config.train.images, config.train.reader
     sheet = Path(args.workdir or ".") / "data_check.png"
     with count_bar(args, "records") as progress:
         report = check(
-            args.check,
+            data,
             processor,
             length,
             images=images,
             reader=reader,
+            codec=codec,
             transforms=transforms,
             sheet=sheet,
             progress=progress,

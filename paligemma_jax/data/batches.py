@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from paligemma_jax.data.bad_records import BadRecords, Skipped, StopAtBadRecord
+from paligemma_jax.data.mixture import Mixture
+from paligemma_jax.data.order import Order
 from paligemma_jax.data.record import RecordSource, Transform, fingerprint
-from paligemma_jax.data.rows_of_batch import BatchSource, Order
+from paligemma_jax.data.rows_of_batch import BatchSource
 from paligemma_jax.data.workers import parse_absl_flags, start_worker
 from paligemma_jax.errors import ConfigError, DatasetError, MissingExtraError, PaliGemmaError
 from paligemma_jax.processing.batch import Batch
@@ -61,14 +63,16 @@ def make_batches(
     another without a gap, and records that do not fill the last batch are left out.
 
     Args:
-      source: the records.
+      source: the records; those of a `Mixture` come by its weights.
       processor: makes arrays of pictures and texts.
       batch_size: rows of this process's part of a batch.
       length: T, tokens of prompt and answer; those of longer ones are an error, see `on_overflow`.
       seed: from 0 up; of the order and of the transforms.
-      transforms: change each record, in turn; must be picklable if there are workers.
+      transforms: change each record, in turn, but those of a part that has its own; must be
+        picklable if there are workers.
       shuffle: each epoch in its own order; otherwise in that of the source.
-      epochs: how often each record comes; without, there is no end.
+      epochs: how often each record comes, or as many records of a `Mixture`; without, there is no
+        end.
       workers: processes that read ahead; with 0, threads of this one do. A script that asks for any
         must keep its own work under `if __name__ == "__main__":`.
       process_index, process_count: which part of each batch this process is to have.
@@ -87,17 +91,17 @@ def make_batches(
         raise MissingExtraError("Reading training data", "data") from e
     together = batch_size * process_count
     batches = _ENDLESS if epochs is None else len(source) * epochs // together
-    if not batches or len(source) < together:
+    mixed = isinstance(source, Mixture)  # records of a small part may come twice in a batch
+    if not batches or (len(source) < together and not mixed):
         raise DatasetError(
             f"{len(source)} records do not fill a batch of {together}. At least as many records "
             f"as rows fit. Make the batch smaller: batch_size={max(1, len(source) // 2)}"
         )
-    order = Order(len(source), seed, shuffle)
     maker = BatchSource(
         source=source,
         processor=processor,
-        order=order,
-        transforms=tuple(transforms),
+        order=source.order(seed, shuffle) if mixed else Order(len(source), seed, shuffle),
+        transforms=source.transforms(transforms) if mixed else (tuple(transforms),),
         batch_size=batch_size,
         length=length,
         on_overflow=on_overflow or Refuse(),

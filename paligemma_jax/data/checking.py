@@ -11,6 +11,7 @@ from paligemma_jax.data.contact_sheet import contact_sheet
 from paligemma_jax.data.dataset_report import DatasetReport, SplitReport
 from paligemma_jax.data.image_folder import ImageFolder
 from paligemma_jax.data.inspection import Inspected, Inspector, Progress, repeated
+from paligemma_jax.data.mixture import Mixture
 from paligemma_jax.data.opening import find_splits, open_source
 from paligemma_jax.data.problem import Kind, Problem
 from paligemma_jax.data.readers import Reader
@@ -36,14 +37,14 @@ def check(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> DatasetReport:
-    """Checks every split at a path, or one source.
+    """Checks every split at a path, one source, or every part of a `Mixture`.
 
     Args:
-      path_or_source: a path as for `open_source`, or a source.
+      path_or_source: a path as for `open_source`, or a source, such as a mixture of sources.
       processor: counts tokens; without, they are not.
       length: T of `make_batches`, to say what does not fit.
       images, reader, codec: as for `open_source`; the codec also draws masks.
-      transforms: applied before tokens are counted and samples drawn.
+      transforms: applied before tokens are counted and samples drawn; parts may have their own.
       sheet: PNG to write the contact sheet to.
       most_pictures: records whose pictures are opened, spread over the data; all if None.
       seed: of the samples and the transforms.
@@ -51,24 +52,32 @@ def check(
 
     Raises DatasetError only where there is no data to check.
     """
+    changes = [tuple(transforms)]
     if isinstance(path_or_source, str | os.PathLike):
         path = Path(path_or_source)
         sources = {
             name: open_source(path, name or "train", images=images, reader=reader, codec=codec)
             for name in find_splits(path)
         }
+        changes *= len(sources)
+    elif isinstance(path_or_source, Mixture):
+        titles = path_or_source.titles()
+        sources = dict(zip(titles, path_or_source.sources, strict=True))
+        changes = path_or_source.transforms(transforms)
     else:
         sources = {"": path_or_source}
     reports: list[SplitReport] = []
     samples: list[Record] = []
     seen: dict[str, tuple[str, str]] = {}  # picture -> split and place of the first
-    for name, source in sources.items():
+    for (name, source), own in zip(sources.items(), changes, strict=True):
         opened = _chosen(len(source), most_pictures)
         inspector = Inspector(
-            source, processor, length, transforms, seed, lambda i, opened=opened: i in opened
+            source, processor, length, own, seed, lambda i, opened=opened: i in opened
         )
         found = inspector.all(progress)
-        reports.append(_report(name, source, found, length, _shared(name, found, seen)))
+        # Parts of a mixture may well ask different things about the same pictures.
+        shared = () if isinstance(path_or_source, Mixture) else _shared(name, found, seen)
+        reports.append(_report(name, source, found, length, shared))
         samples += _samples(source, inspector, found, -(-_SAMPLES // len(sources)), seed)
     page = contact_sheet(samples, codec) if samples else None
     path = None if sheet is None else Path(sheet)

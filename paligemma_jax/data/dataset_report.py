@@ -19,10 +19,10 @@ _BINS, _BAR = 8, 30
 
 @dataclasses.dataclass(frozen=True)
 class SplitReport:
-    """One split.
+    """One split, or one part of a mixture.
 
     Attributes:
-      name: of the split; "" if there is but one.
+      name: of the split, or what part it is; "" if there is but one.
       source: what was read.
       records: how many there are.
       opened: different pictures that were opened.

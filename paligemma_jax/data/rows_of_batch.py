@@ -1,13 +1,13 @@
 """Records -> the arrays of one batch, in whatever process it happens."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from paligemma_jax.data.bad_records import BadRecords, Skipped
+from paligemma_jax.data.order import Draw, MixedOrder, Order
 from paligemma_jax.data.record import Record, RecordSource, Transform
 from paligemma_jax.errors import DatasetError, PaliGemmaError
 from paligemma_jax.processing.encoding import Arrays
@@ -22,42 +22,19 @@ Row = tuple[np.ndarray | None, Arrays, str]  # pictures f32[N, H, W, 3], tokens 
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
-    """Which record stands where in an endless, shuffled sequence of all records.
-
-    Each epoch has its own order. Any place is computed on its own, by grain.
-    """
-
-    records: int
-    seed: int
-    shuffle: bool
-
-    def number(self, place: int) -> int:
-        """The number of the record at `place`, from 0 up."""
-        return int(self._shuffled[place] if self.shuffle else place) % self.records
-
-    @functools.cached_property
-    def _shuffled(self) -> Any:
-        import grain
-
-        # Hashed: grain takes seed + epoch, so neighbouring seeds would share their orders.
-        (seed,) = np.random.SeedSequence([self.seed]).generate_state(1)
-        return grain.MapDataset.range(self.records).shuffle(seed=int(seed))
-
-
-@dataclasses.dataclass(frozen=True)
 class BatchSource:
     """Batches by number, of this process: what grain reads.
 
     Batch b of all processes together holds the places b * P * B .. (b + 1) * P * B of the order,
     and process p the p-th part of them in one piece, so that the batch is the same for any number
     of processes. Chance comes from the place too: neither workers nor a restart change it.
+    `transforms` are those of each part that the order tells of.
     """
 
     source: RecordSource
     processor: Processor
-    order: Order
-    transforms: tuple[Transform, ...]
+    order: Order | MixedOrder
+    transforms: tuple[tuple[Transform, ...], ...]
     batch_size: int
     length: int
     on_overflow: Overflow
@@ -91,32 +68,32 @@ class BatchSource:
         }
 
     def _row(self, place: int, skipped: list[Skipped]) -> Row:
-        epoch, number = place // self.order.records, self.order.number(place)
+        draw = self.order.draw(place)
         choose = None
         for _ in range(_TRIES):
             try:
-                return self._encode(number, epoch, place)
+                return self._encode(draw, place)
             except PaliGemmaError as e:
-                bad = Skipped(number, str(e))
+                bad = Skipped(draw.number, str(e))
             except OSError as e:
-                bad = Skipped(number, f"{e.strerror or e}: {e.filename}")
+                bad = Skipped(draw.number, f"{e.strerror or e}: {e.filename}")
             skipped.append(bad)
             # The policy has its say here too, or a source of bad records only would be read whole.
             different = len({skip.number for skip in skipped})
             self.bad_records.check(different, self.order.records, bad)
             choose = choose or np.random.default_rng([self.order.seed, place, 1])
-            number = int(choose.integers(self.order.records))
+            draw = self.order.replace(draw, choose)
         raise DatasetError(
             f"{_TRIES} records one after another cannot be used; the last is {skipped[-1].reason} "
             "Readable records fit. See all that are not with: paligemma train --check DATA"
         )
 
-    def _encode(self, number: int, epoch: int, place: int) -> Row:
-        record = dataclasses.replace(self.source[number], epoch=epoch)
+    def _encode(self, draw: Draw, place: int) -> Row:
+        record = dataclasses.replace(self.source[draw.number], epoch=draw.epoch)
         rng = np.random.default_rng([self.order.seed, place])
         if record.size is not None:
             record = check_size(record)
-        for transform in self.transforms:
+        for transform in self.transforms[draw.part]:
             record = transform(record, rng)
         if len(record.answers) > 1:
             raise DatasetError(

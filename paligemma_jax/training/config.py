@@ -33,9 +33,10 @@ class TrainConfig:
     Attributes:
       model: what `from_pretrained` takes.
       resolution: pixels a side; the position embeddings are resampled. None: the checkpoint's.
-      train: records: a path, `Data`, a source, a list of dicts, or a tuple of several of them.
+      train: records: a path, `Data`, a source, a list of dicts, a tuple of several of them, or a
+        `Mixture` of them by weights.
       validation: records to look at during training; None for none.
-      transforms: changes made to training records, in turn.
+      transforms: changes made to training records, in turn; a part of a mixture may have its own.
       validation_transforms: those made to validation records; None: the same ones.
       text_length: tokens of prompt and answer.
       on_overflow: what happens to longer ones.

@@ -31,8 +31,8 @@ def finetune(
 
     Args:
       model: what `from_pretrained` takes.
-      records: a path, a source of `paligemma_jax.data`, or a list of dicts with "image", "prefix"
-        and "suffix".
+      records: a path, a source of `paligemma_jax.data`, a list of dicts with "image", "prefix"
+        and "suffix", or a `Mixture` of such by weights.
       workdir: where everything is written: checkpoints, metrics, a report, and the model.
       validation: records to measure on during training.
       progress: whether to show a bar; None shows it on terminals and in notebooks.

@@ -25,9 +25,7 @@ from paligemma_jax.data import RecordSource, TrainBatch, make_batches
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.pretrained import load_processor
 from paligemma_jax.processing.batch import Batch
-from paligemma_jax.processing.mask_codec import MaskCodec
 from paligemma_jax.processing.processor import Processor
-from paligemma_jax.resolve import find_checkpoint
 from paligemma_jax.training.bad_loss import LossWatch
 from paligemma_jax.training.checkpoints import Checkpoints, Restored
 from paligemma_jax.training.config import TrainConfig, describe
@@ -42,7 +40,7 @@ from paligemma_jax.training.metrics_log import (
     read_metrics,
 )
 from paligemma_jax.training.processes import agree, barrier, is_first, stop_agreed
-from paligemma_jax.training.records import open_records
+from paligemma_jax.training.records import first_records, mask_codec, open_records
 from paligemma_jax.training.report import SAMPLES, save_picture, write_report
 from paligemma_jax.training.rows import share_of_rows
 from paligemma_jax.training.samples import answer_records, draw_samples
@@ -54,7 +52,6 @@ from paligemma_jax.training.start import Start, is_trained, prepare
 from paligemma_jax.training.state import TrainState
 from paligemma_jax.training.step import make_train_step
 from paligemma_jax.training.validation import Validation
-from paligemma_jax.weights.checkpoint import open_checkpoint
 
 CHECKPOINTS = "checkpoints"
 _FINISHED = "finished.json"
@@ -112,7 +109,7 @@ class _Training:
     ):
         self.config, self.workdir = config, workdir
         self.progress = progress or (lambda step, total, values: None)
-        self.codec = _mask_codec(config)
+        self.codec = mask_codec(config.model)
         self.records = open_records(config.train, "train", codec=self.codec)
         self.held_out: RecordSource | None = None
         if config.validation is not None:
@@ -289,7 +286,7 @@ class _Training:
         values = self.validation.measure(self.state)
         count = min(self.config.samples, len(self.held_out))
         if count and jax.process_count() == 1:
-            records = [self.held_out[i] for i in range(count)]
+            records = first_records(self.held_out, count)
             model = self.start.skeleton.fill({**self.state.params, **(self.state.ema or {})})
             samples = answer_records(
                 PromptedModel(model, self.start.processor),
@@ -369,12 +366,6 @@ class _Training:
 def _saved_part(state: TrainState) -> TrainState:
     """All that steps change; frozen weights are read from the checkpoint again."""
     return dataclasses.replace(state, frozen={})
-
-
-def _mask_codec(config: TrainConfig) -> MaskCodec | None:
-    with open_checkpoint(find_checkpoint(config.model)) as checkpoint:
-        vae = checkpoint.mask_codec
-    return None if vae is None else MaskCodec(vae)
 
 
 def _processor(config: TrainConfig) -> Processor:

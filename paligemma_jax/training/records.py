@@ -1,17 +1,18 @@
 """What a run's settings call records -> a source of them."""
 
-import bisect
 import dataclasses
-import hashlib
-import itertools
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from paligemma_jax.data import Record, RecordSource, RowSource, open_source
+from paligemma_jax.data.joined import Joined
+from paligemma_jax.data.mixture import Mixture, Part
 from paligemma_jax.data.readers import Reader
-from paligemma_jax.data.record import check_number, fingerprint
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.processing.mask_codec import MaskCodec
+from paligemma_jax.resolve import find_checkpoint
+from paligemma_jax.weights.checkpoint import open_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,35 +34,14 @@ class Data:
     masks: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Joined:
-    """Several sources, one after the other; shuffled they are mixed by their sizes."""
-
-    sources: tuple[RecordSource, ...]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.sources))
-
-    def __getitem__(self, index: int) -> Record:
-        index = check_number(index, len(self), "several sources")
-        ends = list(itertools.accumulate(map(len, self.sources)))
-        which = bisect.bisect_right(ends, index)
-        return self.sources[which][index - (ends[which - 1] if which else 0)]
-
-    def fingerprint(self) -> str:
-        """Of all of them."""
-        text = " ".join(fingerprint(source) for source in self.sources)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
 def open_records(
     given: Any, what: str, *, split: str = "train", codec: MaskCodec | None = None
 ) -> RecordSource:
     """The records of a path, `Data`, a source, or a sequence of records or dicts.
 
-    A tuple of several of them are joined. `what` names them in errors, `split` is the part of a
-    path that is a directory, and `codec` is for COCO's masks. Raises DatasetError, and ConfigError
-    if nothing is given.
+    A tuple of several of them are joined, and each part of a `Mixture` is opened. `what` names them
+    in errors, `split` is the part of a path that is a directory, and `codec` is for COCO's masks.
+    Raises DatasetError, and ConfigError for nothing, or a mixture where none can be.
     """
     if given is None:
         raise ConfigError(
@@ -70,6 +50,15 @@ def open_records(
         )
     if isinstance(given, str | os.PathLike):
         return open_source(given, split)
+    if isinstance(given, Mixture):
+        return given.opened(
+            lambda one, place: open_records(one, f"{what}[{place}]", split=split, codec=codec)
+        )
+    if isinstance(given, Part):
+        raise ConfigError(
+            f"{what} is a part of a mixture, without the mixture. All parts together fit: "
+            "Mixture(Part(captions, 3.0), Part(boxes, 1.0))"
+        )
     if isinstance(given, Data):
         if given.masks and codec is None:
             raise ConfigError(
@@ -83,11 +72,31 @@ def open_records(
             reader=given.reader,
             codec=codec if given.masks else None,
         )
-    if isinstance(given, tuple) and any(isinstance(one, Data | str) for one in given):
+    if isinstance(given, tuple) and any(not isinstance(one, Mapping | Record) for one in given):
+        if any(isinstance(one, Mixture | Part) for one in given):
+            raise ConfigError(
+                f"{what} is a tuple with a mixture or a part of one in it. One mixture of all "
+                "fits: Mixture(Part(captions, 3.0), Part(boxes, 1.0))"
+            )
         return Joined(tuple(open_records(one, what, split=split, codec=codec) for one in given))
     if not isinstance(given, list | tuple) and _is_source(given):
         return given
     return RowSource(given, name=what)
+
+
+def first_records(source: RecordSource, count: int) -> list[Record]:
+    """So many records to look at: those of a mixture by its weights."""
+    if not isinstance(source, Mixture):
+        return [source[number] for number in range(count)]
+    order = source.order(seed=0, shuffle=False)
+    return [source[order.draw(place).number] for place in range(count)]
+
+
+def mask_codec(model: str) -> MaskCodec | None:
+    """That of a checkpoint; None where it has none."""
+    with open_checkpoint(find_checkpoint(model)) as checkpoint:
+        vae = checkpoint.mask_codec
+    return None if vae is None else MaskCodec(vae)
 
 
 def _is_source(given: Any) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paligemma_jax.data import make_batches
+from paligemma_jax.data.mixture import Mixture
 from paligemma_jax.data.record import Record, RecordSource
 from paligemma_jax.models.remat import KeepAll
 from paligemma_jax.training.config import TrainConfig
@@ -36,7 +37,8 @@ class _Filled:
 class Validation:
     """The mean loss over the same records every time, without dropout or smoothing.
 
-    Rows that only fill the last batch do not count.
+    Rows that only fill the last batch do not count. Records of a `Mixture` come by its weights, but
+    in the order of each part.
     """
 
     def __init__(self, config: TrainConfig, start: Start, source: RecordSource):
@@ -69,22 +71,22 @@ class Validation:
         transforms = config.validation_transforms
         size = config.batch_size
         local = size // parts
+        source = self._source
         total = 0.0
         with make_batches(
-            _Filled(self._source, self._batches * size),
+            source if isinstance(source, Mixture) else _Filled(source, self._batches * size),
             self._start.processor,
             batch_size=local,
             length=config.text_length,
             seed=config.seed,
             transforms=config.transforms if transforms is None else transforms,
             shuffle=False,
-            epochs=1,
             process_index=part,
             process_count=parts,
             on_overflow=config.on_overflow,
             bad_records=config.bad_records,
         ) as batches:
-            for number, one in enumerate(batches):
+            for number, one in zip(range(self._batches), batches, strict=False):
                 first = number * size + part * local
                 real = np.arange(first, first + local) < self._rows
                 batch = dataclasses.replace(one.batch, row_mask=real)
