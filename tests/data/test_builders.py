@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data import Referring, find_splits
+from paligemma_jax.data import Referring, find_splits, open_source
 from paligemma_jax.data.record import Record
 from paligemma_jax.data.referring import OneReferred
 from paligemma_jax.data.tfds import decoders_of, plain_row
@@ -100,7 +100,8 @@ def prepared(built: Built, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     kinds, features = built.columns, tfds.features
     shape = features.FeaturesDict({name: feature(features, kind) for name, kind in kinds.items()})
     row = {name: value(features, kind, built.row.get(name)) for name, kind in kinds.items()}
-    row["image"] = png(np.zeros((20, 30, 3), np.uint8))
+    if "image" in kinds:
+        row["image"] = png(np.zeros((20, 30, 3), np.uint8))
     written = shape.serialize_example(shape.encode_example(row))
     return plain_row(shape.deserialize_example_np(written, decoders=decoders_of(shape)), shape)
 
@@ -220,6 +221,15 @@ def test_objects_that_do_not_fit(change: dict[str, Any], message: str):
 def test_without_a_codec():
     with pytest.raises(DatasetError, match="there is none"):
         Referring()(objects(["a"]), "train:0")
+
+
+def test_a_codec_is_put_into_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("dataset_info.json", "any-train.array_record-00000-of-00001"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr("paligemma_jax.data.opening.TfdsSource", lambda *given: given)
+    opened: Any = open_source(tmp_path, reader=Referring(), codec=CODEC)
+    _, split, reader = opened
+    assert split == "train" and reader.codec is CODEC
 
 
 def test_lines_with_tokens_are_read_as_they_are():

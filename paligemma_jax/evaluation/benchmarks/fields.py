@@ -43,23 +43,19 @@ def choice(row: Row) -> Choice:
     return Choice(tuple(choices), check_text(_get(row, "answer"), "answer"))
 
 
-def choice_prompt(between: str) -> Prompt:
-    """big_vision's prompt with choices; `between` stands before the question."""
-
-    def prompt(row: Row) -> str:
-        choices = check_texts(_get(row, "choices"), "choice")
-        question = check_text(_get(row, "question"), "question")
-        return f"answer en{between}{question} choose from: " + " \t ".join(choices)
-
-    return prompt
+def choice_prompt(row: Row) -> str:
+    """big_vision's prompt with choices, of A-OKVQA and AI2D; both spaces and the tabs are its."""
+    choices = check_texts(_get(row, "choices"), "choice")
+    question = check_text(_get(row, "question"), "question")
+    return f"answer en  {question} choose from: " + " \t ".join(choices)
 
 
 def science_prompt(row: Row) -> str:
-    """big_vision's prompt of ScienceQA."""
+    """big_vision's prompt of ScienceQA; "N/A" where there is no hint."""
     choices = check_texts(_get(row, "choices"), "choice")
     options = ", ".join(f"({chr(65 + i)}) {text}" for i, text in enumerate(choices))
     question = check_text(_get(row, "question"), "question")
-    hint = check_text(row.get("hint", ""), "hint")
+    hint = check_text(row.get("hint") or "N/A", "hint")
     return f"Question: {question}\nContext: {hint}\nOptions: {options}\nAnswer:"
 
 

@@ -26,7 +26,7 @@ def expected_files(benchmark: Benchmark) -> str:
         f"such as\n  {line}\nand with the pictures that the lines name beside it.{masks}\nLines "
         'of {"image", "prefix", "suffix"} fit too where they have all that the figures need, and '
         f"so do Roboflow's folders of them{coco}, and a version of a data set that tfds prepared "
-        "as array_record, with columns of these names."
+        "as array_record, with columns of these names or of big_vision's builder."
     )
 
 

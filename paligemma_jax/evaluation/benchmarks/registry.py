@@ -101,8 +101,8 @@ def _all() -> Iterable[Benchmark]:
     # One answer.
     choices = _QUESTION | {"choices": ["cup", "cat"], "answer": "cup"}
     yield _benchmark("aokvqa-mc", "A-OKVQA, multiple choice", "Schwenk et al. 2022",
-                     prompt=choice_prompt("  "), example=choices, reference=choice)  # fmt: skip
-    yield _benchmark("ai2d", "AI2D", "Kembhavi et al. 2016", prompt=choice_prompt(" "),
+                     prompt=choice_prompt, example=choices, reference=choice)  # fmt: skip
+    yield _benchmark("ai2d", "AI2D", "Kembhavi et al. 2016", prompt=choice_prompt,
                      example=choices, reference=choice)  # fmt: skip
     yield _answer("gqa", "GQA", "Hudson and Manning 2019")
     yield _answer("xgqa", "xGQA", "Pfeiffer et al. 2022", "language", kind="de",
@@ -143,7 +143,8 @@ def _all() -> Iterable[Benchmark]:
     yield _captions("textcaps", "TextCaps", "Sidorov et al. 2020", beams=3)
     yield _captions("scicap", "SciCap", "Hsu et al. 2021", max_new_tokens=96)
     yield _captions("screen2words", "Screen2Words", "Wang et al. 2021", max_new_tokens=24)
-    yield _captions("widgetcap", "Widget Captioning", "Li et al. 2020")
+    yield _captions("widgetcap", "Widget Captioning", "Li et al. 2020",
+                    notes="The widget has a red outline in the picture.")  # fmt: skip
     yield _languages("xm3600", "Crossmodal-3600", "Thapliyal et al. 2022")
     yield _languages("coco35l", "COCO-35L", "Thapliyal et al. 2022")
     # Videos.

@@ -12,15 +12,25 @@ import numpy as np
 from paligemma_jax.data.coco_file import read_coco
 from paligemma_jax.data.image_folder import ImageFolder
 from paligemma_jax.data.opening import coco_pictures, find_splits, open_source
-from paligemma_jax.data.readers import Pictured, images_in
+from paligemma_jax.data.readers import Pictured
 from paligemma_jax.data.record import Record
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.evaluation.benchmarks.benchmark import Answer, Benchmark, Row
+from paligemma_jax.evaluation.benchmarks.builder_rows import builder_fields, builder_images
 from paligemma_jax.evaluation.benchmarks.example import MadePicture, Picture
 from paligemma_jax.evaluation.metrics.misfit import Misfit
 from paligemma_jax.processing.image_source import ImageSource
 
-_USUAL = ("test", "", "validation", "valid", "val", "dev")  # what is measured, if nobody says
+_PICTURES = ("image", "images", "image_left", "image_right")
+_USUAL = (
+    "test",
+    "",
+    "validation",
+    "valid",
+    "val",
+    "dev",
+    "huggingface",
+)  # what is measured, if nobody says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +65,7 @@ def read_lines(benchmark: Benchmark, data: Path, split: str | None) -> Iterator[
             f"--split {name}"
         )
     if (data / "dataset_info.json").is_file():
-        return _of_tfds(data, split)
+        return _of_tfds(benchmark, data, split)
     if split not in splits:
         raise DatasetError(f"{data} has no split {split!r}. {', '.join(splits)} fits: --split NAME")
     place = splits[split]
@@ -136,12 +146,12 @@ class _WholeRow(Pictured):
     """Keeps every column."""
 
     def __call__(self, row: Row, place: str) -> Record:
-        images = images_in(row, "image" if "image" in row else "images")
-        plain = {k: _plain(v) for k, v in row.items() if k not in ("image", "images")}
+        images = builder_images(row)
+        plain = {k: _plain(v) for k, v in row.items() if k not in _PICTURES}
         return _RowRecord(images, "", "", place, row=plain)
 
 
-def _of_tfds(path: Path, split: str) -> Iterator[Line]:
+def _of_tfds(benchmark: Benchmark, path: Path, split: str) -> Iterator[Line]:
     source = open_source(path, split, reader=_WholeRow())
     for number in range(len(source)):
         place = f"{split}:{number}"
@@ -157,7 +167,15 @@ def _of_tfds(path: Path, split: str) -> Iterator[Line]:
             )
             for n in range(len(record.images))
         )
-        yield Line(place, {"id": place} | record.row, pictures, path)
+        try:
+            row: Row | Misfit = builder_fields(benchmark.name, record.row, path, split)
+        except Misfit as e:
+            row = e
+        else:
+            # Servers ask for the number of the question; another id may be a picture's.
+            ids = (row[name] for name in ("question_id", "example_id", "id") if name in row)
+            row = dict(row) | {"id": next(ids, place)}
+        yield Line(place, row, pictures, path)
 
 
 def _image(source: Any, number: int, place: int) -> ImageSource:
