@@ -132,7 +132,7 @@ def _evaluate(node: ast.expr) -> Any:
 def _changed(value: Any, path: Sequence[str], text: str, name: str, annotation: Any) -> Any:
     """`value` with the field at `path` made what `text` says."""
     if not path:
-        if isinstance(value, str) and not isinstance(parse_value(text), str | type(None)):
+        if isinstance(value, str) and isinstance(parse_value(text), int | float):
             return text  # a name that happens to look like a number
         return _fit(name, parse_value(text), value, annotation)
     full = f"{name}.{path[0]}"
@@ -165,7 +165,7 @@ def _fit(name: str, new: Any, old: Any, annotation: Any = None) -> Any:
         optional = annotation is None or type(None) in typing.get_args(annotation) or old is None
         fits = optional and not (new is not None and _refused(new, annotation))
     elif isinstance(old, int | float | str):
-        fits = isinstance(new, type(old))
+        fits = isinstance(new, type(old)) or annotation is typing.Any
     else:
         fits = not isinstance(new, int | float | str) or _plain(annotation)
     if not fits:

@@ -71,6 +71,27 @@ def test_check_of_data_shows_what_is_wrong(run: Run, picture: Path, config: str,
     assert bad.code == 1 and "data.jsonl:2" in bad.out
 
 
+def test_check_and_plan_of_a_mixture(run: Run, picture: Path, config: str, tmp_path: Path):
+    row = {"image": str(picture.name), "prefix": "caption en", "suffix": "noise"}
+    (tmp_path / picture.name).write_bytes(picture.read_bytes())
+    for name, count in (("captions", 2), ("boxes", 1)):
+        lines = [json.dumps(row | {"suffix": f"noise {i}"}) + "\n" for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    captions, boxes = tmp_path / "captions.jsonl", tmp_path / "boxes.jsonl"
+    mixture = f"--config.train=Mixture(Part({str(captions)!r}, 3.0), Part(Data({str(boxes)!r})))"
+    given = ["--config", config, mixture, "--workdir", tmp_path]
+    good = run("train", "--check", *given)
+    assert good.code == 0 and "part 0, 75.0% of what is drawn" in good.out
+    assert "part 1, 25.0% of what is drawn, each record 0.75 times an epoch" in good.out
+    assert re.search(r"total +\d\.\d\d GB a device", run("train", "--plan", *given).out)
+    boxes.write_text("{oops\n" + json.dumps(row) + "\n")
+    bad = run("train", "--check", *given)
+    assert bad.code == 1 and "boxes.jsonl:1" in bad.out
+    wrong = run("train", "--check", "--config", config, "--config.train=Mixture(Part('x', -1))")
+    assert wrong.code == 1 and "The weight of a part is -1" in wrong.err
+    assert run("train", "--check").code == 2
+
+
 def test_plan_says_how_much_memory_it_takes(run: Run):
     given = ["--config", CONFIGS / "qlora.py", "--config.mesh=Axes(data=2)", "--plan"]
     outcome = run("train", *given)

@@ -23,7 +23,7 @@ from paligemma_jax.training.config import TrainConfig
 from paligemma_jax.training.finish import FineTuned
 from paligemma_jax.training.loop import train
 from paligemma_jax.training.metrics_log import read_metrics
-from paligemma_jax.training.schedules import Steps
+from paligemma_jax.training.schedules import Epochs, Steps
 from paligemma_jax.training.sharding import Axes
 from tests.training.runs import records, tiny_run
 
@@ -187,6 +187,24 @@ def test_damaged_checkpoint_costs_the_steps_since_the_one_before(
     with pytest.warns(UserWarning, match="step 4 is damaged .* step 2 is used"):
         train(tiny_run(store), tmp_path)
     require_same_run(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_mixture_goes_on_where_it_was(store: Path, tmp_path: Path):
+    made = records()
+    for place in range(8):
+        made[place]["id"] = f"first{place}"
+    mixture = pg.Mixture(pg.Part(made[:8], 3.0), pg.Part(made[8:], 1.0, transforms=()))
+    held_out = pg.Mixture(pg.Part(records(5)), pg.Part(made[:2]))
+    mixed = tiny_run(store, train=mixture, validation=held_out, duration=Epochs(2))
+    whole = train(mixed, tmp_path / "whole")
+    assert whole.step == 6 and whole.metrics["validation_loss"] > 0  # 2 epochs of 12 by 4
+    with pytest.raises(Killed):
+        train(mixed, tmp_path / "killed", progress=at(5, kill))
+    with pytest.raises(ConfigError, match="train is Mixture.Part.list of 12, weight=1"):
+        train(tiny_run(store, train=pg.Mixture(pg.Part(made))), tmp_path / "killed")
+    assert train(mixed, tmp_path / "killed").finished
+    require_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.slow
