@@ -153,10 +153,10 @@ def test_adapters_are_written_once_and_equal(weights: Path, tmp_path: Path):
     assert adapter_directory(weights, TINY) == folder
 
 
-@pytest.mark.slow
+@pytest.mark.parity
 @pytest.mark.parametrize("task", TRAINING)
 def test_both_train_the_same(weights: Path, task: Task):
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason="the extra parity is not installed")
     records: list[Record] = []
     case = TrainSteps(task, 2, text=12, suffix=4, effort=TRIAL)
     for kind in (Kind.OURS, Kind.HUGGING_FACE):
