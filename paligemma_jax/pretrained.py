@@ -69,10 +69,11 @@ def from_pretrained(
       revision: a branch, tag or commit at Hugging Face, such as "bfloat16".
       mesh: several devices of this process to answer together: `Axes(tensor=4)`, of all devices,
         or a mesh with axes named "data", "fsdp" and "tensor", or some of them. Weights are read
-        straight onto them, each its own shard: attention heads, columns of the MLP and rows of the
-        token table over "tensor", what is left of large weights over "fsdp" (see
-        `models.sharding`). An axis of a weight that does not divide stays whole. Rows of a batch go
-        over "data" and "fsdp" where their number divides. Answers are those of one device.
+        straight onto them, each its own shard: attention heads (inputs where heads do not divide),
+        inputs of the MLP's weights and rows of the token table over "tensor", what is left of
+        large weights over "fsdp" (see `models.sharding`). An axis of a weight that does not divide
+        stays whole. Rows of a batch go over "data" and "fsdp" where their number divides. Answers
+        are those of one device.
       progress: called with what is being downloaded or read, bytes done and bytes in all.
 
     Raises:

@@ -5,15 +5,12 @@ JOB is a file that `TrainJob` describes. Lines of JSON go to standard output, se
 
 import contextlib
 import dataclasses
-import json
-import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from paligemma_jax.benchmark.implementation import Kind, Precision
+from paligemma_jax.benchmark.job_process import Report, serve_job
 from paligemma_jax.benchmark.models import find_model
 from paligemma_jax.benchmark.record import Record
 from paligemma_jax.benchmark.train_case import Trainer, TrainSteps, loss_numbers, train
@@ -87,7 +84,7 @@ class TrainJob:
         )
 
 
-def run_train_job(job: TrainJob, report: Callable[[Record], None]) -> None:
+def run_train_job(job: TrainJob, report: Report) -> None:
     """Loads, then steps; what goes wrong becomes a record too."""
     if job.kind is Kind.OURS:
         from paligemma_jax.benchmark.ceilings import measure_ceilings
@@ -165,14 +162,7 @@ def _open(job: TrainJob) -> Trainer:
 
 def main() -> None:
     """The process."""
-    job = TrainJob.from_dict(json.loads(Path(sys.argv[1]).read_text()))
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print
-
-    def report(record: Record) -> None:
-        print(json.dumps(record.to_dict()), file=out, flush=True)
-
-    run_train_job(job, report)
+    serve_job(lambda job, report: run_train_job(TrainJob.from_dict(job), report))
 
 
 if __name__ == "__main__":

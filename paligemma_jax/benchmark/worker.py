@@ -6,11 +6,7 @@ case as soon as it is done; whatever else is printed goes to standard error.
 
 import contextlib
 import dataclasses
-import json
-import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +21,7 @@ from paligemma_jax.benchmark.implementation import (
     Precision,
     open_implementation,
 )
+from paligemma_jax.benchmark.job_process import Report, serve_job
 from paligemma_jax.benchmark.models import find_model
 from paligemma_jax.benchmark.record import Record
 from paligemma_jax.benchmark.resident import most_resident
@@ -105,7 +102,7 @@ class Job:
         return self.arrays / f"{self.model}-{self.kind}-{self.dtype}.npz"
 
 
-def run_job(job: Job, report: Callable[[Record], None]) -> None:
+def run_job(job: Job, report: Report) -> None:
     """Loads, then measures case after case; what goes wrong becomes a record too."""
     config = find_model(job.model)
     bare = _bare_bytes(job.kind)
@@ -194,14 +191,7 @@ def _bare_bytes(kind: Kind) -> int:
 
 def main() -> None:
     """The process."""
-    job = Job.from_dict(json.loads(Path(sys.argv[1]).read_text()))
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print
-
-    def report(record: Record) -> None:
-        print(json.dumps(record.to_dict()), file=out, flush=True)
-
-    run_job(job, report)
+    serve_job(lambda job, report: run_job(Job.from_dict(job), report))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Where weights lie on a mesh: rules by parameter path, for models in every form.
 
-The rules are those of `RULES`: heads, columns of the MLP and rows of the token table over "tensor";
-what is left of each large weight over "fsdp". An axis that a mesh axis does not divide is not split
+The rules are those of `RULES`: heads, the MLP and rows of the token table over "tensor"; what is
+left of each large weight over "fsdp". An axis that a mesh axis does not divide is not split
 over it. XLA makes the communication of it.
 """
 
