@@ -12,9 +12,8 @@ from paligemma_jax.benchmark.case import Case, Outcome, Subject
 from paligemma_jax.benchmark.floors import Work, decode_work, encode_work, prefill_work
 from paligemma_jax.benchmark.implementation import Precision
 from paligemma_jax.benchmark.inputs import PROMPT, random_images, random_prompts
-from paligemma_jax.benchmark.timing import Effort, Sample, measure
+from paligemma_jax.benchmark.timing import Effort, Sample, measure, sample
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.generation.answers import MIN_CAPACITY
 from paligemma_jax.processing.buckets import MIN_TEXT_LENGTH, bucket
 
 MIXED_PROMPTS, LONGEST_PROMPT = 50, 120
@@ -40,8 +39,7 @@ class EncodeImages(Case):
 
     def run(self, subject: Subject) -> Outcome:
         call = subject.implementation.encode_images(random_images(subject.config, self.batch))
-        _warm(call, subject, self.effort)
-        return Outcome(measure([call], self.effort)[0])
+        return Outcome(_samples(call, subject, self.effort))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,20 +62,15 @@ class FirstToken(Case):
 
     def run(self, subject: Subject) -> Outcome:
         call = subject.implementation.first_token(*random_prompts(subject.config, self.batch))
-        _warm(call, subject, self.effort)
-        return Outcome(measure([call], self.effort)[0])
+        return Outcome(_samples(call, subject, self.effort))
 
 
 @dataclasses.dataclass(frozen=True)
 class Decode(Case):
-    """One more token a row: the difference of a long and a short answer, by its tokens.
-
-    Both should have the same room in the cache (a power of two), so that they are one program.
-    """
+    """One more token a row, on the way from an answer's first token to its last."""
 
     batch: int
-    short: int = 33
-    long: int = 64
+    tokens: int = 64
     effort: Effort = Effort()
 
     @property
@@ -89,32 +82,21 @@ class Decode(Case):
         return self.batch
 
     def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
-        context = config.img.num_patches + PROMPT + (self.short + self.long) // 2
-        return (decode_work(config, self.batch, context, precision.sizes),)
+        return (_one_more(config, self.batch, self.tokens, precision),)
 
     def run(self, subject: Subject) -> Outcome:
         prompts = random_prompts(subject.config, self.batch)
-        calls = [subject.implementation.answer(*prompts, n) for n in (self.short, self.long)]
-        _warm(calls[0], subject, self.effort)
-        if subject.compiles and room(self.short) != room(self.long):
-            calls[1]()
-        pairs = zip(*measure(calls, self.effort), strict=True)
-        tokens = self.long - self.short
-        return Outcome(
-            [
-                Sample((long.seconds - short.seconds) / tokens, max(long.others, short.others))
-                for short, long in pairs
-            ]
-        )
+        call = subject.implementation.decoding(*prompts, self.tokens)
+        return Outcome([s.a_token(self.tokens) for s in measure([call], self.effort)[0]])
 
 
 @dataclasses.dataclass(frozen=True)
 class LongAnswer(Case):
-    """A token of a long answer against one of a short one, the prompt being read already."""
+    """A token of a long answer against one of a short one."""
 
     short: int = 16
     long: int = 256
-    effort: Effort = Effort(1, 3, 10.0)
+    effort: Effort = Effort(2, 3, 30.0)
 
     @property
     def name(self) -> str:
@@ -125,21 +107,18 @@ class LongAnswer(Case):
         return 1
 
     def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
-        context = config.img.num_patches + PROMPT + self.long // 2
-        return (decode_work(config, 1, context, precision.sizes),)
+        return (_one_more(config, 1, self.long, precision),)
 
     def run(self, subject: Subject) -> Outcome:
         prompts = random_prompts(subject.config, 1)
-        per_token: list[list[Sample]] = []
-        for tokens in (self.short, self.long):
-            read, decode = _ours(subject).decoding(*prompts, tokens)
-            read()
-            decode(2)  # compiles
-            calls = [functools.partial(decode, tokens)]
-            samples = measure(calls, self.effort, before=read)[0]
-            per_token.append([Sample(s.seconds / (tokens - 1), s.others) for s in samples])
-        short, long = (statistics.median(s.seconds for s in samples) for samples in per_token)
-        return Outcome(per_token[1], {"short_seconds": short, "ratio": long / short})
+        numbers = self.short, self.long
+        calls = [subject.implementation.decoding(*prompts, n) for n in numbers]
+        taken = measure(calls, self.effort)
+        short, long = (
+            [s.a_token(n) for s in samples] for n, samples in zip(numbers, taken, strict=True)
+        )
+        medians = [statistics.median(s.seconds for s in samples) for samples in (short, long)]
+        return Outcome(long, {"short_seconds": medians[0], "ratio": medians[1] / medians[0]})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +163,7 @@ class DecodeMemory(Case):
         from paligemma_jax.benchmark.memory import peak_during
 
         ours = _ours(subject)
-        read, decode = ours.decoding(*random_prompts(subject.config, 1), self.tokens)
+        read, decode = ours.reading_and_decoding(*random_prompts(subject.config, 1), self.tokens)
         call = functools.partial(decode, self.tokens)
         read()
         call()
@@ -263,15 +242,17 @@ def case_from_dict(values: dict[str, Any]) -> Case:
     return _CASES[values["case"]](**fields)
 
 
-def room(tokens: int) -> int:
-    """Of an answer, in the cache."""
-    return bucket(tokens, MIN_CAPACITY)
+def _one_more(config: PaliGemmaConfig, batch: int, tokens: int, precision: Precision) -> Work:
+    """What a step in the middle of such an answer must do at least."""
+    context = config.img.num_patches + PROMPT + tokens // 2
+    return decode_work(config, batch, context, precision.sizes)
 
 
-def _warm(call: Callable[[], object], subject: Subject, effort: Effort) -> None:
-    """Does it once, but not where that takes long and compiles nothing."""
+def _samples(call: Callable[[], object], subject: Subject, effort: Effort) -> list[Sample]:
+    """Of a call that is done once before, but not where that takes long and compiles nothing."""
     if subject.compiles or effort.most > 1:
         call()
+    return measure([functools.partial(sample, call)], effort)[0]
 
 
 def _ours(subject: Subject) -> Any:

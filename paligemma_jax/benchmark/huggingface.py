@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from paligemma_jax.benchmark.resident import most_resident
+from paligemma_jax.benchmark.timing import Sample, Stopwatch
 from paligemma_jax.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -60,19 +61,36 @@ class HuggingFace:
     ) -> Callable[[], np.ndarray]:
         """See `Implementation`."""
         inputs = self.inputs(images, tokens)
-        length = inputs["input_ids"].shape[1]
+        return self._timed(lambda: self._generate(inputs, new_tokens))
 
-        def call() -> np.ndarray:
-            answers = self._model.generate(
-                **inputs,
-                do_sample=False,
-                min_new_tokens=new_tokens,
-                max_new_tokens=new_tokens,
-                **self._generation,
-            )
-            return _numbers(answers[:, length:])
+    def decoding(
+        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
+    ) -> Callable[[], Sample]:
+        """See `Implementation`."""
+        inputs = self.inputs(images, tokens)
 
-        return self._timed(call)
+        def call() -> Sample:
+            started = _Started(self._on_gpu)
+            self._timed(lambda: self._generate(inputs, new_tokens, stopping_criteria=[started]))()
+            assert started.watch is not None, "transformers asks what stops it after every token"
+            return started.watch.stop()
+
+        if self._compiled:  # one program for each length of the cache
+            call()
+        return call
+
+    def _generate(
+        self, inputs: "dict[str, torch.Tensor]", new_tokens: int, **options: Any
+    ) -> np.ndarray:
+        answers = self._model.generate(
+            **inputs,
+            do_sample=False,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            **options,
+            **self._generation,
+        )
+        return _numbers(answers[:, inputs["input_ids"].shape[1] :])
 
     def logits(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """See `Implementation`; always eager."""
@@ -145,6 +163,23 @@ class HuggingFace:
             return call()
         except Exception as e:  # torch.compile raises whatever its backends do
             raise _does_not_work(e) from e
+
+
+class _Started:
+    """A criterion that stops nothing, and starts a watch when the first token is there."""
+
+    def __init__(self, on_gpu: bool):
+        self.watch: Stopwatch | None = None
+        self._on_gpu = on_gpu
+
+    def __call__(self, input_ids: "torch.Tensor", scores: object, **_: object) -> "torch.Tensor":
+        import torch
+
+        if self.watch is None:
+            if self._on_gpu:
+                torch.cuda.synchronize()
+            self.watch = Stopwatch()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 _EAGER: dict[str, Any] = {"cache_implementation": "dynamic"}

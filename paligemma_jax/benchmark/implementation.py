@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from paligemma_jax.benchmark.floors import Sizes
+from paligemma_jax.benchmark.timing import Sample
 from paligemma_jax.errors import ConfigError
 
 
@@ -80,6 +81,15 @@ class Implementation(Protocol):
         self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
     ) -> Callable[[], np.ndarray]:
         """Greedy answers from pictures to tokens, never ended early; gives i32[B, new_tokens]."""
+        ...
+
+    def decoding(
+        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
+    ) -> Callable[[], Sample]:
+        """Such answers; a call says how long it took from the first token to the last.
+
+        What compiles has been compiled before the first call.
+        """
         ...
 
     def logits(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:

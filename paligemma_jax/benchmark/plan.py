@@ -159,7 +159,7 @@ _TINY = Entry(
     "tiny",
     (Kind.OURS, Kind.SCANNED, Kind.HUGGING_FACE),
     (F32,),
-    each=(Decode(1, 33, 64, _TRIAL), EncodeImages(1, _TRIAL), FirstToken(1, _TRIAL)),
+    each=(Decode(1, 32, _TRIAL), EncodeImages(1, _TRIAL), FirstToken(1, _TRIAL)),
     ours_once=(LongAnswer(4, 16, _TRIAL), MixedLengths(), DecodeMemory()),
     repeats=1,
     small=True,
@@ -169,8 +169,8 @@ _CPU = Entry(
     (Kind.OURS, Kind.SCANNED, Kind.HUGGING_FACE),
     (F32, BF16),
     quantized=(Precision.INT8,),
-    each=(Decode(1, 2, 16, Effort(3, 3)), FirstToken(1), EncodeImages(1, Effort(seconds=2))),
-    once=(FirstToken(8, ONCE), Decode(8, 2, 32, ONCE), EncodeImages(8, Effort(2, 2))),
+    each=(Decode(1, 32, Effort(3, 3)), FirstToken(1), EncodeImages(1, Effort(seconds=2))),
+    once=(FirstToken(8, ONCE), Decode(8, 32, Effort(2, 2)), EncodeImages(8, Effort(2, 2))),
     ours_once=(LongAnswer(), MixedLengths(), DecodeMemory()),
 )
 # Few shapes: on GPUs compiling takes longest.

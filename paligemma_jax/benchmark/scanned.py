@@ -17,6 +17,7 @@ import numpy as np
 
 from paligemma_jax.benchmark.implementation import Precision
 from paligemma_jax.benchmark.ours import Ours, prompt_batch
+from paligemma_jax.benchmark.timing import Sample, Stopwatch
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.loop import prefill
 from paligemma_jax.models.abstract import from_params
@@ -33,20 +34,37 @@ class Scanned(Ours):
         self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
     ) -> Callable[[], np.ndarray]:
         """See `Implementation`."""
+        return lambda: self._go_on(*self._read(images, tokens, new_tokens), new_tokens)
+
+    def decoding(
+        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
+    ) -> Callable[[], Sample]:
+        """See `Implementation`."""
+
+        def call(limit: int) -> Sample:
+            first, cache = jax.block_until_ready(self._read(images, tokens, new_tokens))
+            watch = Stopwatch()
+            self._go_on(first, cache, limit)
+            return watch.stop()
+
+        call(2)
+        return functools.partial(call, new_tokens)
+
+    def _read(
+        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
+    ) -> tuple[jax.Array, KVCache]:
         batch = prompt_batch(images, tokens)
         length = self.config.img.num_patches + tokens.shape[1] + new_tokens
         inputs = (batch.images, batch.tokens, batch.mask_ar, batch.mask_input)
+        logits, cache = prefill(self.model, *inputs, slots=length)
+        return jnp.argmax(logits, axis=-1), jax.tree.map(_halved, cache)
 
-        def call() -> np.ndarray:
-            logits, cache = prefill(self.model, *inputs, slots=length)
-            cache = jax.tree.map(_halved, cache)
-            answer = [jnp.argmax(logits, axis=-1)]
-            for _ in range(new_tokens - 1):
-                token, cache = _step(self.model, answer[-1], cache)
-                answer.append(token)
-            return np.stack([np.asarray(token) for token in answer], axis=1).astype(np.int32)
-
-        return call
+    def _go_on(self, first: jax.Array, cache: KVCache, new_tokens: int) -> np.ndarray:
+        answer = [first]
+        for _ in range(new_tokens - 1):
+            token, cache = _step(self.model, answer[-1], cache)
+            answer.append(token)
+        return np.stack([np.asarray(token) for token in answer], axis=1).astype(np.int32)
 
 
 def open_scanned(weights: Path, dtype: Precision) -> Scanned:

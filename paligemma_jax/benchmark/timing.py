@@ -14,6 +14,10 @@ class Sample:
     seconds: float
     others: float
 
+    def a_token(self, tokens: int) -> "Sample":
+        """Of one of so many tokens, the first of which was there when it began."""
+        return dataclasses.replace(self, seconds=self.seconds / (tokens - 1))
+
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
@@ -24,24 +28,17 @@ class Effort:
     seconds: float = 3.0
 
 
-def sample(call: Callable[[], object], before: Callable[[], object] | None = None) -> Sample:
-    """Times one call; `before` is done first and not timed."""
-    if before is not None:
-        before()
-    busy = Busyness()
-    start = time.perf_counter()
+def sample(call: Callable[[], object]) -> Sample:
+    """Times one call."""
+    watch = Stopwatch()
     call()
-    return Sample(time.perf_counter() - start, busy.others())
+    return watch.stop()
 
 
-def measure(
-    calls: Sequence[Callable[[], object]],
-    effort: Effort,
-    before: Callable[[], object] | None = None,
-) -> list[list[Sample]]:
-    """Samples of each call, taken in turn so that all see the same machine.
+def measure(calls: Sequence[Callable[[], Sample]], effort: Effort) -> list[list[Sample]]:
+    """What each call says of itself, in turn so that all see the same machine.
 
-    They must be warm: compiled, and done once. `before` comes before every one.
+    They must be warm: compiled, and done once.
     """
     taken: list[list[Sample]] = [[] for _ in calls]
     start = time.perf_counter()
@@ -49,8 +46,20 @@ def measure(
         len(taken[0]) < effort.most and time.perf_counter() - start < effort.seconds
     ):
         for call, samples in zip(calls, taken, strict=True):
-            samples.append(sample(call, before))
+            samples.append(call())
     return taken
+
+
+class Stopwatch:
+    """Runs from its making on."""
+
+    def __init__(self) -> None:
+        self._busy = Busyness()
+        self._start = time.perf_counter()
+
+    def stop(self) -> Sample:
+        """What passed until now."""
+        return Sample(time.perf_counter() - self._start, self._busy.others())
 
 
 class Busyness:

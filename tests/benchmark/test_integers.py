@@ -28,7 +28,7 @@ def test_each_is_a_recipe():
 )
 def test_measured(precision: Precision, written: bool, tmp_path: Path):
     weights = write_checkpoint(tmp_path / "tiny", TINY) if written else None
-    cases = (Equality(2, 3), MeasureCeilings(small=True), Decode(1, 2, 12, Effort(2, 2, 0)))
+    cases = (Equality(2, 3), MeasureCeilings(small=True), Decode(1, 12, Effort(2, 2, 0)))
     job = Job("tiny", Kind.OURS, precision, 0, (*cases, DecodeMemory()), weights, tmp_path)
     records: list[Record] = []
     run_job(job, records.append)
