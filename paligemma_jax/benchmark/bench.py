@@ -53,7 +53,8 @@ def bench(
       dtypes: of "float32", "bfloat16", and for ours alone "int8", "int8-dynamic", "int4".
       repeats: processes of each implementation; they alternate.
       quick: one repeat of the most important cases.
-      minutes: when to stop; what is measured by then is what there is.
+      minutes: when to stop; what is measured by then is what there is. Every model has its share of
+        them, and leaves what it does not need to the next.
       json: a file for everything that was measured, written anew after every process.
       weights: a directory to keep the random checkpoints in, for the next run.
       progress: called with what is being measured, cases done and cases in all.
@@ -112,8 +113,7 @@ def _chosen(size: str, tasks: list[Task] | None, **narrowed: Any) -> list[Entry 
         answering = entries(size, **narrowed)
         if any(narrowed.values()):
             return [*answering]
-        both = sum(entry.written for entry in answering)  # with models that a peer is held against
-        return [*answering[:both], *BESIDE_ANSWERING.get(size, ()), *answering[both:]]
+        return [*answering, *BESIDE_ANSWERING.get(size, ())]
     chosen: list[Entry | TrainEntry] = []
     if Task.ANSWER in tasks:
         chosen += entries(size, **narrowed)

@@ -140,6 +140,10 @@ def _start(rows: Rows) -> float | None:
     return next((_over(warm, cold) for warm, cold in found if warm and cold), None)
 
 
+def _start_programs(rows: Rows) -> float | None:
+    return _over(rows.number(WARM, "programs"), rows.number(COLD, "programs"))
+
+
 DECODE, FIRST = "decode, batch 1", "first token, batch 1"
 EIGHT, SIXTY_FOUR = "decode, batch 8", "decode, batch 64"
 LONG, MEMORY = "long answer, batch 1", "memory in decoding, batch 1"
@@ -147,6 +151,7 @@ MIXED = "50 prompts of mixed lengths"
 _LIKE = "ms per token, 256 new against 16"
 _SAME = "programs for 50 mixed prompts, by the number of buckets"
 _WARM = "warm start by cold start"
+_WARM_PROGRAMS = "programs of a warm start by those of a cold one"
 _PEAK = "peak memory in decoding by weights and cache"
 
 Aimed = tuple[tuple[str, ...] | None, Goal]  # for which models; None is all but tiny
@@ -193,6 +198,7 @@ CPU_GOALS: list[Aimed] = [
     (None, Goal(_LIKE, _number(LONG, "ratio"), 1.05, at_most=True)),
     (None, Goal(_SAME, _programs, 1.0, at_most=True)),
     (None, Goal(_WARM, _start, 0.3, at_most=True)),
+    (None, Goal(_WARM_PROGRAMS, _start_programs, 0.3, at_most=True)),
     (None, Goal(_PEAK, _number(MEMORY, "ratio"), 1.10, at_most=True)),
     *_training(None, F32),
 ]
@@ -245,6 +251,7 @@ GPU_GOALS: list[Aimed] = [
     (GPU_3B, Goal(_LIKE, _number(LONG, "ratio"), 1.05, at_most=True)),
     (GPU_3B, Goal(_SAME, _programs, 1.0, at_most=True)),
     (GPU_3B, Goal(_WARM, _start, 0.3, at_most=True)),
+    (GPU_3B, Goal(_WARM_PROGRAMS, _start_programs, 0.3, at_most=True)),
     (None, Goal(_PEAK, _number(MEMORY, "ratio"), 1.03, at_most=True)),
     *_training(GPU_3B, BF16),
     *[

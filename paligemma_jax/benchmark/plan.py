@@ -1,7 +1,6 @@
 """Which implementations measure which cases of which models, at the sizes there are."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +50,7 @@ class Entry:
       written: weights go through a checkpoint, so that the peers can have the same.
       once: cases of the first repeat only, ours and the peers'.
       each: cases of every repeat.
-      minutes: how long all of it may take.
+      share: of the time that is left, beside those of the entries after it.
       ours_once: cases that only this library is asked, in the first repeat, in the first precision.
     """
 
@@ -66,7 +65,7 @@ class Entry:
     repeats: int = 3
     starts: int = 1
     small: bool = False
-    minutes: float = math.inf
+    share: float = 1.0
 
     def without(self, kinds: Sequence[Kind]) -> "Entry":
         """For where some implementations are not installed."""
@@ -186,6 +185,7 @@ _GPU_3B = Entry(
     once=(*_GPU_8, EncodeImages(8)),
     ours_once=(_GPU_64, EncodeImages(32), DecodeMemory(), LongAnswer(), MixedLengths()),
     repeats=2,
+    share=5.0,
 )
 _GPU_OURS = Entry(
     "paligemma2-10b-pt-224",
@@ -207,9 +207,10 @@ SIZES: dict[str, list[Entry]] = {
             model="paligemma2-3b-pt-224",
             ours_once=(_GPU_64, EncodeImages(32), DecodeMemory()),
             starts=0,
+            share=3.0,
         ),
         _GPU_OURS,
-        dataclasses.replace(_GPU_OURS, model="paligemma2-28b-pt-224"),
+        dataclasses.replace(_GPU_OURS, model="paligemma2-28b-pt-224", share=1.5),
         dataclasses.replace(
             _GPU_OURS, model="paligemma-3b-pt-448", each=(FirstToken(1), FirstToken(8))
         ),

@@ -73,8 +73,10 @@ class _Runner:
         self, entries: Sequence[Entry | TrainEntry]
     ) -> tuple[list[Record], list[AnyComparison]]:
         self._total = sum(_steps(entry) for entry in entries)
-        for entry in entries:
-            self._end = min(self._deadline, time.monotonic() + 60 * entry.minutes)
+        for index, entry in enumerate(entries):
+            left = self._deadline - time.monotonic()
+            shares = [other.share for other in entries[index:]]
+            self._end = time.monotonic() + left * shares[0] / sum(shares)
             if self._seconds_left() > 0:
                 self._entry(entry)
         self._progress("done", self._total, self._total)
@@ -89,11 +91,9 @@ class _Runner:
                 found = [*compare(self._work, model), *compare_losses(self._records, model)]
                 self._comparisons = [*before, *(one for one in found if one not in before)]
                 self._found(self._records, self._comparisons)
-        for repeat in range(entry.starts):
-            if weights is None or self._seconds_left() <= 0:
-                break
-            self._starts(entry, weights, repeat)
-            self._found(self._records, self._comparisons)
+            if repeat < entry.starts and weights is not None and self._seconds_left() > 0:
+                self._starts(entry, weights, repeat)
+                self._found(self._records, self._comparisons)
 
     def _seconds_left(self) -> float:
         return self._end - time.monotonic()

@@ -1,7 +1,6 @@
 """Which implementations train which models, at the sizes there are."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +40,7 @@ class TrainEntry:
 
     Attributes:
       dtypes: of activations and frozen weights.
-      minutes: how long all of it may take.
+      share: as of an `Entry`.
       small: measures the machine's ceilings in a moment, which is for trying.
     """
 
@@ -50,7 +49,7 @@ class TrainEntry:
     dtypes: tuple[Precision, ...]
     cases: tuple[TrainSteps, ...]
     repeats: int = 3
-    minutes: float = math.inf
+    share: float = 1.0
     small: bool = False
     written: bool = True
     starts: int = 0
@@ -131,7 +130,7 @@ TRAIN_SIZES: dict[str, list[TrainEntry]] = {
     "cpu": [TrainEntry("mid", KINDS, (F32,), _cases(2, Effort(2, 2)))],
     "gpu": [_GPU, dataclasses.replace(_GPU, model="paligemma2-3b-pt-224")],
 }
-# What a run of everything else has time for.
+# What a run of everything else has time for, at its end.
 BESIDE_ANSWERING: dict[str, list[TrainEntry]] = {
-    "gpu": [dataclasses.replace(_GPU, repeats=1, minutes=2.5)],
+    "gpu": [dataclasses.replace(_GPU, repeats=1, share=2.5)],
 }

@@ -20,7 +20,7 @@ def test_nothing_measured_nothing_passed():
     for on_cpu in (True, False):
         goals = result(on_cpu=on_cpu).goals
         assert {g.verdict for g in goals} == {Verdict.NOT_RUN}
-        assert sum(g.what.startswith("CPU") for g in goals) == 15
+        assert sum(g.what.startswith("CPU") for g in goals) == 16
 
 
 @pytest.mark.parametrize(

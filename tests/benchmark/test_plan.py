@@ -1,7 +1,11 @@
 """Which processes a run consists of."""
 
+import dataclasses
 import json
+import math
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +18,7 @@ from paligemma_jax.benchmark.cases import (
 )
 from paligemma_jax.benchmark.implementation import Kind, Precision
 from paligemma_jax.benchmark.plan import SIZES, entries
+from paligemma_jax.benchmark.run import run
 from paligemma_jax.benchmark.task import Task
 from paligemma_jax.benchmark.worker import Job
 from paligemma_jax.cli import bench as command
@@ -81,6 +86,21 @@ def test_narrowed():
 def test_unknown_names(size: str, models: list[str] | None):
     with pytest.raises(ConfigError):
         entries(size, models=models)
+
+
+def test_every_model_has_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    left: list[float] = []
+
+    def entry(runner: Any, entry: Any) -> None:
+        left.append(runner._seconds_left())
+
+    monkeypatch.setattr(f"{run.__module__}._Runner._entry", entry)
+    one, two = (dataclasses.replace(SIZES["tiny"][0], share=share) for share in (3.0, 1.0))
+    about = {"folder": tmp_path, "on_cpu": True, "progress": print, "found": print}
+    run([one, two], deadline=time.monotonic() + 400, **about)
+    assert left == [pytest.approx(300, abs=20), pytest.approx(400, abs=20)]  # none was used
+    run([one, two], deadline=math.inf, **about)
+    assert left[2:] == [math.inf, math.inf]
 
 
 def test_jobs_survive_json(tmp_path: Path):
