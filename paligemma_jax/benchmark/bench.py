@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from paligemma_jax.benchmark.entry import Entry
 from paligemma_jax.benchmark.environment import (
     describe_environment,
     find_accelerator,
     missing_peer,
 )
 from paligemma_jax.benchmark.implementation import PEERS, Kind, Precision
-from paligemma_jax.benchmark.plan import Entry, entries
+from paligemma_jax.benchmark.plan import entries
 from paligemma_jax.benchmark.record import Record
 from paligemma_jax.benchmark.result import BenchmarkResult
 from paligemma_jax.benchmark.run import AnyComparison, Progress, run

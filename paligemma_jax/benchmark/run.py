@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from paligemma_jax.benchmark.entry import Entry, Turn
 from paligemma_jax.benchmark.equality import Comparison, compare
 from paligemma_jax.benchmark.implementation import Kind
 from paligemma_jax.benchmark.models import find_model
-from paligemma_jax.benchmark.plan import Entry, Turn
 from paligemma_jax.benchmark.record import Record
 from paligemma_jax.benchmark.starting import start_to_first_token
 from paligemma_jax.benchmark.train_equality import LossComparison, compare_losses

@@ -41,6 +41,7 @@ class Unread:
 
 def load_pipeline(args: argparse.Namespace) -> "Pipeline":
     """The model that the options ask for, with a progress bar where loading takes long."""
+    from paligemma_jax.models.mesh import Axes
     from paligemma_jax.pretrained import from_pretrained
     from paligemma_jax.resolve import DEMO
 
@@ -55,6 +56,7 @@ def load_pipeline(args: argparse.Namespace) -> "Pipeline":
             mask_codec=getattr(args, "mask_codec", None),
             quantize=args.quantize,
             adapter=args.adapter,
+            mesh=Axes(**args.mesh) if args.mesh else None,
             progress=progress,
         )
 

@@ -23,7 +23,7 @@ _EPILOG = """\
 Examples:
   paligemma bench                             on CPUs, about twelve minutes
   paligemma bench --quick                     the most important cases, once
-  paligemma bench --size gpu --minutes 9 --json gpu.json --markdown   all of a GPU's tables
+  paligemma bench --size gpu --minutes 9 --markdown   what time allows of a GPU's tables
   paligemma bench --task full --task lora     training, of all weights and of adapters
   paligemma bench --model paligemma2-3b-pt-224 --dtype bfloat16 --repeats 1
   paligemma bench --markdown >> benchmarks.md
@@ -77,7 +77,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--repeats", type=options.positive(REPEATS), metavar="N",
-        help="processes of each implementation (default: 3)",
+        help="processes of each implementation (default: 3, on a GPU 1)",
     )  # fmt: skip
     parser.add_argument(
         "--minutes", type=options.positive(LONGEST), metavar="N",

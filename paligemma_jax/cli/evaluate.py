@@ -80,7 +80,8 @@ def add(commands: Any) -> None:
     options.add_json(parser, "print metrics.json instead of a table")
     parser.add_argument(
         "--batch-size", type=options.positive(1024), metavar="N",
-        help="questions that each accelerator answers together (default: 8; demo: 64)",
+        help="questions that each accelerator, or group of them that shares a model, answers "
+        "together (default: 8; demo: 64)",
     )  # fmt: skip
     parser.add_argument(
         "--process", type=_share, metavar="I/N", help="answer share I (from 0) of N; needs --out"
@@ -131,14 +132,13 @@ def _run_demo(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, benchmark: "Benchmark", examples: "Sequence[Example]") -> int:
-    import jax
-
     from paligemma_jax.evaluation.benchmarks.evaluate import evaluate
-    from paligemma_jax.generation.devices import on_devices
+    from paligemma_jax.generation.devices import on_devices, row_parts
 
     pipeline = asking.load_pipeline(args)
-    pipeline = dataclasses.replace(pipeline, model=on_devices(pipeline.model))
-    batch_size = (args.batch_size or _BATCH_SIZE) * jax.local_device_count()
+    if args.mesh is None:
+        pipeline = dataclasses.replace(pipeline, model=on_devices(pipeline.model))
+    batch_size = (args.batch_size or _BATCH_SIZE) * row_parts(pipeline.model)
     out = None if args.out is None else Path(args.out).expanduser()
     number, count = args.process or (0, 1)
     with _bar(args, len(examples[number::count])) as progress:

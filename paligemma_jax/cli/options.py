@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from paligemma_jax.models.recipe_text import FITTING, read_recipe
 SOME_RECIPES = "int8, int4, float8, mixed, or parts such as attention=int8,mlp=int4:128"
 DTYPES = ("float32", "bfloat16", "float16")
 CONTEXT = 8192  # tokens, Gemma's
+MESH_AXES = ("data", "fsdp", "tensor")  # `paligemma_jax.models.mesh.NAMES`, which imports jax
 # As `paligemma_jax.pipeline`, `generation.grammar` and `processing.video` have them, which take
 # long to import.
 MAX_NEW_TOKENS, MAX_OBJECT_TOKENS, MAX_OBJECTS, FRAMES = 128, 512, 100, 16
@@ -149,6 +151,11 @@ def add_model(
         group.add_argument(
             "--adapter", metavar="DIR", help="a PEFT directory (LoRA) to add to the weights"
         )
+        group.add_argument(
+            "--mesh", type=mesh, metavar="AXES",
+            help="split the model over all devices, such as tensor=4, or data=2,tensor=-1; -1 is "
+            "what is left",
+        )  # fmt: skip
     group.add_argument(
         "--tokenizer", metavar="FILE", help="tokenizer.model, where none lies beside the weights"
     )
@@ -221,6 +228,20 @@ def recipe(text: str) -> str:
     except ValueError as e:
         raise argparse.ArgumentTypeError(f"{e}; {FITTING}") from e
     return text
+
+
+def mesh(text: str) -> dict[str, int]:
+    """Type of an option that gives sizes of the axes of a mesh."""
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if name not in MESH_AXES or name in sizes or not re.fullmatch(r"-1|[1-9]\d{0,5}", size):
+            axes = ", ".join(MESH_AXES)
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no size of an axis; the axes are {axes}, such as tensor=4"
+            )
+        sizes[name] = int(size)
+    return sizes
 
 
 def share(text: str) -> float:

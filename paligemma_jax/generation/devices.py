@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.mesh import DATA, FSDP, NAMES, Axes, make_mesh
@@ -31,16 +31,21 @@ def on_devices(model: PaliGemma, devices: Sequence[Any] | None = None) -> PaliGe
     return shard_model(model, make_mesh(Axes(data=-1), devices))
 
 
+def row_parts(model: PaliGemma) -> int:
+    """How many parts the rows that it is asked are split into."""
+    mesh = _mesh_of(model)
+    return 1 if mesh is None else mesh.shape[DATA] * mesh.shape[FSDP]
+
+
 def by_rows(model: PaliGemma) -> Callable[[Any], jax.Array]:
     """What puts an array [B, ...] where the model expects it.
 
     Of a model on a mesh its rows go over the axes "data" and "fsdp", as far as they come out even.
     """
-    first = next(iter(jax.tree.leaves(model)), None)
-    lies = getattr(first, "sharding", None)
-    if not isinstance(lies, NamedSharding) or lies.mesh.axis_names != NAMES:
+    found = _mesh_of(model)
+    if found is None:
         return jnp.asarray
-    mesh = lies.mesh
+    mesh = found
 
     def place(array: Any) -> jax.Array:
         axes: list[str] = []
@@ -52,3 +57,10 @@ def by_rows(model: PaliGemma) -> Callable[[Any], jax.Array]:
         return jax.device_put(array, NamedSharding(mesh, PartitionSpec(tuple(axes))))
 
     return place
+
+
+def _mesh_of(model: PaliGemma) -> Mesh | AbstractMesh | None:
+    first = next(iter(jax.tree.leaves(model)), None)
+    lies = getattr(first, "sharding", None)
+    named = isinstance(lies, NamedSharding) and lies.mesh.axis_names == NAMES
+    return lies.mesh if named else None
