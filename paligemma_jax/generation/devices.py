@@ -42,10 +42,9 @@ def by_rows(model: PaliGemma) -> Callable[[Any], jax.Array]:
 
     Of a model on a mesh its rows go over the axes "data" and "fsdp", as far as they come out even.
     """
-    found = _mesh_of(model)
-    if found is None:
+    mesh = _mesh_of(model)
+    if mesh is None:
         return jnp.asarray
-    mesh = found
 
     def place(array: Any) -> jax.Array:
         axes: list[str] = []
@@ -62,5 +61,6 @@ def by_rows(model: PaliGemma) -> Callable[[Any], jax.Array]:
 def _mesh_of(model: PaliGemma) -> Mesh | AbstractMesh | None:
     first = next(iter(jax.tree.leaves(model)), None)
     lies = getattr(first, "sharding", None)
-    named = isinstance(lies, NamedSharding) and lies.mesh.axis_names == NAMES
-    return lies.mesh if named else None
+    if not isinstance(lies, NamedSharding) or lies.mesh.axis_names != NAMES:
+        return None
+    return lies.mesh

@@ -95,7 +95,7 @@ class MemoryPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Subject:
+class StepShapes:
     """Everything a step is made of, as shapes."""
 
     skeleton: Skeleton
@@ -123,7 +123,7 @@ def plan_memory(
     `dtype` is that of the master weights; the model's own are those of the frozen weights and of
     activations. `axes` are sizes of a mesh whose devices need not be there. Raises ConfigError.
     """
-    subject = _subject(model, optimizer, step, shape, axes or Axes(), dtype)
+    subject = step_shapes(model, optimizer, step, shape, axes or Axes(), dtype)
     state, mesh = subject.state, subject.mesh
     own = state_shardings(state, mesh)
 
@@ -164,7 +164,7 @@ def compiled_memory(
     dtype: DType = jnp.float32,
 ) -> int:
     """Bytes that XLA reserves on one device for what `plan_memory` estimates; compiles the step."""
-    subject = _subject(model, optimizer, step, shape, Axes(), dtype)
+    subject = step_shapes(model, optimizer, step, shape, Axes(), dtype)
     transformation = make_optimizer(optimizer, subject.skeleton.paths, RUN)
     program = make_train_step(subject.skeleton, transformation, step)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -202,14 +202,14 @@ def what_fits(
     return sorted(found, key=lambda one: one[0].microbatches)
 
 
-def _subject(
+def step_shapes(
     model: nnx.Module,
     optimizer: OptimizerConfig,
     step: StepConfig,
     shape: BatchShape,
     axes: Axes,
     dtype: DType,
-) -> _Subject:
+) -> StepShapes:
     skeleton, arrays = take_apart(model)
     shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in arrays.items()}
     transformation = make_optimizer(optimizer, shapes, RUN)
@@ -224,7 +224,7 @@ def _subject(
     images: Any = jax.ShapeDtypeStruct(pictures, jnp.float32) if shape.images else None
     batch = Batch(images=images, tokens=text, mask_ar=text, mask_input=text, mask_loss=text)
     mesh = jax.sharding.AbstractMesh(axes.sizes, ("data", "fsdp", "tensor"))
-    return _Subject(skeleton, state, batch, mesh)
+    return StepShapes(skeleton, state, batch, mesh)
 
 
 def _residuals(

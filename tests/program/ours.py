@@ -14,6 +14,11 @@ from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.quantization import abstract_quantized
 from paligemma_jax.models.recipe import Format, Recipe
 from paligemma_jax.models.unrolled import abstract_unrolled
+from paligemma_jax.training.optimizer import OptimizerConfig, make_optimizer
+from paligemma_jax.training.planner import RUN, BatchShape, step_shapes
+from paligemma_jax.training.sharding import Axes
+from paligemma_jax.training.state import TrainState
+from paligemma_jax.training.step import StepConfig, make_train_step
 from tests.program.target import Compiled, Target, as_on_a_gpu
 
 SLOTS = 512  # 256 image tokens, a prompt, an answer
@@ -97,6 +102,21 @@ def encode(
     return target.compile(
         Jitted(lambda model, images: model.encode_images(images)), model_of(config, recipe), images
     )
+
+
+def train_step(
+    target: Target,
+    model: PaliGemma,
+    optimizer: OptimizerConfig,
+    step: StepConfig,
+    shape: BatchShape,
+) -> tuple[Compiled, TrainState]:
+    """A step of a model of shapes, and the shapes of its state."""
+    given = step_shapes(model, optimizer, step, shape, Axes(), jnp.float32)
+    made = make_optimizer(optimizer, given.skeleton.paths, RUN)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step_of = make_train_step(given.skeleton, made, step)
+    return target.compile(step_of, given.state, given.batch, key), given.state
 
 
 def quantized_product(
