@@ -281,4 +281,5 @@ def test_loading_takes_little_more_than_the_model(
         tracemalloc.stop()
         taken.append((sum(leaf.nbytes for leaf in jax.tree.leaves(model)), peak))
     (small, few), (large, many) = taken
-    assert large - small > 8e6 and many - few < 1.3 * (large - small)  # floats take 2 and 4
+    # Floats would take 2 and 4 times as much; Python's own objects of a layer take some too.
+    assert large - small > 8e6 and many - few < 1.5 * (large - small)
