@@ -46,7 +46,7 @@ def bench(
     should run meanwhile: samples during which other processes take CPU time are left out.
 
     Args:
-      size: "cpu" (about twelve minutes), "gpu" (needs one), or "tiny" to try it.
+      size: "cpu" (about fourteen minutes), "gpu" (needs one), or "tiny" to try it.
       tasks: of "answer", "full" (training of all weights) and "lora"; None: the size's own, which
         is to answer, and on a GPU some training.
       models: instead of the size's own: published names, "mid" or "tiny".

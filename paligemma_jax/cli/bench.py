@@ -21,7 +21,7 @@ REPEATS, LONGEST = 99, 100_000
 
 _EPILOG = """\
 Examples:
-  paligemma bench                             on CPUs, about twelve minutes
+  paligemma bench                             on CPUs, about fourteen minutes
   paligemma bench --quick                     the most important cases, once
   paligemma bench --size gpu --minutes 9 --markdown   what time allows of a GPU's tables
   paligemma bench --task full --task lora     training, of all weights and of adapters
