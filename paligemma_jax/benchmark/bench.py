@@ -80,7 +80,7 @@ def bench(
     )
     missing = missing_peer()
     if missing:
-        chosen = [entry.without(PEERS) for entry in chosen]
+        chosen = [left for entry in chosen if (left := entry.without(PEERS)).kinds]
     environment = describe_environment(accelerator)
     began = time.monotonic()
 

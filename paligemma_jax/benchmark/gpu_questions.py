@@ -23,6 +23,7 @@ from paligemma_jax.benchmark.device_copies import copies_to_the_device
 from paligemma_jax.benchmark.device_decoding import cost_of_a_kernel, ways_to_loop
 from paligemma_jax.benchmark.device_products import chosen_library, eight_bit_floats, four_bits
 
+HEAD = ("| question | case | value | seen |", "|---|---|---|---|")  # of the table
 QUESTIONS: dict[str, Question] = {
     "a": cost_of_a_kernel,
     "d": ways_to_loop,
@@ -56,8 +57,7 @@ def ask(names: Sequence[str], sizes: Sizes, seconds: float) -> list[Answer]:
 
 def markdown(answers: Sequence[Answer]) -> str:
     """The answers as a table."""
-    rows = ["| question | case | value | seen |", "|---|---|---|---|"]
-    return "\n".join(rows + [_line(answer) for answer in answers])
+    return "\n".join([*HEAD, *(_line(answer) for answer in answers)])
 
 
 def _line(answer: Answer) -> str:

@@ -7,6 +7,7 @@ for the rest of the time. What is known is in FOLDER at any time, should the mac
 """
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from paligemma_jax.benchmark.bench import bench
 from paligemma_jax.benchmark.environment import find_accelerator
 from paligemma_jax.errors import ConfigError
 
+FILES = ("answers.json", "answers.md", "bench.json", "bench.md")
 MINUTES = 9.5
 ASKING = 100.0  # seconds for the questions
 SLACK = 60.0  # more of them before the process is ended: a question compiles
@@ -28,12 +30,18 @@ def measure_all(
 ) -> None:
     """Writes answers.json, answers.md, bench.json and bench.md; `questions` are more arguments.
 
-    Raises ConfigError for the size "gpu" without one.
+    Raises ConfigError for the size "gpu" without one, and where one of these files exists.
     """
     began = time.monotonic()
     if size == "gpu" and find_accelerator() is None:
         raise ConfigError(
             "There is no GPU that JAX can use here. What CPUs can tell: paligemma bench --size cpu"
+        )
+    there = [name for name in FILES if (folder / name).exists()]
+    if there:
+        raise ConfigError(
+            f"{folder} has {there[0]} already, from a run before. A new directory fits. Name "
+            f"another one, or remove it: rm -r {folder}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     _ask(folder, questions)
@@ -44,17 +52,16 @@ def measure_all(
 
 def _ask(folder: Path, arguments: Sequence[str]) -> None:
     """The questions; what goes wrong with them does not stop the rest."""
-    answers = folder / "answers.json"
-    command = [sys.executable, "-m", gpu_questions.__name__]
-    command += ["--seconds", str(ASKING), "--json", str(answers), *arguments]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=ASKING + SLACK)
-        lines, failed = asked.stdout.splitlines(), asked.stderr if asked.returncode else ""
-    except subprocess.TimeoutExpired as e:
-        lines, failed = [], f"no end after {e.timeout:g} seconds"
-    table = "\n".join(line for line in lines if line.startswith("|"))
-    (folder / "answers.md").write_text(f"{table or failed[-2000:]}\n")
-    print(table or failed, file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", gpu_questions.__name__, "--seconds", str(ASKING)]
+    command += ["--json", str(folder / "answers.json"), *arguments]
+    path = folder / "answers.md"
+    with path.open("w") as said, contextlib.suppress(subprocess.TimeoutExpired):
+        # Each answer is said there as soon as it is known.
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=said, timeout=ASKING + SLACK)
+    answered = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    if answered:
+        path.write_text("\n".join([*gpu_questions.HEAD, *answered]) + "\n")
+    print(path.read_text(), file=sys.stderr, flush=True)
 
 
 def _say(what: str, done: int, total: int) -> None:

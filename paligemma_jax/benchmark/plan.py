@@ -22,8 +22,8 @@ def entries(
 ) -> list[Entry]:
     """What is measured at a size; the other arguments narrow or change that.
 
-    Models, kinds and dtypes that the size does not have are measured as its first ones are. Raises
-    ConfigError for names that do not exist.
+    A model or kind that the size does not have is measured as its first one is; `dtypes` stand in
+    for an entry's own. Raises ConfigError for names that do not exist.
     """
     if size not in SIZES:
         raise ConfigError(f"There is no size {size!r}. {', '.join(SIZES)} fit.")
@@ -55,7 +55,7 @@ def _with_kinds(chosen: Sequence[Entry], kinds: Sequence[Kind]) -> list[Entry]:
     for entry in chosen:
         first = entry.model not in begun
         begun.add(entry.model)
-        own = [k for k in kinds if k in entry.kinds or first and (entry.model, k) not in known]
+        own = [k for k in kinds if k in entry.kinds or (first and (entry.model, k) not in known)]
         if own:
             narrowed.append(dataclasses.replace(entry, kinds=tuple(own)))
     return narrowed
@@ -71,7 +71,10 @@ def _with_dtypes(chosen: Sequence[Entry], dtypes: Sequence[Precision]) -> list[E
 
 
 def _quick(chosen: Sequence[Entry]) -> list[Entry]:
-    """One repeat of what matters most."""
+    """One repeat of each model's first entry, which has what matters most."""
+    by_model: dict[str, Entry] = {}
+    for entry in chosen:
+        by_model.setdefault(entry.model, entry)
     return [
         dataclasses.replace(
             entry,
@@ -81,6 +84,5 @@ def _quick(chosen: Sequence[Entry]) -> list[Entry]:
             once=(),
             ours_once=tuple(case for case in entry.ours_once if isinstance(case, DecodeMemory)),
         )
-        for entry in chosen
-        if entry.compared
+        for entry in by_model.values()
     ]

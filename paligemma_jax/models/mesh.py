@@ -44,7 +44,8 @@ def make_mesh(axes: Axes, devices: Sequence[Any] | None = None) -> Mesh:
         raise ConfigError(
             f"A mesh of data={axes.data}, fsdp={axes.fsdp}, tensor={axes.tensor} does not go with "
             f"{len(devices)} devices. Sizes whose product is {len(devices)} fit, one of them -1 "
-            "for what is left. Write Axes(fsdp=-1)"
+            "for what is left. Write Axes(fsdp=-1), on the command line --mesh fsdp=-1 "
+            "(in training --config.mesh='Axes(fsdp=-1)')"
         )
     return Mesh(np.array(devices).reshape(sizes), NAMES)
 

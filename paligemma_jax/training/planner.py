@@ -18,6 +18,7 @@ from flax import nnx
 from jax.extend.core import Var
 
 from paligemma_jax.models.layers import DType
+from paligemma_jax.models.mesh import NAMES
 from paligemma_jax.models.remat import KeepAll, KeepInputs, KeepProducts
 from paligemma_jax.models.skeleton import Skeleton, take_apart
 from paligemma_jax.processing.batch import Batch
@@ -210,6 +211,7 @@ def step_shapes(
     axes: Axes,
     dtype: DType,
 ) -> StepShapes:
+    """What `plan_memory` looks at; its arguments are the same. Raises ConfigError."""
     skeleton, arrays = take_apart(model)
     shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in arrays.items()}
     transformation = make_optimizer(optimizer, shapes, RUN)
@@ -223,7 +225,7 @@ def step_shapes(
     pictures = (shape.rows, shape.images, size, size, 3)
     images: Any = jax.ShapeDtypeStruct(pictures, jnp.float32) if shape.images else None
     batch = Batch(images=images, tokens=text, mask_ar=text, mask_input=text, mask_loss=text)
-    mesh = jax.sharding.AbstractMesh(axes.sizes, ("data", "fsdp", "tensor"))
+    mesh = jax.sharding.AbstractMesh(axes.sizes, NAMES)
     return StepShapes(skeleton, state, batch, mesh)
 
 

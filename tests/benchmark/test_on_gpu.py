@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.benchmark.on_gpu import main, measure_all
+from paligemma_jax.errors import ConfigError
 
 
 def test_all_of_it_is_written(tmp_path: Path):
@@ -15,6 +16,8 @@ def test_all_of_it_is_written(tmp_path: Path):
     assert (folder / "answers.md").read_text().startswith("| question |")
     assert json.loads((folder / "bench.json").read_text())["size"] == "tiny"
     assert "### Goals" in (folder / "bench.md").read_text()
+    with pytest.raises(ConfigError, match="answers.json already"):
+        measure_all(folder, minutes=0, size="tiny")
 
 
 def test_questions_that_fail_stop_nothing(tmp_path: Path):

@@ -118,6 +118,10 @@ def test_narrowed_where_a_model_has_several_entries():
     assert [e.kinds for e in scanned] == [(Kind.SCANNED,)]
     whole = entries("gpu", dtypes=[Precision.INT8], **about)
     assert all(e.dtypes == (Precision.INT8,) and not e.quantized for e in whole)
+    (quick,) = entries(
+        "gpu", kinds=[Kind.HUGGING_FACE_COMPILED], quick=True, models=about["models"]
+    )
+    assert quick.kinds == (Kind.HUGGING_FACE_COMPILED,)
     other = entries("gpu", models=["paligemma-3b-mix-448"])
     assert len(other) == len(entries("gpu", models=["paligemma-3b-pt-224"])) == 4
 

@@ -48,7 +48,7 @@ def test_what_is_no_mesh(run: Run, picture: Path, axes: str):
 
 def test_a_mesh_that_does_not_fit(run: Run, store: Path, picture: Path):
     outcome = run("caption", picture, "--model", store, "--mesh", "tensor=3")
-    assert outcome.code == 1 and "2 devices" in outcome.err
+    assert outcome.code == 1 and "2 devices" in outcome.err and "--mesh fsdp=-1" in outcome.err
 
 
 def test_the_command_knows_the_same_axes():
