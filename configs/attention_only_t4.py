@@ -8,8 +8,8 @@ Plain gradient descent keeps no moments, and everything that is frozen is in flo
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.training.choices import SGD, Cosine, Examples, Share, Steps
-from paligemma_jax.training.config_file import load_beside
+from paligemma_jax.training.config import load_beside
+from paligemma_jax.training.optimizer import SGD, Cosine, Examples, Share, Steps
 
 
 def get_config(arg: str = "") -> ConfigDict:

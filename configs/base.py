@@ -12,24 +12,14 @@ several splits gives both.
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.training.choices import (
-    Adam,
-    Axes,
-    Cosine,
-    Data,
-    Epochs,
-    KeepInputs,
-    RandomAnswer,
-    Refuse,
-    Rules,
-    Share,
-    StepConfig,
-    Steps,
-    StopAtBadLoss,
-    StopAtBadRecord,
-)
-from paligemma_jax.training.config import KERNELS, TrainConfig
-from paligemma_jax.training.config_file import parse_arg
+from paligemma_jax.data.batches import StopAtBadRecord
+from paligemma_jax.data.transforms import RandomAnswer
+from paligemma_jax.models.layers import KeepInputs
+from paligemma_jax.models.sharding import Axes, Rules
+from paligemma_jax.processing.processor import Refuse
+from paligemma_jax.training.config import Data, TrainConfig, parse_arg
+from paligemma_jax.training.optimizer import KERNELS, Adam, Cosine, Epochs, Share, Steps
+from paligemma_jax.training.step import StepConfig, StopAtBadLoss
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -8,8 +8,8 @@ Resolution 448 finds small things better: 38.5 instead of 30.4 mAP on COCO (Pali
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.training.choices import AskForSome, ShuffleBoxes
-from paligemma_jax.training.config_file import load_beside
+from paligemma_jax.data.transforms import AskForSome, ShuffleBoxes
+from paligemma_jax.training.config import load_beside
 
 
 def get_config(arg: str = "") -> ConfigDict:

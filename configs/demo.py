@@ -1,9 +1,9 @@
 """Trains the embedded demo model from scratch on the synthetic world, on CPU or GPU.
 
-    python -m paligemma_jax.demo.train_codec --target DIR/mask_codec.npz
-    python -m paligemma_jax.demo.train --config configs/demo.py --mask_codec DIR/mask_codec.npz \\
+    python -m checkpoints.training.mask_codec --target DIR/mask_codec.npz
+    python -m checkpoints.training.train --config configs/demo.py --mask_codec DIR/mask_codec.npz \\
         --workdir DIR
-    python -m paligemma_jax.demo.train ... --config.total_steps=500
+    python -m checkpoints.training.train ... --config.total_steps=500
 
 The same command continues an interrupted run, bit for bit on the same machine. Copy this file to
 train another world or size.

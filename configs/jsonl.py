@@ -9,8 +9,8 @@ Arguments are those of configs/base.py, which explains every setting.
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.training.choices import Best
-from paligemma_jax.training.config_file import load_beside
+from paligemma_jax.training.checkpoints import Best
+from paligemma_jax.training.config import load_beside
 
 
 def get_config(arg: str = "") -> ConfigDict:

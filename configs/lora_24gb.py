@@ -9,8 +9,9 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.training.choices import Epochs, LoRA
-from paligemma_jax.training.config_file import load_beside
+from paligemma_jax.models.lora import LoRA
+from paligemma_jax.training.config import load_beside
+from paligemma_jax.training.optimizer import Epochs
 
 
 def get_config(arg: str = "") -> ConfigDict:

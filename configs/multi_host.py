@@ -11,8 +11,9 @@ they go on from the last checkpoint, with any number of machines.
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.training.choices import Axes, Steps
-from paligemma_jax.training.config_file import load_beside
+from paligemma_jax.models.sharding import Axes
+from paligemma_jax.training.config import load_beside
+from paligemma_jax.training.optimizer import Steps
 
 
 def get_config(arg: str = "") -> ConfigDict:

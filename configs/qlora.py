@@ -9,8 +9,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.training.choices import Int4
-from paligemma_jax.training.config_file import load_beside
+from paligemma_jax.models.quantization_config import Int4
+from paligemma_jax.training.config import load_beside
 
 
 def get_config(arg: str = "") -> ConfigDict:

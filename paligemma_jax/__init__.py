@@ -2,35 +2,192 @@
 
     import paligemma_jax as pg
     pali = pg.from_pretrained("demo")
-    print(pali.caption("picture.png"), pali.detect("picture.png", "circle"))
+    print(pali.caption("image.png"), pali.detect("image.png", "circle"))
 
-The names are those of `paligemma_jax.api`. They come with JAX and Flax, which take seconds to
-import, so they are loaded on first use: `paligemma --help` answers at once.
+Public names are loaded on first use (PEP 562): JAX and Flax take seconds to import, and
+`paligemma --help` needs neither.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paligemma_jax.api import *  # noqa: F403
+    from paligemma_jax.benchmark.bench import bench as bench
+    from paligemma_jax.config import VARIANTS as VARIANTS
+    from paligemma_jax.config import GemmaConfig as GemmaConfig
+    from paligemma_jax.config import PaliGemmaConfig as PaliGemmaConfig
+    from paligemma_jax.config import SigLIPConfig as SigLIPConfig
+    from paligemma_jax.data.batches import Mixture as Mixture
+    from paligemma_jax.data.batches import Part as Part
+    from paligemma_jax.drawing import draw as draw
+    from paligemma_jax.drawing import draw_boxes as draw_boxes
+    from paligemma_jax.errors import CheckpointError as CheckpointError
+    from paligemma_jax.errors import ConfigError as ConfigError
+    from paligemma_jax.errors import DatasetError as DatasetError
+    from paligemma_jax.errors import InvalidImageError as InvalidImageError
+    from paligemma_jax.errors import InvalidMaskError as InvalidMaskError
+    from paligemma_jax.errors import InvalidPromptError as InvalidPromptError
+    from paligemma_jax.errors import MissingExtraError as MissingExtraError
+    from paligemma_jax.errors import PaliGemmaError as PaliGemmaError
+    from paligemma_jax.errors import UnexpectedAnswerError as UnexpectedAnswerError
+    from paligemma_jax.generation.attention_maps import attention_to_image as attention_to_image
+    from paligemma_jax.generation.beam_search import BeamAnswer as BeamAnswer
+    from paligemma_jax.generation.beam_search import EndAnytime as EndAnytime
+    from paligemma_jax.generation.beam_search import EndWhenRanked as EndWhenRanked
+    from paligemma_jax.generation.beam_search import beam_search as beam_search
+    from paligemma_jax.generation.constraints import AllOf as AllOf
+    from paligemma_jax.generation.constraints import AllowedAnswers as AllowedAnswers
+    from paligemma_jax.generation.constraints import MinNewTokens as MinNewTokens
+    from paligemma_jax.generation.constraints import TokenMask as TokenMask
+    from paligemma_jax.generation.constraints import allow_tokens as allow_tokens
+    from paligemma_jax.generation.constraints import allowed_answers as allowed_answers
+    from paligemma_jax.generation.constraints import forbid_tokens as forbid_tokens
+    from paligemma_jax.generation.decode import GeneratedTokens as GeneratedTokens
+    from paligemma_jax.generation.decode import best_of as best_of
+    from paligemma_jax.generation.decode import generate as generate
+    from paligemma_jax.generation.detection_grammar import detection_grammar as detection_grammar
+    from paligemma_jax.generation.detection_grammar import (
+        segmentation_grammar as segmentation_grammar,
+    )
+    from paligemma_jax.generation.image_embeddings import EncodedImages as EncodedImages
+    from paligemma_jax.generation.prompt_lookup import LookedUpTokens as LookedUpTokens
+    from paligemma_jax.generation.prompt_lookup import generate_by_lookup as generate_by_lookup
+    from paligemma_jax.generation.prompt_lookup import object_kinds as object_kinds
+    from paligemma_jax.generation.prompt_lookup import object_reference as object_reference
+    from paligemma_jax.generation.sampling import Chain as Chain
+    from paligemma_jax.generation.sampling import Greedy as Greedy
+    from paligemma_jax.generation.sampling import MinP as MinP
+    from paligemma_jax.generation.sampling import Nucleus as Nucleus
+    from paligemma_jax.generation.sampling import Temperature as Temperature
+    from paligemma_jax.generation.sampling import TopK as TopK
+    from paligemma_jax.generation.scoring import Classification as Classification
+    from paligemma_jax.generation.scoring import PerToken as PerToken
+    from paligemma_jax.generation.scoring import ScoredAnswer as ScoredAnswer
+    from paligemma_jax.generation.scoring import WholeAnswer as WholeAnswer
+    from paligemma_jax.generation.scoring import classify as classify
+    from paligemma_jax.generation.stop_strings import StopStrings as StopStrings
+    from paligemma_jax.generation.streaming import stream as stream
+    from paligemma_jax.generation.streaming import stream_rows as stream_rows
+    from paligemma_jax.hub.catalogue import CATALOGUE as CATALOGUE
+    from paligemma_jax.hub.catalogue import Published as Published
+    from paligemma_jax.loading import from_pretrained as from_pretrained
+    from paligemma_jax.loading import load_model as load_model
+    from paligemma_jax.loading import load_processor as load_processor
+    from paligemma_jax.models.attention_maps import AttentionRollout as AttentionRollout
+    from paligemma_jax.models.attention_maps import EveryHead as EveryHead
+    from paligemma_jax.models.attention_maps import MeanAttention as MeanAttention
+    from paligemma_jax.models.inference_layout import restack as restack
+    from paligemma_jax.models.inference_layout import unroll as unroll
+    from paligemma_jax.models.linen import to_linen as to_linen
+    from paligemma_jax.models.lora import LoRA as LoRA
+    from paligemma_jax.models.lora import add_lora as add_lora
+    from paligemma_jax.models.lora import merge_lora as merge_lora
+    from paligemma_jax.models.lora import with_dropout as with_dropout
+    from paligemma_jax.models.paligemma import PaliGemma as PaliGemma
+    from paligemma_jax.models.quantization import quantize as quantize
+    from paligemma_jax.models.quantization_config import Float8 as Float8
+    from paligemma_jax.models.quantization_config import Int4 as Int4
+    from paligemma_jax.models.quantization_config import Int8 as Int8
+    from paligemma_jax.models.quantization_config import Int8Dynamic as Int8Dynamic
+    from paligemma_jax.models.quantization_config import Mixed as Mixed
+    from paligemma_jax.models.quantized_layers import quantize_stacked as quantize_stacked
+    from paligemma_jax.models.sharding import Axes as Axes
+    from paligemma_jax.pipeline import BeamGeneration as BeamGeneration
+    from paligemma_jax.pipeline import Generation as Generation
+    from paligemma_jax.pipeline import LookedUpGeneration as LookedUpGeneration
+    from paligemma_jax.pipeline import Pipeline as Pipeline
+    from paligemma_jax.processing.detections import Detections as Detections
+    from paligemma_jax.processing.detections import Segmentations as Segmentations
+    from paligemma_jax.processing.image import load_image as load_image
+    from paligemma_jax.processing.location_tokens import Box as Box
+    from paligemma_jax.processing.location_tokens import LocationScale as LocationScale
+    from paligemma_jax.processing.location_tokens import format_answer as format_answer
+    from paligemma_jax.processing.location_tokens import parse_answer as parse_answer
+    from paligemma_jax.processing.masks import RLE as RLE
+    from paligemma_jax.processing.masks import MaskCodec as MaskCodec
+    from paligemma_jax.processing.masks import Polygon as Polygon
+    from paligemma_jax.processing.masks import encode_masks as encode_masks
+    from paligemma_jax.processing.masks import load_mask as load_mask
+    from paligemma_jax.processing.masks import mask_from_coco as mask_from_coco
+    from paligemma_jax.processing.processor import Batch as Batch
+    from paligemma_jax.processing.processor import Processor as Processor
+    from paligemma_jax.processing.tokenizer import Tokenizer as Tokenizer
+    from paligemma_jax.processing.video import read_frames as read_frames
+    from paligemma_jax.training.calibrate import calibrate as calibrate
+    from paligemma_jax.training.config import TrainConfig as TrainConfig
+    from paligemma_jax.training.trainer import FineTuned as FineTuned
+    from paligemma_jax.training.trainer import finetune as finetune
+    from paligemma_jax.training.trainer import train as train
+    from paligemma_jax.viz.attention_mask import AttentionMaskView as AttentionMaskView
+    from paligemma_jax.viz.attention_mask import attention_mask as attention_mask
+    from paligemma_jax.viz.heat_map import draw_heat_maps as draw_heat_maps
+    from paligemma_jax.weights.convert import convert as convert
+    from paligemma_jax.weights.peft import load_adapter as load_adapter
+    from paligemma_jax.weights.peft import save_adapter as save_adapter
 
 __version__ = "0.1.0"
 
-
-def _load() -> None:
-    api = importlib.import_module("paligemma_jax.api")
-    globals().update({k: v for k, v in vars(api).items() if not k.startswith("_")})
+# Where each public name is defined.
+_NAMES = {
+    "benchmark.bench": "bench",
+    "config": "GemmaConfig PaliGemmaConfig SigLIPConfig VARIANTS",
+    "data.batches": "Mixture Part",
+    "drawing": "draw draw_boxes",
+    "errors": (
+        "CheckpointError ConfigError DatasetError InvalidImageError InvalidMaskError "
+        "InvalidPromptError MissingExtraError PaliGemmaError UnexpectedAnswerError"
+    ),
+    "generation.attention_maps": "attention_to_image",
+    "generation.beam_search": "beam_search BeamAnswer EndAnytime EndWhenRanked",
+    "generation.constraints": (
+        "AllOf allow_tokens allowed_answers AllowedAnswers forbid_tokens MinNewTokens TokenMask"
+    ),
+    "generation.decode": "best_of generate GeneratedTokens",
+    "generation.detection_grammar": "detection_grammar segmentation_grammar",
+    "generation.image_embeddings": "EncodedImages",
+    "generation.prompt_lookup": "generate_by_lookup LookedUpTokens object_kinds object_reference",
+    "generation.sampling": "Chain Greedy MinP Nucleus Temperature TopK",
+    "generation.scoring": "Classification classify PerToken ScoredAnswer WholeAnswer",
+    "generation.stop_strings": "StopStrings",
+    "generation.streaming": "stream stream_rows",
+    "hub.catalogue": "CATALOGUE Published",
+    "loading": "from_pretrained load_model load_processor",
+    "models.attention_maps": "AttentionRollout EveryHead MeanAttention",
+    "models.inference_layout": "restack unroll",
+    "models.linen": "to_linen",
+    "models.lora": "add_lora LoRA merge_lora with_dropout",
+    "models.paligemma": "PaliGemma",
+    "models.quantization": "quantize",
+    "models.quantization_config": "Float8 Int4 Int8 Int8Dynamic Mixed",
+    "models.quantized_layers": "quantize_stacked",
+    "models.sharding": "Axes",
+    "pipeline": "BeamGeneration Generation LookedUpGeneration Pipeline",
+    "processing.detections": "Detections Segmentations",
+    "processing.image": "load_image",
+    "processing.location_tokens": "Box format_answer LocationScale parse_answer",
+    "processing.masks": "encode_masks load_mask mask_from_coco MaskCodec Polygon RLE",
+    "processing.processor": "Batch Processor",
+    "processing.tokenizer": "Tokenizer",
+    "processing.video": "read_frames",
+    "training.calibrate": "calibrate",
+    "training.config": "TrainConfig",
+    "training.trainer": "finetune FineTuned train",
+    "viz.attention_mask": "attention_mask AttentionMaskView",
+    "viz.heat_map": "draw_heat_maps",
+    "weights.convert": "convert",
+    "weights.peft": "load_adapter save_adapter",
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if not name.startswith("_") and "from_pretrained" not in globals():
-        _load()
-        if name in globals():
-            return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    if "from_pretrained" not in globals():
-        _load()
-    return sorted(globals())
+    return sorted([*__all__, "__version__"])

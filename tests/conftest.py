@@ -3,6 +3,13 @@
 import importlib.metadata
 import os
 
+import jax
+import pytest
+
+from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.models.paligemma import PaliGemma
+from tests.tiny import GEMMA2, random_model, tiny_config
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _flags:
@@ -11,12 +18,6 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag not known
     _flags += " --xla_cpu_use_fusion_emitters=false"  # compiles in a third of the time
 os.environ["XLA_FLAGS"] = _flags.strip()
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-
-from paligemma_jax.config import PaliGemmaConfig  # noqa: E402
-from paligemma_jax.models.paligemma import PaliGemma  # noqa: E402
-from tests.tiny import GEMMA2, random_model, tiny_config  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")  # as the references were made
 # Programs here run once or twice: compiling them well costs more than it saves.

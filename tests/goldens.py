@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.models.abstract import from_params
-from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.paligemma import PaliGemma, from_params
 from paligemma_jax.weights.load import load_params
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -9,10 +9,9 @@ import pytest
 from flax import nnx
 
 import paligemma_jax as pg
-from paligemma_jax.models.abstract import to_params
-from paligemma_jax.models.paths import flatten
+from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.paligemma import flatten, to_params
 from paligemma_jax.models.quantization import is_quantized
-from paligemma_jax.models.unrolled import unroll
 
 
 @pytest.fixture(scope="module")

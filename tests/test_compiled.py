@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import paligemma_jax as pg
-from paligemma_jax.compiled import keep_compiled_programs
+from paligemma_jax.loading import keep_compiled_programs
 
 DIRECTORY = "jax_compilation_cache_dir"
 LEAST = "jax_persistent_cache_min_compile_time_secs"

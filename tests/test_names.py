@@ -6,22 +6,18 @@ import sys
 import pytest
 
 import paligemma_jax as pg
-from paligemma_jax import api
 
 
-def test_all_names_are_those_of_api():
-    public = {name for name in vars(api) if not name.startswith("_")}
-    assert {"from_pretrained", "generate", "VARIANTS"} <= public <= set(dir(pg))
-    assert all(getattr(pg, name) is getattr(api, name) for name in public)
+def test_every_public_name_is_there():
+    assert {"from_pretrained", "generate", "VARIANTS"} <= set(pg.__all__)
+    assert dir(pg) == sorted([*pg.__all__, "__version__"])
+    for name in pg.__all__:
+        assert getattr(pg, name).__name__ if callable(getattr(pg, name)) else True
 
 
 def test_unknown_name():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         pg.nonsense  # noqa: B018
-
-
-def test_rooms_are_there_as_after_any_import():
-    assert pg.models.paligemma.PaliGemma is pg.PaliGemma
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from flax import nnx
 from PIL import Image
 
 import paligemma_jax as pg
-from paligemma_jax.generation.loop import decode, prefill
-from paligemma_jax.models.abstract import to_params
+from paligemma_jax.generation.decode import decode, prefill
+from paligemma_jax.models.inference_layout import restack
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
-from paligemma_jax.models.unrolled import restack
-from paligemma_jax.processing import ImagePreprocessing
+from paligemma_jax.models.paligemma import to_params
+from paligemma_jax.processing.image import ImagePreprocessing
 from tests.tiny import GEMMA, random_model, tiny_config
 
 TOKENIZER = Path(__file__).parents[1] / "checkpoints" / "demo" / "tokenizer.model"

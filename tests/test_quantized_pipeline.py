@@ -8,8 +8,8 @@ import pytest
 
 import paligemma_jax as pg
 from paligemma_jax.demo.render import render
-from paligemma_jax.demo.splits import held_out_scenes
-from paligemma_jax.generation.prefix import read_prefix
+from paligemma_jax.demo.scene import held_out_scenes
+from paligemma_jax.generation.decode import read_prefix
 
 DEMO = Path(__file__).parents[1] / "checkpoints" / "demo"
 ROWS = 8

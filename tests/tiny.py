@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
-from paligemma_jax.models.abstract import abstract_params, from_params
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.models.paligemma import PaliGemma, abstract_params, from_params
+from paligemma_jax.processing.processor import Batch
 
 VOCAB = 64
 EOS = 1

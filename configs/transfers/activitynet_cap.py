@@ -5,7 +5,7 @@ Arguments and hyperparameters are in table.py.
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.training.config_file import load_beside
+from paligemma_jax.training.config import load_beside
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -39,32 +39,23 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.data.readers import Reader
-from paligemma_jax.data.record import Transform
-from paligemma_jax.errors import ConfigError
-from paligemma_jax.training.choices import (
-    SGD,
-    Adam,
+from paligemma_jax.data.readers import (
     Answer,
     Caption,
-    Data,
-    EachAnswerInTurn,
-    Epochs,
-    Examples,
     Fields,
-    LowerCase,
     MultipleChoice,
     OneReferred,
     Outlined,
-    RandomAnswer,
+    Reader,
     Referring,
     ScienceQuestion,
-    Share,
     ShuffleOptions,
-    Steps,
 )
-from paligemma_jax.training.config_file import load_beside, parse_arg
-from paligemma_jax.training.optimizer import Method
+from paligemma_jax.data.record import Transform
+from paligemma_jax.data.transforms import EachAnswerInTurn, LowerCase, RandomAnswer
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.training.config import Data, load_beside, parse_arg
+from paligemma_jax.training.optimizer import SGD, Adam, Epochs, Examples, Method, Share, Steps
 
 LANGUAGES = (
     "ar", "bn", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fil", "fr", "he", "hi", "hr", "hu",

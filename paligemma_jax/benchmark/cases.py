@@ -1,20 +1,89 @@
-"""All cases there are."""
+"""All cases there are.
 
+What a case is: something to measure on any implementation.
+
+What this machine does at best, measured with JAX: memory bandwidth and matrix products.
+
+The naive ways mislead on CPUs: a copy into a fresh array waits for the pages to be made (a sixth of
+the speed), and bfloat16 products with bfloat16 results are widened first (half of it). So several
+ways are tried in turn, and the best repetition of the best one counts.
+"""
+
+import abc
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from paligemma_jax.benchmark.case import Case, Outcome, Subject
-from paligemma_jax.benchmark.floors import Work, decode_work, encode_work, prefill_work
-from paligemma_jax.benchmark.implementation import Precision
-from paligemma_jax.benchmark.inputs import PROMPT, random_images, random_prompts
-from paligemma_jax.benchmark.timing import Effort, Sample, measure, sample
+from paligemma_jax.benchmark.subjects import (
+    PROMPT,
+    Effort,
+    Implementation,
+    Precision,
+    Sample,
+    Work,
+    decode_work,
+    encode_work,
+    measure,
+    prefill_work,
+    random_images,
+    random_prompts,
+    sample,
+)
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.processing.buckets import MIN_TEXT_LENGTH, bucket
+from paligemma_jax.models.layers import on_cpu
+from paligemma_jax.processing.processor import MIN_TEXT_LENGTH, bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What a case runs on: a loaded implementation, and what the process held without it.
+
+    `compiles` is whether the first call of something takes far longer than the next.
+    """
+
+    implementation: Implementation
+    config: PaliGemmaConfig
+    compiles: bool = True
+    bare_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Samples (seconds for one call, or for one token a row), other numbers, arrays to compare."""
+
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+class Case(abc.ABC):
+    """One thing to measure."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The same for all implementations."""
+
+    @property
+    def rows(self) -> int:
+        """Pictures, or tokens, that one sample yields; 0 where that says nothing."""
+        return 0
+
+    def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
+        """What one sample must do at least, one part after the other; () where nothing is timed."""
+        return ()
+
+    @abc.abstractmethod
+    def run(self, subject: Subject) -> Outcome:
+        """Measures."""
+
 
 MIXED_PROMPTS, LONGEST_PROMPT = 50, 120
 
@@ -132,7 +201,7 @@ class MixedLengths(Case):
     def run(self, subject: Subject) -> Outcome:
         import jax
 
-        from paligemma_jax.benchmark.compiles import Compilations
+        from paligemma_jax.benchmark.ours import Compilations
 
         ours = _ours(subject)
         lengths = np.random.default_rng(0).integers(2, LONGEST_PROMPT, MIXED_PROMPTS)
@@ -160,7 +229,7 @@ class DecodeMemory(Case):
     def run(self, subject: Subject) -> Outcome:
         import jax
 
-        from paligemma_jax.benchmark.memory import peak_during
+        from paligemma_jax.benchmark.ours import peak_during
 
         ours = _ours(subject)
         read, decode = ours.reading_and_decoding(*random_prompts(subject.config, 1), self.tokens)
@@ -209,7 +278,6 @@ class MeasureCeilings(Case):
         return "ceilings"
 
     def run(self, subject: Subject) -> Outcome:
-        from paligemma_jax.benchmark.ceilings import measure_ceilings
 
         return Outcome(numbers=measure_ceilings(self.small))
 
@@ -260,3 +328,55 @@ def _ours(subject: Subject) -> Any:
 
     assert isinstance(subject.implementation, Ours), "only this library is asked for this"
     return subject.implementation
+
+
+COLUMNS = 8192  # of the matrix that is read: rows of 32 KiB gave CPUs their best
+
+
+def measure_ceilings(small: bool = False) -> dict[str, float]:
+    """`read`, `copy` (bytes/s; read and written ones), `float32`, `bfloat16` (operations/s).
+
+    `small` is for trying: it measures caches.
+    """
+    size = (1 << 22) if small else (1 << 30) if on_cpu() else (1 << 32)
+    widths = (128,) if small else (2048, 4096) if on_cpu() else (8192,)
+    seconds = 0.01 if small else 1.2
+    numbers = _bandwidths(size, seconds)
+    for name in ("float32", "bfloat16"):
+        numbers[name] = max(_rate(jnp.dtype(name), width, seconds / 2) for width in widths)
+    return numbers
+
+
+def _bandwidths(size: int, seconds: float) -> dict[str, float]:
+    matrix = jnp.ones((size // 4 // COLUMNS, COLUMNS), jnp.float32)
+    vector = jnp.ones(COLUMNS, jnp.float32)
+    ways = [jax.jit(jnp.sum), jax.jit(lambda m: m.sum(1)), jax.jit(lambda m: m @ vector)]
+    read = size / _best([lambda way=way: way(matrix) for way in ways], seconds)
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: no fresh pages
+
+    def copy() -> jax.Array:
+        nonlocal matrix
+        matrix = add(matrix)
+        return matrix
+
+    return {"read": read, "copy": 2 * size / _best([copy], seconds)}
+
+
+def _rate(dtype: jnp.dtype, width: int, seconds: float) -> float:
+    product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32))
+    one = jnp.full((width, width), 0.01, dtype)
+    return 2 * width**3 / _best([lambda: product(one, one)], seconds)
+
+
+def _best(calls: Sequence[Callable[[], jax.Array]], seconds: float) -> float:
+    """Least seconds of any call, tried in turn for so long."""
+    for call in calls:
+        jax.block_until_ready(call())
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 * len(calls) or time.perf_counter() < end:
+        for call in calls:
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times.append(time.perf_counter() - start)
+    return min(times)

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from paligemma_jax.benchmark.implementation import Precision
+from paligemma_jax.benchmark.subjects import Precision
 
 
 def start_to_first_token(
@@ -46,9 +46,8 @@ def main() -> None:
     begin = time.perf_counter()
     import jax
 
-    from paligemma_jax.benchmark.compiles import Compilations
-    from paligemma_jax.benchmark.inputs import random_prompts
-    from paligemma_jax.benchmark.ours import open_ours
+    from paligemma_jax.benchmark.ours import Compilations, open_ours
+    from paligemma_jax.benchmark.subjects import random_prompts
 
     jax.local_devices()
     imported = time.perf_counter()

@@ -9,11 +9,17 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from paligemma_jax.benchmark.implementation import Kind, Precision
-from paligemma_jax.benchmark.job_process import Report, serve_job
-from paligemma_jax.benchmark.models import find_model
-from paligemma_jax.benchmark.record import Record
-from paligemma_jax.benchmark.train_case import Trainer, TrainSteps, loss_numbers, train
+from paligemma_jax.benchmark.subjects import (
+    Kind,
+    Precision,
+    Record,
+    Trainer,
+    TrainSteps,
+    find_model,
+    loss_numbers,
+    train,
+)
+from paligemma_jax.benchmark.worker import Report, serve_job
 from paligemma_jax.errors import PaliGemmaError
 
 CEILINGS = "ceilings"
@@ -87,7 +93,7 @@ class TrainJob:
 def run_train_job(job: TrainJob, report: Report) -> None:
     """Loads, then steps; what goes wrong becomes a record too."""
     if job.kind is Kind.OURS:
-        from paligemma_jax.benchmark.ceilings import measure_ceilings
+        from paligemma_jax.benchmark.cases import measure_ceilings
 
         report(job.record(CEILINGS, numbers=measure_ceilings(job.small)))
     start = time.perf_counter()
@@ -111,7 +117,7 @@ def _measure(job: TrainJob, trainer: Trainer) -> Record:
     numbers: dict[str, float] = {}
     compiled: dict[str, Any] = {}
     if job.kind is Kind.OURS:
-        from paligemma_jax.benchmark.compiles import Compilations
+        from paligemma_jax.benchmark.ours import Compilations
 
         counted = Compilations()
         first = trainer.step()
@@ -142,7 +148,7 @@ def _measure(job: TrainJob, trainer: Trainer) -> Record:
 
 
 def _told_by_jax(trainer: Any) -> dict[str, float]:
-    from paligemma_jax.training.speed import device_peak
+    from paligemma_jax.training.logging import device_peak
 
     peak = device_peak()
     return trainer.compiled_bytes() | ({} if peak is None else {"datasheet_rate": peak})
@@ -150,10 +156,10 @@ def _told_by_jax(trainer: Any) -> dict[str, float]:
 
 def _open(job: TrainJob) -> Trainer:
     if job.kind is Kind.OURS:
-        from paligemma_jax.benchmark.train_ours import open_our_trainer
+        from paligemma_jax.benchmark.ours import open_our_trainer
 
         return open_our_trainer(job.weights, job.dtype, job.case)
-    from paligemma_jax.benchmark.train_huggingface import open_huggingface_trainer
+    from paligemma_jax.benchmark.huggingface import open_huggingface_trainer
 
     with contextlib.suppress(ImportError):  # said later; importing is no part of loading
         from transformers import PaliGemmaForConditionalGeneration  # noqa: F401

@@ -2,30 +2,49 @@
 
 JOB is a file that `Job` describes. A line of JSON (see `record`) goes to standard output for each
 case as soon as it is done; whatever else is printed goes to standard error.
+
+The process of one job of a benchmark: a JSON file in, a line of JSON for each record out.
 """
 
 import contextlib
 import dataclasses
+import json
+import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from paligemma_jax.benchmark.case import Case, Outcome, Subject
-from paligemma_jax.benchmark.cases import case_from_dict, case_to_dict
-from paligemma_jax.benchmark.implementation import (
+from paligemma_jax.benchmark.cases import Case, Outcome, Subject, case_from_dict, case_to_dict
+from paligemma_jax.benchmark.subjects import (
     PEERS,
     Implementation,
     Kind,
     Precision,
+    Record,
+    find_model,
+    most_resident,
     open_implementation,
 )
-from paligemma_jax.benchmark.job_process import Report, serve_job
-from paligemma_jax.benchmark.models import find_model
-from paligemma_jax.benchmark.record import Record
-from paligemma_jax.benchmark.resident import most_resident
 from paligemma_jax.errors import ConfigError, PaliGemmaError
+
+Report = Callable[[Record], None]
+
+
+def serve_job(run: Callable[[dict[str, Any], Report], None]) -> None:
+    """Calls `run` with the job in the file that the command line names, and what takes records."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries may print
+
+    def report(record: Record) -> None:
+        print(json.dumps(record.to_dict()), file=out, flush=True)
+
+    run(job, report)
+
 
 LOAD = "load"
 
@@ -126,7 +145,7 @@ def run_job(job: Job, report: Report) -> None:
 def _measure(job: Job, case: Case, subject: Subject) -> Record:
     compiled: dict[str, Any] = {}
     if job.kind in (Kind.OURS, Kind.SCANNED):
-        from paligemma_jax.benchmark.compiles import Compilations
+        from paligemma_jax.benchmark.ours import Compilations
 
         counted = Compilations()
         outcome = case.run(subject)
@@ -164,8 +183,7 @@ def _open(job: Job) -> Implementation:
             f"{job.kind} needs a checkpoint to load, and none of {job.model} is written. "
             "This library alone can be measured without."
         )
-    from paligemma_jax.benchmark.ours import Ours
-    from paligemma_jax.benchmark.random_model import random_model
+    from paligemma_jax.benchmark.ours import Ours, random_model
 
     return Ours(random_model(find_model(job.model), job.dtype))
 
@@ -181,9 +199,7 @@ def _bare_bytes(kind: Kind) -> int:
         return 0
     import jax.numpy as jnp
 
-    import paligemma_jax.benchmark.ours
-    import paligemma_jax.benchmark.scanned  # noqa: F401
-    from paligemma_jax.benchmark.memory import held_bytes
+    from paligemma_jax.benchmark.ours import held_bytes
 
     (jnp.zeros(8) + 1).block_until_ready()
     return held_bytes()

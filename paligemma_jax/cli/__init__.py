@@ -3,4 +3,4 @@
 What takes long to import is imported when a command runs, so that help comes at once.
 """
 
-from paligemma_jax.cli.entry import main as main
+from paligemma_jax.cli.main import main as main

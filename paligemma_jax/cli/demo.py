@@ -1,28 +1,50 @@
-"""`paligemma demo`: the embedded model at work on one picture, beside the truth."""
+"""`paligemma demo`: the embedded model at work on one picture, beside the truth.
+
+`paligemma mask`: which token of a prompt may see which, as text, as a picture, or as JSON.
+"""
 
 import argparse
+import dataclasses
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paligemma_jax.cli import options
-from paligemma_jax.cli.asking import load_pipeline
-from paligemma_jax.cli.picture_files import check_target, free_name, save_picture
-from paligemma_jax.cli.progress import status
-from paligemma_jax.cli.report import encodes_unicode
-from paligemma_jax.cli.table import Row, render_table
+from paligemma_jax.cli.files import (
+    FORMATS,
+    SVG,
+    check_target,
+    free_name,
+    save_picture,
+    save_svg,
+    user_path,
+)
+from paligemma_jax.cli.output import (
+    Row,
+    encodes_unicode,
+    load_pipeline,
+    print_json,
+    render_table,
+    status,
+)
+from paligemma_jax.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
+    from paligemma_jax.config import PaliGemmaConfig
     from paligemma_jax.demo.showcase import Showcase
-    from paligemma_jax.processing.detections import Detections
-    from paligemma_jax.processing.segmentations import Segmentations
+    from paligemma_jax.processing.detections import Detections, Segmentations
+    from paligemma_jax.processing.processor import Processor
+    from paligemma_jax.viz.attention_mask import AttentionMaskView
+
 
 SEED = 7
 LEAST_OVERLAP = 0.5  # IoU of a mask that counts as right
 PICTURE_SIZE = 672  # pixels; six times the model's, for people to look at
-_EPILOG = """\
+_demo_EPILOG = """\
 Examples:
   paligemma demo
   paligemma demo --seed 5 --out five.png
@@ -43,16 +65,16 @@ at https://huggingface.co/google/paligemma2-3b-mix-448, then
   paligemma caption photo.jpg --model paligemma2-3b-mix-448"""
 
 
-def add(commands: Any) -> None:
+def add_demo(commands: Any) -> None:
     """Adds the parser of this command."""
     parser = options.add_command(
         commands,
         "demo",
-        run,
+        run_demo,
         "see the embedded model at work",
         "Draws a scene, asks the embedded model about it, shows its answers beside the truth, and "
         "writes the picture with the masks and boxes it found.",
-        _EPILOG,
+        _demo_EPILOG,
     )
     parser.add_argument(
         "--out", metavar="FILE", help="picture to write (default: paligemma-demo.png)"
@@ -66,13 +88,13 @@ def add(commands: Any) -> None:
     options.add_model(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_demo(args: argparse.Namespace) -> int:
     """`paligemma demo`; returns the exit code."""
     from PIL import Image
 
     from paligemma_jax.demo.render import render
     from paligemma_jax.demo.showcase import questions_without_answers, showcase
-    from paligemma_jax.processing.image_source import load_image
+    from paligemma_jax.processing.image import load_image
 
     out = free_name(Path("paligemma-demo.png")) if args.out is None else Path(args.out).expanduser()
     check_target(out, force=args.force)
@@ -138,7 +160,7 @@ def _compare(
 
     from paligemma_jax.demo.render import shape_mask
     from paligemma_jax.demo.showcase import boxes_agree
-    from paligemma_jax.evaluation.metrics.mask_pairs import paired_overlaps
+    from paligemma_jax.evaluation.detection_metrics import paired_overlaps
     from paligemma_jax.processing.detections import Detections
 
     places = str(Detections(shown.boxes, "", boxes.width, boxes.height))
@@ -152,3 +174,144 @@ def _compare(
         Row(question, text, truth, fine)
         for question, text, truth, fine in zip(questions, texts, truths, right, strict=False)
     ]
+
+
+LONGEST = 16_384  # tokens; masks take the square of that in bytes
+_mask_EPILOG = """\
+Examples:
+  paligemma mask --prompt "detect cat"
+  paligemma mask --prompt "answer en is it a dog?" --answer yes --out mask.svg
+  paligemma mask --prompt "caption en" --answer "a dog" --images 2 --length 16
+  paligemma mask --prompt "caption en" --answer "a dog" --sliding-window 4
+
+Pictures and prompt see each other; an answer sees them and what it has said itself. Without
+--answer it is what answering begins with, with it the layout of training. No weights are read.
+"""
+_ASCII = str.maketrans({"█": "#", "▒": "+", "·": ".", "─": "-", "│": "|", "┼": "+",
+                        "×": "x", "…": "~", "\u2581": "_"})  # fmt: skip
+
+
+def add_mask(commands: Any) -> None:
+    """Adds the parser of this command."""
+    parser = options.add_command(
+        commands,
+        "mask",
+        run_mask,
+        "show which token of a prompt sees which",
+        "Shows the attention mask of a prompt in the terminal, or draws it.",
+        _mask_EPILOG,
+    )
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="as the model gets it")
+    parser.add_argument("--answer", metavar="TEXT", help="an answer to it")
+    parser.add_argument(
+        "--images",
+        type=options.count(1024),
+        default=1,
+        metavar="N",
+        help="pictures, or frames, of the prompt (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--length",
+        type=options.positive(LONGEST),
+        metavar="N",
+        help="tokens of text to pad to (default: no padding)",
+    )
+    parser.add_argument(
+        "--sliding-window",
+        type=options.positive(1 << 20),
+        metavar="N",
+        help="tokens that answers see on even layers (default: as the checkpoint has it)",
+    )
+    parser.add_argument("--out", metavar="FILE", help="draw it: a .svg, or a .png")
+    parser.add_argument("--force", action="store_true", help="replace the file at --out")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON document: tokens (kind, label, picture), and for each mask its layers and, "
+        "for each token, the ranges [start, stop) that it sees",
+    )
+    options.add_model(parser, weights=False)
+
+
+def run_mask(args: argparse.Namespace) -> int:
+    """`paligemma mask`; returns the exit code."""
+    out = None if args.out is None else user_path(args.out)
+    if out is not None:
+        check_target(out, force=args.force, endings=(SVG, *FORMATS))
+    from paligemma_jax.viz.attention_mask import attention_mask
+
+    config, processor = _read_model(args)
+    _check_size(args, config, processor)
+    view = attention_mask(
+        config, processor, args.prompt, args.answer, images=args.images, length=args.length
+    )
+    if out is not None and out.suffix.lower() == SVG:
+        save_svg(view.to_svg(), out, force=args.force)
+    elif out is not None:
+        save_picture(view.to_image(), out, force=args.force)
+    if args.json:
+        written = {} if out is None else {"out": str(out)}
+        print_json({"prompt": args.prompt, "answer": args.answer, **_fields(view), **written})
+    elif out is None:
+        text = view.to_text(shutil.get_terminal_size((100, 24)).columns)
+        print(text if encodes_unicode() else text.translate(_ASCII))
+    return 0
+
+
+def _read_model(args: argparse.Namespace) -> "tuple[PaliGemmaConfig, Processor]":
+    """Architecture and processor of the checkpoint, as the options change them."""
+    from paligemma_jax.loading import find_checkpoint
+    from paligemma_jax.processing.processor import Processor
+    from paligemma_jax.weights.checkpoint import open_checkpoint
+
+    with open_checkpoint(find_checkpoint(args.model), tokenizer=args.tokenizer) as checkpoint:
+        config, tokenizer = checkpoint.config, checkpoint.tokenizer
+        if tokenizer is None:
+            raise CheckpointError(
+                f"There is no tokenizer beside {checkpoint.path}. A tokenizer.model of PaliGemma "
+                "fits. Copy it there, or pass: --tokenizer tokenizer.model"
+            )
+        processor = Processor.from_dict(checkpoint.processor_settings, tokenizer)
+    if args.resolution is not None:
+        img = dataclasses.replace(config.img, image_size=args.resolution)
+        config = dataclasses.replace(config, img=img)
+    if args.sliding_window is not None:
+        llm = dataclasses.replace(config.llm, sliding_window=args.sliding_window)
+        config = dataclasses.replace(config, llm=llm)
+    return config, processor
+
+
+def _check_size(
+    args: argparse.Namespace, config: "PaliGemmaConfig", processor: "Processor"
+) -> None:
+    """Raises ConfigError before memory runs out."""
+    text = len(processor.encoding.prompt_ids(processor.tokenizer, args.prompt))
+    if args.answer is not None:
+        text += len(processor.tokenizer.encode(args.answer)) + 1
+    size = args.images * config.img.num_patches + max(text, args.length or 0)
+    if size > LONGEST:
+        raise ConfigError(
+            f"The mask would have {size:,} tokens a side. At most {LONGEST:,} fit. Show fewer "
+            "--images, or a shorter --prompt, --answer and --length."
+        )
+
+
+def _fields(view: "AttentionMaskView") -> dict[str, Any]:
+    tokens = [
+        {"kind": token.kind, "label": token.label}
+        | ({"picture": token.picture} if token.picture else {})
+        for token in view.tokens
+    ]
+    masks = [
+        {"layers": layers, "sees": [_ranges(row) for row in mask]}
+        for layers, mask in zip(view.layers, view.masks, strict=True)
+    ]
+    return {"tokens": tokens, "masks": masks}
+
+
+def _ranges(row: "np.ndarray") -> list[list[int]]:
+    """[start, stop) of the runs of True in bool[S]."""
+    import numpy as np
+
+    edges = np.flatnonzero(np.diff(row, prepend=False, append=False))
+    return edges.reshape(-1, 2).tolist()

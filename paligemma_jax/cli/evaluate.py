@@ -1,29 +1,35 @@
-"""`paligemma eval`: a model's figure on a benchmark, and the examples behind it."""
+"""`paligemma eval`: a model's figure on a benchmark, and the examples behind it.
+
+`paligemma bench`: how fast this library is here, beside its peers and the machine's limits.
+"""
 
 import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paligemma_jax.cli import asking, options
-from paligemma_jax.cli.progress import DELAY, wanted
+from paligemma_jax.cli import options
+from paligemma_jax.cli import output as asking
+from paligemma_jax.cli.output import DELAY, wanted
 from paligemma_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from paligemma_jax.evaluation.benchmarks.benchmark import Benchmark
-    from paligemma_jax.evaluation.benchmarks.evaluate import Evaluation
-    from paligemma_jax.evaluation.benchmarks.example import Example
-    from paligemma_jax.processing.mask_codec import MaskCodec
+    from paligemma_jax.evaluation.evaluate import Evaluation
+    from paligemma_jax.evaluation.examples import Example
+    from paligemma_jax.evaluation.tasks import Benchmark
+    from paligemma_jax.processing.masks import MaskCodec
+
 
 DEMO = "demo"
 _BATCH_SIZE = 8
 _SETTINGS = ("dtype", "quantize", "adapter", "resolution")  # that change answers
 
-_EPILOG = """\
+_evaluate_EPILOG = """\
 Examples:
   paligemma eval --list                                 every benchmark
   paligemma eval --list --task docvqa                   what data it expects
@@ -42,12 +48,12 @@ The last one to be ready writes the figures of all questions.
 """
 
 
-def add(commands: Any) -> None:
+def add_evaluate(commands: Any) -> None:
     """Adds the parser of this command."""
     parser = options.add_command(
-        commands, "eval", run, "measure a model on a benchmark",
+        commands, "eval", run_evaluate, "measure a model on a benchmark",
         "Asks a model all questions of a benchmark, and prints its figures with 95 % confidence "
-        "intervals beside the published ones.", _EPILOG,
+        "intervals beside the published ones.", _evaluate_EPILOG,
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="show all benchmarks, or one's data")
     parser.add_argument("--task", metavar="NAME", help="of the benchmark; see --list")
@@ -89,9 +95,9 @@ def add(commands: Any) -> None:
     options.add_model(parser, masks=True)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_evaluate(args: argparse.Namespace) -> int:
     """`paligemma eval`; returns the exit code."""
-    from paligemma_jax.evaluation.benchmarks.registry import find_benchmark
+    from paligemma_jax.evaluation.tasks import find_benchmark
 
     if args.list:
         print(_data_of(args.task) if args.task else _all())
@@ -106,13 +112,13 @@ def run(args: argparse.Namespace) -> int:
     if args.prompt is not None and "labels" in benchmark.example:
         args.usage_error(f"the prompt of {args.task} is made of its labels; leave --prompt out")
     if args.data is None:
-        from paligemma_jax.evaluation.benchmarks.records import expected_files
+        from paligemma_jax.evaluation.examples import expected_files
 
         raise ConfigError(
             f"{args.task} was asked for without data. {expected_files(benchmark)}\nPass it: "
             f"paligemma eval --task {args.task} --data FOLDER"
         )
-    from paligemma_jax.evaluation.benchmarks.records import read_examples
+    from paligemma_jax.evaluation.examples import read_examples
 
     examples = read_examples(
         benchmark, args.data, limit=args.limit, prompt=args.prompt, split=args.split
@@ -121,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_demo(args: argparse.Namespace) -> int:
-    from paligemma_jax.evaluation.benchmarks.demo import BATCH_SIZE, DEMO, SCENES, demo_examples
+    from paligemma_jax.evaluation.demo import BATCH_SIZE, DEMO, SCENES, demo_examples
 
     for name in ("data", "split", "prompt", "max_new_tokens", "beams"):
         if getattr(args, name) is not None:
@@ -132,7 +138,7 @@ def _run_demo(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, benchmark: "Benchmark", examples: "Sequence[Example]") -> int:
-    from paligemma_jax.evaluation.benchmarks.evaluate import evaluate
+    from paligemma_jax.evaluation.evaluate import evaluate
     from paligemma_jax.generation.devices import on_devices, row_parts
 
     pipeline = asking.load_pipeline(args)
@@ -163,7 +169,7 @@ def _run(args: argparse.Namespace, benchmark: "Benchmark", examples: "Sequence[E
         return 0
     written = [] if out is None else _write(args, done, out, pipeline.mask_codec)
     if args.json:
-        from paligemma_jax.evaluation.benchmarks.metrics_file import as_dict
+        from paligemma_jax.evaluation.evaluate import as_dict
 
         print(json.dumps(as_dict(done, args.model), ensure_ascii=False))
         return 0
@@ -176,9 +182,8 @@ def _run(args: argparse.Namespace, benchmark: "Benchmark", examples: "Sequence[E
 def _write(
     args: argparse.Namespace, done: "Evaluation", out: Path, codec: "MaskCodec | None"
 ) -> list[Path]:
-    from paligemma_jax.evaluation.benchmarks.metrics_file import write_metrics
-    from paligemma_jax.evaluation.benchmarks.report import write_report
-    from paligemma_jax.evaluation.benchmarks.server_format import write_server_file
+    from paligemma_jax.evaluation.evaluate import write_metrics, write_server_file
+    from paligemma_jax.evaluation.report import write_report
 
     written = [write_metrics(done, out, args.model)]
     written.append(write_report(done, out, model=args.model, codec=codec))
@@ -189,7 +194,7 @@ def _write(
 def _show(done: "Evaluation") -> None:
     benchmark, main = done.benchmark, done.main
     if benchmark.name == DEMO:
-        from paligemma_jax.evaluation.benchmarks.demo import table_of
+        from paligemma_jax.evaluation.demo import table_of
 
         print(table_of(done), end="\n\n")
     interval = f"{main.low:.2f} to {main.high:.2f}"
@@ -215,7 +220,7 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _all() -> str:
-    from paligemma_jax.evaluation.benchmarks.registry import BENCHMARKS
+    from paligemma_jax.evaluation.tasks import BENCHMARKS
 
     lines = [f"{DEMO:16} the table of the demo model's card; needs no data"]
     lines += [f"{b.name:16} {b.title} ({b.source}): {b.measured.main}" for b in BENCHMARKS.values()]
@@ -223,8 +228,8 @@ def _all() -> str:
 
 
 def _data_of(task: str) -> str:
-    from paligemma_jax.evaluation.benchmarks.records import expected_files
-    from paligemma_jax.evaluation.benchmarks.registry import find_benchmark
+    from paligemma_jax.evaluation.examples import expected_files
+    from paligemma_jax.evaluation.tasks import find_benchmark
 
     if task == DEMO:
         return "The demo world is drawn as it is asked about; it needs no data."
@@ -258,3 +263,138 @@ def _bar(args: argparse.Namespace, total: int) -> Iterator[Callable[[int], None]
         leave=not delay,
     ) as bar:
         yield lambda count: (bar.update(count), None)[1]
+
+
+# As `paligemma_jax.benchmark` has them, which takes long to import.
+SIZES = ("cpu", "gpu", "tiny")
+IMPLEMENTATIONS = ("ours", "scanned", "huggingface", "huggingface-compiled")
+TASKS = ("answer", "full", "lora")
+DTYPES = ("float32", "bfloat16", "int8", "int8-dynamic", "int4")
+REPEATS, LONGEST = 99, 100_000
+
+_bench_EPILOG = """\
+Examples:
+  paligemma bench                             on CPUs, about fourteen minutes
+  paligemma bench --quick                     the most important cases, once
+  paligemma bench --size gpu --minutes 9 --markdown   what time allows of a GPU's tables
+  paligemma bench --task full --task lora     training, of all weights and of adapters
+  paligemma bench --model paligemma2-3b-pt-224 --dtype bfloat16 --repeats 1
+  paligemma bench --markdown >> benchmarks.md
+
+Weights are random. Every implementation runs in processes of its own, in turn, and outputs are
+compared first: where they differ, no speed counts. "of floor" is the share of the speed that this
+machine allows, by the memory bandwidth and matrix products measured in the same run. Close other
+programs: samples during which others take CPU time are left out.
+
+Hugging Face's implementation comes with: pip install "paligemma-jax[parity]"
+Training is held against transformers and PEFT as their Trainer steps them, once the losses of the
+first steps are the same; "of floor" is then the share of this machine's matrix products (MFU).
+
+"scanned" is how big_vision decodes. Goals that were not run are not passed.
+"""
+
+
+def add_bench(commands: Any) -> None:
+    """Adds the parser of this command."""
+    parser = options.add_command(
+        commands,
+        "bench",
+        run_bench,
+        "measure speed and memory on this machine",
+        "Measures image encoding, time to the first token, decoding, starts, memory, "
+        "compilations and training of this library, beside Hugging Face's implementation and the "
+        "limits of the machine, and says which goals are reached.",
+        _bench_EPILOG,
+    )
+    parser.add_argument(
+        "--size", choices=SIZES, default="cpu", help="what is measured (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one repeat of the most important cases"
+    )
+    parser.add_argument(
+        "--task", action="append", choices=TASKS,
+        help="prompts, training of all weights or of adapters; may be repeated (default: answer, "
+        "and with --size gpu some training)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", action="append", metavar="NAME",
+        help="instead of the size's own: mid, small, tiny, or a published name; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--implementation", action="append", choices=IMPLEMENTATIONS,
+        help="only this one; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", action="append", choices=DTYPES, help="only this one; may be repeated"
+    )
+    parser.add_argument(
+        "--repeats", type=options.positive(REPEATS), metavar="N",
+        help="processes of each implementation (default: 3, on a GPU 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--minutes", type=options.positive(LONGEST), metavar="N",
+        help="stop then; what was measured is shown (default: until all is done)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", metavar="DIR", help="keep the random checkpoints here for the next time"
+    )
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="write everything that was measured here, again after every process",
+    )
+    parser.add_argument("--force", action="store_true", help="write over a FILE that exists")
+    parser.add_argument("--markdown", action="store_true", help="print tables of Markdown")
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """`paligemma bench`; returns the exit code."""
+    target = None if args.json is None else _target(args)
+    from paligemma_jax.benchmark.bench import bench
+
+    with _line(args) as progress:
+        result = bench(
+            args.size,
+            tasks=args.task,
+            models=args.model,
+            implementations=args.implementation,
+            dtypes=args.dtype,
+            repeats=args.repeats,
+            quick=args.quick,
+            minutes=args.minutes or math.inf,
+            json=target,
+            weights=args.weights,
+            progress=progress,
+        )
+    print(result.to_markdown() if args.markdown else result)
+    return 0
+
+
+def _target(args: argparse.Namespace) -> Path:
+    """Where to write, found out before minutes have passed."""
+    path = Path(args.json)
+    if path.exists() and not args.force:
+        raise ConfigError(f"{path} exists already. Another name fits, or: --force")
+    if not path.parent.is_dir():
+        raise ConfigError(f"There is no directory {path.parent}. Run: mkdir -p {path.parent}")
+    return path
+
+
+@contextlib.contextmanager
+def _line(args: argparse.Namespace) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error that says what is being measured."""
+    if not wanted(args):
+        yield lambda what, done, total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="case", file=sys.stderr) as bar:
+
+        def update(what: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_description_str(what, refresh=False)
+            bar.update(done - bar.n)
+            bar.refresh()
+
+        yield update

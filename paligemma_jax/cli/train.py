@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma_jax.cli import options
-from paligemma_jax.cli.progress import count_bar, wanted
+from paligemma_jax.cli.output import count_bar, wanted
 from paligemma_jax.errors import ConfigError
 
 _PREFIX = "--config."
@@ -111,15 +111,14 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("the following arguments are required: --config, --workdir")
     if args.distributed is not None:
         _join(args.distributed)
-    from paligemma_jax.training.config import TrainConfig
-    from paligemma_jax.training.config_file import load_config
-    from paligemma_jax.training.loop import train
-    from paligemma_jax.training.processes import is_first
-    from paligemma_jax.training.progress_bar import progress_bar, progress_lines
+    from paligemma_jax.training.config import TrainConfig, load_config
+    from paligemma_jax.training.distributed import is_first
+    from paligemma_jax.training.logging import progress_bar, progress_lines
+    from paligemma_jax.training.trainer import train
 
     config = TrainConfig.from_config(load_config(str(args.config), args.settings))
     if args.plan:
-        from paligemma_jax.training.plan import device_memory, plan
+        from paligemma_jax.training.memory_plan import device_memory, plan
 
         print(plan(config, device_memory()))
         return 0
@@ -146,7 +145,7 @@ def _say_memory(config: Any) -> None:
     """Tells on standard error what a step will take, once for all processes."""
     import jax
 
-    from paligemma_jax.training.plan import device_memory, plan_in_brief
+    from paligemma_jax.training.memory_plan import device_memory, plan_in_brief
 
     if jax.process_index() == 0 and (words := plan_in_brief(config, device_memory())):
         print(words, file=sys.stderr)
@@ -154,11 +153,15 @@ def _say_memory(config: Any) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     """Looks at data instead of training; 1 if training would stop at it."""
-    from paligemma_jax.data import check
-    from paligemma_jax.pretrained import load_processor
-    from paligemma_jax.training.config import TrainConfig
-    from paligemma_jax.training.config_file import load_config
-    from paligemma_jax.training.records import Data, mask_codec, open_records
+    from paligemma_jax.data.check import check
+    from paligemma_jax.loading import load_processor
+    from paligemma_jax.training.config import (
+        Data,
+        TrainConfig,
+        load_config,
+        mask_codec,
+        open_records,
+    )
 
     data: Any = args.check
     processor, length, transforms = None, None, ()

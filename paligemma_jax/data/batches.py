@@ -1,23 +1,552 @@
-"""Records -> batches: shuffled by a seed, divided among processes, and at any place again."""
+"""Records -> batches: shuffled by a seed, divided among processes, and at any place again.
 
+Which record stands where in an endless sequence of records; any place is told on its own.
+
+What training does about records that cannot be used.
+
+Records -> the arrays of one batch, in whatever process it happens.
+
+Several sources of records, one after the other.
+
+Several data sets in one run, each with a weight.
+
+Processes that read data: they end with the trainer, and leave accelerators alone.
+"""
+
+import bisect
 import dataclasses
+import functools
+import hashlib
+import itertools
 import json
 import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from fractions import Fraction
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from paligemma_jax.data.bad_records import BadRecords, Skipped, StopAtBadRecord
-from paligemma_jax.data.mixture import Mixture
-from paligemma_jax.data.order import Order
-from paligemma_jax.data.record import RecordSource, Transform, fingerprint
-from paligemma_jax.data.rows_of_batch import BatchSource
-from paligemma_jax.data.workers import parse_absl_flags, start_worker
+from paligemma_jax.data.record import Record, RecordSource, Transform, check_number, fingerprint
 from paligemma_jax.errors import ConfigError, DatasetError, MissingExtraError, PaliGemmaError
-from paligemma_jax.processing.batch import Batch
-from paligemma_jax.processing.overflow import Overflow, Refuse
-from paligemma_jax.processing.processor import Processor
+from paligemma_jax.processing.image import load_image
+from paligemma_jax.processing.processor import Arrays, Batch, Overflow, Processor, Refuse
+from paligemma_jax.processing.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """A record by its number in the source, how often its part was gone through, and which part."""
+
+    number: int
+    epoch: int
+    part: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """All records of one source, epoch by epoch, each epoch shuffled by itself."""
+
+    records: int
+    seed: int
+    shuffle: bool
+
+    def draw(self, place: int) -> Draw:
+        """What stands at `place`, from 0 up."""
+        number = int(self._shuffled[place] if self.shuffle else place) % self.records
+        return Draw(number, place // self.records)
+
+    def replace(self, draw: Draw, rng: np.random.Generator) -> Draw:
+        """Another record at random, in place of one that cannot be used."""
+        return dataclasses.replace(draw, number=int(rng.integers(self.records)))
+
+    @functools.cached_property
+    def _shuffled(self) -> Any:
+        import grain
+
+        # Hashed: grain takes seed + epoch, so neighbouring seeds would share their orders.
+        (seed,) = np.random.SeedSequence([self.seed]).generate_state(1)
+        return grain.MapDataset.range(self.records).shuffle(seed=int(seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedOrder:
+    """Parts that lie one after the other in a source, drawn from by rule, each in its own `Order`.
+
+    `sizes` are records of each part, and `shares` how many of them a round has. After any number n
+    of records a part has had its share of n, give or take less than one record.
+    """
+
+    sizes: tuple[int, ...]
+    shares: tuple[int, ...]
+    seed: int
+    shuffle: bool
+
+    @property
+    def records(self) -> int:
+        """Those of all parts."""
+        return sum(self.sizes)
+
+    def draw(self, place: int) -> Draw:
+        """What stands at `place`, from 0 up."""
+        rounds, within = divmod(place, len(self._round))
+        part, before = self._round[within]
+        own = self._orders[part].draw(rounds * self.shares[part] + before)
+        return Draw(self._starts[part] + own.number, own.epoch, part)
+
+    def replace(self, draw: Draw, rng: np.random.Generator) -> Draw:
+        """Another record of the same part at random, in place of one that cannot be used."""
+        number = self._starts[draw.part] + int(rng.integers(self.sizes[draw.part]))
+        return dataclasses.replace(draw, number=number)
+
+    @functools.cached_property
+    def _round(self) -> list[tuple[int, int]]:
+        return interleave(self.shares)
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        return [sum(self.sizes[:part]) for part in range(len(self.sizes))]
+
+    @functools.cached_property
+    def _orders(self) -> list[Order]:
+        # Each part has its own seed: one source in two parts comes in two orders.
+        seeds = [np.random.SeedSequence([self.seed, part]) for part in range(len(self.sizes))]
+        return [
+            Order(size, int(seed.generate_state(1)[0]), self.shuffle)
+            for size, seed in zip(self.sizes, seeds, strict=True)
+        ]
+
+
+def interleave(shares: tuple[int, ...]) -> list[tuple[int, int]]:
+    """A round of sum(shares) places: at each a part, and how many places it had before.
+
+    Tasks that share a processor are put in order so (Baruah and others, "Proportionate progress",
+    1996): of the parts that are not ahead of their share, the one that would fall behind first.
+    Then none is ever a whole record off: such an order exists, and the earliest deadline finds it.
+    """
+    total = sum(shares)
+    had = [0] * len(shares)
+    found = []
+    for place in range(total):
+        _, part = min(
+            (-(-(count + 1) * total // share), part)  # the place by which it must have one more
+            for part, (count, share) in enumerate(zip(had, shares, strict=True))
+            if count * total < (place + 1) * share
+        )
+        found.append((part, had[part]))
+        had[part] += 1
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A record that was left out: its number in the source, and what was wrong with it."""
+
+    number: int
+    reason: str
+
+
+@runtime_checkable
+class BadRecords(Protocol):
+    """Policy for records that cannot be used."""
+
+    def check(self, skipped: int, records: int, last: Skipped) -> None:
+        """Raises DatasetError if `skipped` different records of `records` are too many."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class StopAtBadRecord:
+    """The first one stops training with a DatasetError; the default."""
+
+    def check(self, skipped: int, records: int, last: Skipped) -> None:
+        raise DatasetError(
+            f"Record {last.number} of {records} cannot be used: {last.reason} "
+            "See all such records with: paligemma train --check DATA; "
+            "or leave a few out knowingly: bad_records=SkipBadRecords()"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SkipBadRecords:
+    """Others take their place, each is counted and logged, and too many stop training.
+
+    `most` is the part of the source's records that may be bad; one always may.
+    """
+
+    most: float = 0.01
+
+    def check(self, skipped: int, records: int, last: Skipped) -> None:
+        if skipped > max(1, self.most * records):
+            raise DatasetError(
+                f"{skipped} of {records} records cannot be used, more than {self.most:.1%}. The "
+                f"last is number {last.number}: {last.reason} "
+                "Mend the data (paligemma train --check DATA lists all), or allow more: "
+                f"bad_records=SkipBadRecords(most={min(1.0, 2 * skipped / records):.2g})"
+            )
+
+
+_TRIES = 64  # other records to take the place of a bad one
+
+Row = tuple[np.ndarray | None, Arrays, str]  # pictures f32[N, H, W, 3], tokens and masks, id
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSource:
+    """Batches by number, of this process: what grain reads.
+
+    Batch b of all processes together holds the places b * P * B .. (b + 1) * P * B of the order,
+    and process p the p-th part of them in one piece, so that the batch is the same for any number
+    of processes. Chance comes from the place too: neither workers nor a restart change it.
+    `transforms` are those of each part that the order tells of.
+    """
+
+    source: RecordSource
+    processor: Processor
+    order: Order | MixedOrder
+    transforms: tuple[tuple[Transform, ...], ...]
+    batch_size: int
+    length: int
+    on_overflow: Overflow
+    bad_records: BadRecords
+    process_index: int
+    process_count: int
+    batches: int
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        first = (index * self.process_count + self.process_index) * self.batch_size
+        skipped: list[Skipped] = []
+        rows = [self._row(place, skipped) for place in range(first, first + self.batch_size)]
+        pictures, texts, ids = zip(*rows, strict=True)
+        tokens = np.stack([text["text"] for text in texts])
+        mask_ar = np.stack([text["mask_ar"] for text in texts])
+        mask_loss = np.stack([text["mask_loss"] for text in texts])
+        last = tokens[:, -1]
+        return {
+            "images": _stack(pictures, ids),
+            "tokens": tokens,
+            "mask_ar": mask_ar,
+            "mask_input": (mask_ar == 0) | (mask_loss == 1),
+            "mask_loss": mask_loss,
+            "ids": list(ids),
+            "skipped": [(skip.number, skip.reason) for skip in skipped],
+            # A row without room for padding ends in eos, unless it was cut.
+            "cut": int(np.sum((last != Tokenizer.pad_id) & (last != Tokenizer.eos_id))),
+        }
+
+    def _row(self, place: int, skipped: list[Skipped]) -> Row:
+        draw = self.order.draw(place)
+        choose = None
+        for _ in range(_TRIES):
+            try:
+                return self._encode(draw, place)
+            except PaliGemmaError as e:
+                bad = Skipped(draw.number, str(e))
+            except OSError as e:
+                bad = Skipped(draw.number, f"{e.strerror or e}: {e.filename}")
+            skipped.append(bad)
+            # The policy has its say here too, or a source of bad records only would be read whole.
+            different = len({skip.number for skip in skipped})
+            self.bad_records.check(different, self.order.records, bad)
+            choose = choose or np.random.default_rng([self.order.seed, place, 1])
+            draw = self.order.replace(draw, choose)
+        raise DatasetError(
+            f"{_TRIES} records one after another cannot be used; the last is {skipped[-1].reason} "
+            "Readable records fit. See all that are not with: paligemma train --check DATA"
+        )
+
+    def _encode(self, draw: Draw, place: int) -> Row:
+        record = dataclasses.replace(self.source[draw.number], epoch=draw.epoch)
+        rng = np.random.default_rng([self.order.seed, place])
+        if record.size is not None:
+            record = check_size(record)
+        for transform in self.transforms[draw.part]:
+            record = transform(record, rng)
+        if len(record.answers) > 1:
+            raise DatasetError(
+                f"{record.id} has {len(record.answers)} answers, and nothing chooses one. A "
+                "transform that does fits. Call with transforms=(RandomAnswer(),)"
+            )
+        try:
+            texts = self.processor.encode_train(
+                record.prefix, record.suffix, self.length, self.on_overflow
+            )
+            preprocess = self.processor.image
+            pictures = [preprocess(picture) for picture in record.images]
+        except PaliGemmaError as e:
+            raise DatasetError(f"{record.id}: {e}") from e
+        return (np.stack(pictures) if pictures else None), texts, record.id
+
+
+def check_size(record: Record) -> Record:
+    """The record with its picture read; DatasetError if that is not of the size it should have."""
+    try:
+        pictures = tuple(load_image(picture) for picture in record.images)
+    except PaliGemmaError as e:
+        raise DatasetError(f"{record.id}: {e}") from e
+    for picture in pictures:
+        if record.size is not None and picture.size != record.size:
+            raise DatasetError(
+                f"{record.id}: the picture is {picture.width} x {picture.height} pixels, and the "
+                f"data says {record.size[0]} x {record.size[1]}, so its boxes would be wrong. "
+                "Equal sizes fit. Correct the data, or save the picture upright, without EXIF."
+            )
+    return dataclasses.replace(record, images=pictures)
+
+
+def _stack(pictures: Sequence[np.ndarray | None], ids: Sequence[str]) -> np.ndarray | None:
+    counts = [0 if one is None else len(one) for one in pictures]
+    if len(set(counts)) > 1:
+        other = next(place for place, count in enumerate(counts) if count != counts[0])
+        raise DatasetError(
+            f"The records of a batch differ in their number of pictures: {ids[0]} has {counts[0]}, "
+            f"{ids[other]} has {counts[other]}. Equally many fit. Make a source of each kind, and "
+            "train on one, or repeat pictures."
+        )
+    stacked = [one for one in pictures if one is not None]
+    return np.stack(stacked) if stacked else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """The records of all sources, numbered through; shuffled they are mixed by their sizes."""
+
+    sources: tuple[RecordSource, ...]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Record:
+        index = check_number(index, len(self), "several sources")
+        which = bisect.bisect_right(self._ends, index)
+        return self.sources[which][index - (self._ends[which - 1] if which else 0)]
+
+    def fingerprint(self) -> str:
+        """Of all of them."""
+        text = " ".join(fingerprint(source) for source in self.sources)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        return list(itertools.accumulate(map(len, self.sources)))
+
+
+ROUND = 1 << 16  # records, at most, after which parts come in the same sequence again
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One data set of a `Mixture`.
+
+    Attributes:
+      records: what a run takes as `train`, a `Mixture` excepted; `make_batches` wants a source.
+      weight: how many of its records come, beside the weights of the other parts; positive.
+      transforms: changes made to its records, instead of the run's; None: the run's.
+    """
+
+    records: Any
+    weight: float = 1.0
+    transforms: tuple[Transform, ...] | None = None
+
+    def __post_init__(self) -> None:
+        weight, transforms = self.weight, self.transforms
+        number = isinstance(weight, int | float | np.number) and not isinstance(weight, bool)
+        if not number or not math.isfinite(weight) or weight <= 0:
+            raise ConfigError(
+                f"The weight of a part is {weight!r}. A positive, finite number fits. Leave the "
+                "part out, or write for example: Part(records, weight=2.0)"
+            )
+        if isinstance(self.records, Mixture | Part):
+            raise ConfigError(
+                f"A part holds a {type(self.records).__name__}. A path, a source or a list of "
+                "records fits. Put all parts into one mixture: Mixture(Part(a, 3), Part(b, 1))"
+            )
+        if transforms is not None and not isinstance(transforms, tuple | list):
+            raise ConfigError(
+                f"The transforms of a part are {transforms!r}. A tuple of them fits. Write for "
+                "example: Part(records, transforms=(RandomAnswer(),))"
+            )
+
+    def __repr__(self) -> str:
+        records, own = self.records, self.transforms
+        told = f"{type(records).__name__} of {len(records)}" if _is_rows(records) else repr(records)
+        more = "" if own is None else f", transforms={own!r}"
+        return f"Part({told}, weight={self.weight!r}{more})"
+
+
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
+class Mixture:
+    """Data sets to train on together, by weights.
+
+        Mixture(Part("captions.jsonl", 3.0), Part(Data("coco", reader=...), 1.0))
+
+    Three of four records come from the captions then, however many there are. After any number of
+    records each part has had its share of them, give or take less than one record. Each part is
+    shuffled and gone through by itself, so a small one of large weight comes round more often. An
+    epoch of the mixture is as many records as all parts have together.
+
+    A source of records itself: those of all parts one after the other, each once. `make_batches`
+    and training draw from it by weight. Weights whose shares are no whole numbers of 65,536 records
+    or fewer are rounded to such.
+
+    Raises ConfigError for no parts, what is no `Part`, and a weight too small beside the others.
+    """
+
+    parts: tuple[Part, ...] = dataclasses.field(init=False)
+
+    def __init__(self, *parts: Part):
+        if not parts:
+            raise ConfigError(
+                "The mixture has no parts. At least one fits. Write for example: "
+                "Mixture(Part(captions, 3.0), Part(boxes, 1.0))"
+            )
+        for place, part in enumerate(parts):
+            if not isinstance(part, Part):
+                raise ConfigError(
+                    f"Part {place} of the mixture is a {type(part).__name__}. A Part fits. Write "
+                    "for example: Mixture(Part(captions, 3.0), Part(boxes, 1.0))"
+                )
+        object.__setattr__(self, "parts", parts)
+        if not all(self.shares):
+            small = self.shares.index(0)
+            raise ConfigError(
+                f"Part {small} of the mixture has the weight {parts[small].weight!r}, less than a "
+                f"record of {ROUND:,}. A larger one fits, or no such part. Write for example: "
+                f"Part(records, weight={sum(float(part.weight) for part in parts) / 1000:.2g})"
+            )
+
+    def __repr__(self) -> str:
+        return f"Mixture({', '.join(map(repr, self.parts))})"
+
+    def __len__(self) -> int:
+        return len(self._joined)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._joined[index]
+
+    @functools.cached_property
+    def shares(self) -> tuple[int, ...]:
+        """Records of each part in a round of their sum, in smallest whole numbers."""
+        # As they are written: 0.1 is a tenth here, which no float is.
+        weights = [Fraction(str(float(part.weight))) for part in self.parts]
+        whole = [int(x * math.lcm(*(w.denominator for w in weights))) for x in weights]
+        whole = [x // math.gcd(*whole) for x in whole]
+        return tuple(whole) if sum(whole) <= ROUND else _rounded(whole)
+
+    @property
+    def sources(self) -> tuple[RecordSource, ...]:
+        """Those of the parts; DatasetError where there is something else, or nothing."""
+        return self._joined.sources
+
+    def opened(self, open_one: Callable[[Any, int], RecordSource]) -> "Mixture":
+        """With the sources that `open_one` makes of each part's records and its number."""
+        return Mixture(
+            *(
+                dataclasses.replace(part, records=open_one(part.records, place))
+                for place, part in enumerate(self.parts)
+            )
+        )
+
+    def order(self, seed: int, shuffle: bool) -> MixedOrder:
+        """In which order its records come."""
+        sizes = tuple(len(source) for source in self.sources)
+        return MixedOrder(sizes, self.shares, seed, shuffle)
+
+    def transforms(self, default: Sequence[Transform]) -> tuple[tuple[Transform, ...], ...]:
+        """Those of each part; `default` where it has none of its own."""
+        own = [part.transforms for part in self.parts]
+        return tuple(tuple(default if one is None else one) for one in own)
+
+    def titles(self) -> list[str]:
+        """Of each part, in words: its share, and how often its records come in an epoch."""
+        total = sum(self.shares)
+        titles = []
+        for place, (share, source) in enumerate(zip(self.shares, self.sources, strict=True)):
+            times = share / total * len(self) / len(source)
+            titles.append(
+                f"part {place}, {share / total:.1%} of what is drawn, each record {times:.3g} "
+                "times an epoch"
+            )
+        return titles
+
+    def fingerprint(self) -> str:
+        """Of all parts and their shares."""
+        text = " ".join(
+            f"{share} {fingerprint(source)}"
+            for share, source in zip(self.shares, self.sources, strict=True)
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @functools.cached_property
+    def _joined(self) -> Joined:
+        for place, part in enumerate(self.parts):
+            if _is_rows(part.records) or not _has_records(part.records):
+                raise DatasetError(
+                    f"Part {place} of the mixture, {part!r}, is no source of records yet, or an "
+                    "empty one. A source fits. Open it, with open_source(path) or RowSource(list); "
+                    "finetune does so itself."
+                )
+        return Joined(tuple(part.records for part in self.parts))
+
+
+def _is_rows(records: Any) -> bool:
+    return isinstance(records, list | tuple)
+
+
+def _has_records(records: Any) -> bool:
+    given = isinstance(records, RecordSource) and not isinstance(records, str | os.PathLike)
+    return given and len(records) > 0
+
+
+def _rounded(whole: Sequence[int]) -> tuple[int, ...]:
+    """Shares of `ROUND` by largest remainders."""
+    total = sum(whole)
+    shares = [ROUND * x // total for x in whole]
+    rest = sorted(range(len(whole)), key=lambda part: -(ROUND * whole[part] % total))
+    for part in rest[: ROUND - sum(shares)]:
+        shares[part] += 1
+    divisor = math.gcd(*shares)
+    return tuple(share // divisor for share in shares)
+
+
+_INTERVAL = 1.0  # seconds
+
+
+def start_worker(index: int, count: int) -> None:
+    """Runs first in each process that reads data."""
+    # Whoever uses jax here must not take the accelerator's memory. If it is imported already, as by
+    # what is read here, it no longer looks at the environment.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+    # Ctrl-C goes to all processes of a terminal; the trainer decides what happens then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Otherwise a killed trainer would leave its workers behind for ever.
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process once `parent` is no longer its parent."""
+    while os.getppid() == parent:
+        time.sleep(_INTERVAL)
+    os._exit(1)
+
+
+def parse_absl_flags() -> None:
+    """grain asks absl for its flags, which nobody has parsed in a program that uses none."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
 
 _ENDLESS = 1 << 40  # batches
 _READ_AHEAD = 2  # batches, of each worker

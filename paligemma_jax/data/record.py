@@ -1,7 +1,14 @@
-"""One example of training data, and what gives them by number."""
+"""One example of training data, and what gives them by number.
+
+What can be wrong with data, and where.
+
+Pictures that a data file names: files in one folder, and nothing outside it.
+"""
 
 import dataclasses
+import enum
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -9,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.processing.image_source import ImageSource
+from paligemma_jax.processing.image import ImageSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,3 +91,62 @@ def check_number(index: int, length: int, what: object) -> int:
     if not -length <= index < length:
         raise IndexError(f"Record {index} of {what}, which has {length} records.")
     return index % length
+
+
+class Kind(enum.Enum):
+    """Kinds of problems; the value is their heading in a report."""
+
+    UNREADABLE = "records that cannot be read"
+    PICTURE = "pictures that are missing or broken"
+    SIZE = "pictures of another size than their boxes"
+    BOX = "boxes or masks that are none, or leave the picture"
+    LABEL = "labels that the prompt does not ask for"
+    EMPTY = "empty answers"
+    TEXT = "prompts and answers with space or line breaks around them"
+    BLANK = "blank lines, passed over"
+    LONG = "texts that do not fit"
+    REPEATED = "records that come more than once"
+    SHARED = "pictures that are in more than one split"
+
+    @property
+    def stops_training(self) -> bool:
+        """Whether training stops at such a record, unless it is told to skip."""
+        return self in (Kind.UNREADABLE, Kind.PICTURE, Kind.SIZE, Kind.LONG)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One problem: where it is, such as "train.jsonl:17", and what it is."""
+
+    kind: Kind
+    place: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolder:
+    """Turns names into paths below `root`; links that lead out of it are followed if `links`."""
+
+    root: Path
+    links: bool = False
+
+    def path_of(self, name: str) -> Path:
+        """The path of a picture; raises DatasetError for a name that leads out of the folder.
+
+        Whether there is such a file is not looked at.
+        """
+        if not isinstance(name, str) or not name.strip() or "\0" in name:
+            raise DatasetError(
+                f"The picture {name!r} has no name. The name of a file in {self.root} fits. "
+                'Write for example: "image": "cat.jpg"'
+            )
+        path = Path(os.path.normpath(self.root / name))
+        inside = path.is_relative_to(os.path.normpath(self.root))
+        if inside and not self.links:
+            inside = path.resolve().is_relative_to(self.root.resolve())
+        if not inside:
+            raise DatasetError(
+                f"The picture {name!r} leads out of the folder {self.root}. Files in it fit. "
+                "If you trust the data, name a folder that holds all: images=ImageFolder(Path('/'))"
+            )
+        return path

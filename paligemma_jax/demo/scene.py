@@ -1,14 +1,157 @@
-"""Scenes of the demo world: what is in a picture, before anything is drawn."""
+"""Scenes of the demo world: what is in a picture, before anything is drawn.
+
+Outlines of the five shapes, and boxes, in normalised picture coordinates.
+
+The words that the demo world writes into its pictures.
+
+The fonts of the demo world: DejaVu, cut down to ASCII letters and digits.
+
+Their licence stands beside them in fonts/LICENSE_DEJAVU.
+
+Which random numbers belong to training and which are held out: never the same ones.
+"""
 
 import dataclasses
+import functools
+import io
 import math
 from collections.abc import Sequence
+from importlib import resources
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from paligemma_jax.demo.fonts import FONTS, ink_shape
-from paligemma_jax.demo.geometry import Box, apart, box_around, centre, extent
-from paligemma_jax.demo.words import WORDS
+Box = tuple[float, float, float, float]  # y1, x1, y2, x2, each 0..1
+
+
+def _star(inner: float) -> list[tuple[float, float]]:
+    points = []
+    for i in range(10):
+        radius, turn = (1.0 if i % 2 == 0 else inner), math.pi * i / 5
+        points.append((-radius * math.cos(turn), radius * math.sin(turn)))
+    return points
+
+
+def _cross(arm: float) -> list[tuple[float, float]]:
+    a = arm
+    return [(-1, -a), (-1, a), (-a, a), (-a, 1), (a, 1), (a, a), (1, a), (1, -a), (a, -a), (a, -1),
+            (-a, -1), (-a, -a)]  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def outline(kind: str, angle: float, style: float) -> np.ndarray:
+    """Returns the polygon of a shape, scaled so that its longer bounding-box side is 1.
+
+    Args:
+      kind: "square", "triangle", "star" or "cross" (a circle has no corners).
+      angle: rotation in degrees, clockwise.
+      style: 0..1, how fat a star or a cross is.
+
+    Returns:
+      float64[corners, 2] of (y, x), from (0, 0) to the extent of the bounding box.
+    """
+    if kind == "square":
+        points = [(-1.0, -1.0), (-1.0, 1.0), (1.0, 1.0), (1.0, -1.0)]
+    elif kind == "triangle":
+        points = [(-0.9, 0.0), (0.85, 1.0), (0.85, -1.0)]
+    elif kind == "star":
+        points = _star(0.40 + 0.08 * style)
+    elif kind == "cross":
+        points = _cross(0.28 + 0.10 * style)
+    else:
+        raise ValueError(
+            f'"{kind}" has no outline. Shapes with corners: square, triangle, star, cross.'
+        )
+    turn = math.radians(angle)
+    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    corners = np.array(points, np.float64) @ rotation
+    corners -= corners.min(axis=0)
+    return corners / corners.max()
+
+
+def extent(kind: str, angle: float, style: float) -> tuple[float, float]:
+    """Returns (height, width) of a shape's bounding box whose longer side is 1."""
+    if kind == "circle":
+        return 1.0, 1.0
+    height, width = outline(kind, angle, style).max(axis=0)
+    return float(height), float(width)
+
+
+def centre(box: Box) -> tuple[float, float]:
+    """Returns the (y, x) centre of a box."""
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def box_around(y: float, x: float, height: float, width: float) -> Box:
+    """Returns the box of a given size around a centre."""
+    return y - height / 2, x - width / 2, y + height / 2, x + width / 2
+
+
+def apart(a: Box, b: Box, gap: float) -> bool:
+    """Returns whether two boxes keep at least `gap` between them on some axis."""
+    return a[2] + gap <= b[0] or b[2] + gap <= a[0] or a[3] + gap <= b[1] or b[3] + gap <= a[1]
+
+
+WORDS: tuple[str, ...] = tuple(
+    """
+    ACT ADD AGE AIR ANT APE ARM ART ASK BAG BAR BAT BED BEE BIG BOX BOY BUS CAB CAP CAR CAT
+    COW CUP CUT DAY DOG DRY EAR EAT EGG END EYE FAN FAR FIG FIX FLY FOX FUN GAS GEM GUM HAT
+    HEN HOT ICE INK JAM JAR JET JOB JOY KEY KID LEG LIP LOG MAP MIX MUD NET NEW NUT OAK OIL
+    OLD OWL PAN PEN PET PIE PIG RAT RED ROW RUN SAD SEA SKY SUN TAX TEA TEN TOY VAN WEB WIN
+    YES ZIP ZOO
+    AREA BABY BACK BALL BANK BEAR BELL BIRD BLUE BOAT BOOK BUSH CAFE CAKE CALM CARD CITY COAT
+    COLD COOK DARK DEER DESK DOOR DRUM DUCK EAST EXIT FACE FARM FAST FILM FIRE FISH FLAG FOOD
+    FROG GAME GATE GIFT GIRL GOAT GOLD HAND HELP HERO HILL HOME HOPE JAZZ JUMP KING KITE KIWI
+    LAKE LAMP LEAF LION LOVE LUCK MAIL MEAL MILK MINT MOON NEST NOTE OPEN OVEN PARK PATH PIPE
+    PLUM POND QUIZ RAIN RICE RING ROAD ROCK ROOF ROSE SAIL SALE SALT SHIP SHOP SNOW SOAP SOFA
+    SOUP STOP SWIM TAXI TREE VASE WALK WARM WAVE WEST WIND WOLF WOOD YARN ZERO ZONE
+    APPLE BEACH BRAVE BREAD BRICK CHAIR CLOCK CLOUD DANCE DREAM EAGLE EARTH FIELD FLUTE FRUIT
+    GHOST GRAPE GREEN HAPPY HELLO HORSE HOTEL HOUSE JUICE KOALA LEMON LIGHT LUNCH MAGIC MANGO
+    MOUSE MUSIC NIGHT NORTH OCEAN ONION PAPER PEACH PIANO PIZZA PLANT QUEEN QUICK RADIO RIVER
+    ROBOT SALAD SHEEP SMILE SOUTH SPOON STONE STORM SUGAR TABLE TIGER TOWER TRAIN TRUCK UNCLE
+    VOICE WATCH WATER WHALE WORLD YACHT ZEBRA
+    ANCHOR BANANA BASKET BOTTLE BRIDGE BUTTON CAMERA CANDLE CASTLE CHEESE COFFEE DESERT DRAGON
+    ENGINE FLOWER FOREST FRIEND GARDEN GUITAR HAMMER ISLAND JACKET JUNGLE KITTEN LADDER MARKET
+    MIRROR MONKEY OFFICE ORANGE PENCIL PLANET POCKET RABBIT ROCKET SCHOOL SILVER SPIDER SPRING
+    STREET SUMMER TICKET TOMATO TUNNEL TURTLE VALLEY WINDOW WINTER YELLOW
+    """.split()
+)
+
+
+FONTS: tuple[str, ...] = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+)
+
+
+@functools.lru_cache(maxsize=32)
+def load_font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
+    """Returns font `name` (one of FONTS) at an em of `pixels`, read from the package."""
+    data = (resources.files("paligemma_jax.demo") / "fonts" / f"{name}.ttf").read_bytes()
+    # The basic layout engine is the one that every Pillow build has: pictures are equal everywhere.
+    return ImageFont.truetype(io.BytesIO(data), pixels, layout_engine=ImageFont.Layout.BASIC)
+
+
+def ink_mask(name: str, string: str, pixels: int) -> Image.Image:
+    """Returns an "L" image that holds the ink of `string` and nothing else, em of `pixels`."""
+    font = load_font(name, pixels)
+    left, top, right, bottom = map(int, font.getbbox(string))  # with the side bearings
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).text((-left, -top), string, fill=255, font=font)
+    return mask.crop(mask.getbbox())
+
+
+@functools.lru_cache(maxsize=4096)
+def ink_shape(name: str, string: str) -> tuple[float, float]:
+    """Returns (width, height) of the ink of `string`, in units of the font's capital height."""
+    width, height = ink_mask(name, string, 128).size
+    capital = ink_mask(name, "H", 128).height
+    return width / capital, height / capital
+
 
 KINDS: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross")
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -248,3 +391,30 @@ def sample_pair(rng: np.random.Generator) -> tuple[Scene, Scene, bool]:
         shapes.append(_moved(rng, shape, **changes))
     shapes.sort(key=lambda shape: shape.centre[1])
     return first, Scene(shapes=tuple(shapes), text=None, background=_seed(rng)), same
+
+
+TRAINING, HELD_OUT = 0, 1
+PAIRS, PAGES, MASKS = 2, 4, 6  # added to a split: picture pairs, pages to read, masks to encode
+_LIMIT = 2**32  # one word of SeedSequence entropy each, so no two (seed, split, index) coincide
+
+
+def split_rng(seed: int, split: int, index: int) -> np.random.Generator:
+    """Returns the generator of item `index` of a split; no other triple shares its stream.
+
+    Raises:
+      ValueError: if a number is negative or does not fit 32 bits.
+    """
+    for name, value in (("seed", seed), ("split", split), ("index", index)):
+        if not 0 <= value < _LIMIT:
+            raise ValueError(f"{name} {value} does not fit. It must be 0 <= {name} < 2**32.")
+    return np.random.default_rng(np.random.SeedSequence([seed, split, index]))
+
+
+def held_out_scenes(seed: int = 2026, count: int = 500) -> list[Scene]:
+    """Returns scenes that no training run can have seen, whatever its seed."""
+    return [sample_scene(split_rng(seed, HELD_OUT, index)) for index in range(count)]
+
+
+def held_out_pairs(seed: int = 2026, count: int = 500) -> list[tuple[Scene, Scene, bool]]:
+    """Returns held-out pairs of scenes, each with whether the two show the same."""
+    return [sample_pair(split_rng(seed, HELD_OUT + PAIRS, index)) for index in range(count)]

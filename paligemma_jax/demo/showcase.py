@@ -4,11 +4,10 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from paligemma_jax.demo.language import LANGUAGES
-from paligemma_jax.demo.scene import Scene, Shape, sample_scene
-from paligemma_jax.demo.splits import HELD_OUT, split_rng
+from paligemma_jax.demo.scene import HELD_OUT, Scene, Shape, sample_scene, split_rng
 from paligemma_jax.demo.tasks import (
     KIND_LABELS,
+    LANGUAGES,
     Example,
     caption_answer,
     count_answer,
@@ -17,8 +16,8 @@ from paligemma_jax.demo.tasks import (
     sample_exists,
     sample_where,
 )
-from paligemma_jax.processing.overlaps import intersection_over_union
-from paligemma_jax.processing.parsing import Box
+from paligemma_jax.processing.detections import intersection_over_union
+from paligemma_jax.processing.location_tokens import Box
 
 _MAX_LABELS = 3  # kinds of things in the scene; a picture of more is crowded
 

@@ -1,13 +1,202 @@
-"""PaliGemma's prompts about demo scenes, with their right answers."""
+"""PaliGemma's prompts about demo scenes, with their right answers.
+
+Captions of scenes in English, Spanish, German and French, with articles and agreement.
+
+Masks of the demo world for its mask codec: what 64 x 64 crops of shapes look like.
+
+The codes of every shape's mask, looked up: encoding each anew would hold up training.
+
+Where the embedded demo checkpoint lies.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from paligemma_jax.demo.language import LANGUAGES, caption
-from paligemma_jax.demo.mask_codes import MaskCodes
-from paligemma_jax.demo.scene import COLOURS, KINDS, Scene, Shape
+from paligemma_jax.demo.render import shape_mask
+from paligemma_jax.demo.scene import (
+    COLOURS,
+    KINDS,
+    MASKS,
+    Scene,
+    Shape,
+    box_around,
+    extent,
+    sample_scene,
+    split_rng,
+)
+from paligemma_jax.errors import CheckpointError
+from paligemma_jax.processing.masks import MaskCodec, crop_for_codec
+from paligemma_jax.weights.store import is_store
+
+LANGUAGES: tuple[str, ...] = ("en", "es", "de", "fr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Grammar:
+    """How one language names things; gender is "m", "f" or "n"."""
+
+    nouns: dict[str, tuple[str, str]]  # kind -> (noun, gender)
+    adjectives: dict[str, dict[str, str]]  # colour -> gender -> form
+    articles: dict[str, str]  # gender -> indefinite article
+    adjective_first: bool
+    conjunction: str
+    word: str
+    number: str
+
+
+def _forms(genders: str, table: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Spells out {"red": "rojo roja"} as {"red": {"m": "rojo", "f": "roja"}}."""
+    result = {}
+    for colour, forms in table.items():
+        words = forms.split()
+        result[colour] = dict(zip(genders, words * (len(genders) // len(words)), strict=True))
+    return result
+
+
+_COLOURS = ("red", "green", "blue", "yellow", "purple", "black", "white")
+
+GRAMMARS: dict[str, Grammar] = {
+    "en": Grammar(
+        nouns={k: (k, "n") for k in ("circle", "square", "triangle", "star", "cross")},
+        adjectives=_forms("n", {colour: colour for colour in _COLOURS}),
+        articles={"n": "a"},
+        adjective_first=True,
+        conjunction="and",
+        word="a word",
+        number="a number",
+    ),
+    "es": Grammar(
+        nouns={
+            "circle": ("círculo", "m"), "square": ("cuadrado", "m"), "triangle": ("triángulo", "m"),
+            "star": ("estrella", "f"), "cross": ("cruz", "f"),
+        },
+        adjectives=_forms("mf", {
+            "red": "rojo roja", "green": "verde", "blue": "azul", "yellow": "amarillo amarilla",
+            "purple": "morado morada", "black": "negro negra", "white": "blanco blanca",
+        }),
+        articles={"m": "un", "f": "una"},
+        adjective_first=False,
+        conjunction="y",
+        word="una palabra",
+        number="un número",
+    ),
+    "de": Grammar(
+        nouns={
+            "circle": ("Kreis", "m"), "square": ("Quadrat", "n"), "triangle": ("Dreieck", "n"),
+            "star": ("Stern", "m"), "cross": ("Kreuz", "n"),
+        },
+        adjectives=_forms("mn", {
+            "red": "roter rotes", "green": "grüner grünes", "blue": "blauer blaues",
+            "yellow": "gelber gelbes", "purple": "violetter violettes",
+            "black": "schwarzer schwarzes", "white": "weißer weißes",
+        }),
+        articles={"m": "ein", "n": "ein"},
+        adjective_first=True,
+        conjunction="und",
+        word="ein Wort",
+        number="eine Zahl",
+    ),
+    "fr": Grammar(
+        nouns={
+            "circle": ("cercle", "m"), "square": ("carré", "m"), "triangle": ("triangle", "m"),
+            "star": ("étoile", "f"), "cross": ("croix", "f"),
+        },
+        adjectives=_forms("mf", {
+            "red": "rouge", "green": "vert verte", "blue": "bleu bleue", "yellow": "jaune",
+            "purple": "violet violette", "black": "noir noire", "white": "blanc blanche",
+        }),
+        articles={"m": "un", "f": "une"},
+        adjective_first=False,
+        conjunction="et",
+        word="un mot",
+        number="un nombre",
+    ),
+}  # fmt: skip
+
+
+def describe(shape: Shape, language: str) -> str:
+    """Returns a shape with its article, such as "un cercle rouge"."""
+    grammar = GRAMMARS[language]
+    noun, gender = grammar.nouns[shape.kind]
+    adjective = grammar.adjectives[shape.colour][gender]
+    pair = (adjective, noun) if grammar.adjective_first else (noun, adjective)
+    return " ".join((grammar.articles[gender], *pair))
+
+
+def caption(scene: Scene, language: str) -> str:
+    """Returns the shapes from left to right, then the text: "a red circle and a word"."""
+    grammar = GRAMMARS[language]
+    ordered = sorted(scene.shapes, key=lambda shape: shape.centre[1])
+    items = [describe(shape, language) for shape in ordered]
+    if scene.text is not None:
+        items.append(grammar.number if scene.text.is_number else grammar.word)
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} {grammar.conjunction} {items[-1]}"
+
+
+MASK_PICTURE = 448  # pixels a side of the pictures that masks are cut from
+
+
+def codec_crop(shape: Shape) -> np.ndarray:
+    """f32[64, 64] in [0, 1]: the mask of a shape, cut to its box as the codec takes it."""
+    bins = np.clip(np.round(np.array(shape.box) * 1023), 0, 1023) / 1023
+    y1, x1, y2, x2 = bins.tolist()
+    return crop_for_codec(shape_mask(shape, MASK_PICTURE), (y1, x1, y2, x2))
+
+
+def codec_crops(seed: int, split: int, count: int) -> np.ndarray:
+    """f32[count, 64, 64]: crops of the shapes of as many scenes as it takes."""
+    crops: list[np.ndarray] = []
+    index = 0
+    while len(crops) < count:
+        scene = sample_scene(split_rng(seed, split + MASKS, index), allow_text=False)
+        crops += map(codec_crop, scene.shapes)
+        index += 1
+    return np.stack(crops[:count])
+
+
+_ANGLES = np.arange(-24, 25) / 2  # degrees
+_STYLES = np.arange(11) / 10
+_SIDE = 0.9  # of the picture that a mask is drawn in
+_Key = tuple[str, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskCodes:
+    """Codes by kind, angle to half a degree, and style to a tenth: what a 64 x 64 crop shows."""
+
+    table: Mapping[_Key, tuple[int, ...]]
+
+    def of(self, shape: Shape) -> tuple[int, ...]:
+        """The sixteen codes of a shape."""
+        return self.table[_key(shape.kind, shape.angle, shape.style)]
+
+
+def build_mask_codes(codec: MaskCodec) -> MaskCodes:
+    """Draws and encodes a mask of every entry."""
+    crops: dict[_Key, np.ndarray] = {}
+    for kind in KINDS:
+        for angle in _ANGLES.tolist():
+            for style in _STYLES.tolist():
+                key = _key(kind, angle, style)
+                if key not in crops:
+                    height, width = (side * _SIDE for side in extent(kind, angle, style))
+                    box = box_around(0.5, 0.5, height, width)
+                    shape = Shape(kind=kind, colour="black", box=box, angle=angle, style=style)
+                    crops[key] = codec_crop(shape)
+    codes = codec.encode(np.stack(list(crops.values())))
+    return MaskCodes(dict(zip(crops, map(tuple, codes.tolist()), strict=True)))
+
+
+def _key(kind: str, angle: float, style: float) -> _Key:
+    turned = 0 if kind == "circle" else round(2 * angle)
+    fat = round(10 * style) if kind in ("star", "cross") else 0
+    return kind, turned, fat
+
 
 SAME_PROMPT = "answer en are these the same?"
 ABSENT_SHARE = 0.08  # of `detect` prompts with nothing to find, and again with one label too many
@@ -303,3 +492,20 @@ def examples(scene: Scene, rng: np.random.Generator) -> list[Example]:
     """Returns one example of every task that fits the scene, captions in every language."""
     drawn = [SAMPLERS[task](scene, rng) for task in fitting_tasks(scene, rng)]
     return [example for example in drawn if example is not None]
+
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def demo_checkpoint(package: Path = PACKAGE) -> Path:
+    """Directory of the demo checkpoint, given that of the package; raises CheckpointError."""
+    # A wheel carries checkpoints/ inside the package; a checkout and an editable install have it
+    # beside the package, as it stands in the repository.
+    places = [parent / "checkpoints" / "demo" for parent in (package, package.parent)]
+    for place in places:
+        if is_store(place):
+            return place
+    raise CheckpointError(
+        f"The demo checkpoint is neither in {places[0]} nor in {places[1]}. Every wheel and every "
+        "whole checkout has it. Install again: pip install --force-reinstall paligemma-jax"
+    )

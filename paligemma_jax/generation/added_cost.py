@@ -8,9 +8,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from paligemma_jax.generation.constraint import Constraint
-from paligemma_jax.generation.loop import decode, prefill
-from paligemma_jax.generation.observer import Observer
+from paligemma_jax.generation.constraints import Constraint
+from paligemma_jax.generation.decode import Observer, decode, prefill
 from paligemma_jax.generation.sampling import Greedy, Sampler
 from paligemma_jax.models.paligemma import PaliGemma
 

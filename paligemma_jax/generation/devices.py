@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.mesh import DATA, FSDP, NAMES, Axes, make_mesh
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.sharding import shard_model
+from paligemma_jax.models.sharding import DATA, FSDP, NAMES, Axes, make_mesh, shard_model
 
 
 def on_devices(model: PaliGemma, devices: Sequence[Any] | None = None) -> PaliGemma:

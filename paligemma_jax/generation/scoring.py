@@ -4,12 +4,18 @@ An answer is causal and the prefix never sees it, so reading the prefix once is 
 gets what a forward pass over image, prompt and that answer alone would give it.
 
 Letters: B prompts, T tokens of a pack of answers (see packing.py), W decoder width, V vocabulary.
+
+Answers of different lengths side by side in few rows of few widths, without much padding.
+
+Letters: B prompts, T tokens of a pack.
+
+Scores of candidate answers -> probabilities over labels.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +23,90 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from paligemma_jax.errors import ConfigError, InvalidPromptError
-from paligemma_jax.generation.encoded import group_by_picture_count, prepare
-from paligemma_jax.generation.packing import pack
-from paligemma_jax.generation.prefix import read_prefix
-from paligemma_jax.models.cache import KVCache
-from paligemma_jax.models.jitted import Jitted
+from paligemma_jax.generation.decode import read_prefix
+from paligemma_jax.generation.image_embeddings import group_by_picture_count, prepare
+from paligemma_jax.models.kv_cache import KVCache
+from paligemma_jax.models.layers import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
-from paligemma_jax.processing.candidates import candidate_tokens
-from paligemma_jax.processing.processor import Processor
+from paligemma_jax.processing.processor import Batch, Processor, bucket
+from paligemma_jax.processing.prompts import candidate_tokens, check_labels
+
+TOKENS_AT_ONCE = 512  # of all prompts together; bounds memory, not the number of answers
+MIN_WIDTH = 16
+PADDING = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the tokens of one answer stand: columns `start` to `start + length` of `row`."""
+
+    row: int
+    answer: int  # number among the row's answers
+    start: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """Beginnings of answers: every token but the last (EOS), with the token that follows it.
+
+    Attributes:
+      tokens: i32[B, T].
+      group: i32[B, T], number of the answer that a token belongs to; -1 on padding.
+      targets: i32[B, T], the next token of the same answer.
+      places: where each answer went.
+    """
+
+    tokens: np.ndarray
+    group: np.ndarray
+    targets: np.ndarray
+    places: tuple[Place, ...]
+
+
+def pack(answers: Sequence[Sequence[Sequence[int]]], rows: int) -> Iterator[Pack]:
+    """Packs the answers of each prompt (ending in EOS) into rows; answers of EOS alone need none.
+
+    Widths are powers of two, at least 16, at most 512 divided by `rows` or what the longest answer
+    needs; so the programs that read packs are few, whatever the number of answers.
+    """
+    longest = max((len(answer) - 1 for row in answers for answer in row), default=0)
+    limit = max(bucket(longest, MIN_WIDTH), TOKENS_AT_ONCE // bucket(rows))
+    waiting = [
+        [(number, answer) for number, answer in enumerate(row) if len(answer) > 1][::-1]
+        for row in answers
+    ]
+    while any(waiting):
+        taken = [_take(row, limit) for row in waiting]
+        yield _lay_out(taken, rows)
+
+
+def _take(waiting: list[tuple[int, Sequence[int]]], limit: int) -> list[tuple[int, Sequence[int]]]:
+    """Removes from the end as many answers as fit into `limit` tokens."""
+    taken, room = [], limit
+    while waiting and len(waiting[-1][1]) - 1 <= room:
+        taken.append(waiting.pop())
+        room -= len(taken[-1][1]) - 1
+    return taken
+
+
+def _lay_out(taken: Sequence[Sequence[tuple[int, Sequence[int]]]], rows: int) -> Pack:
+    used = max(sum(len(answer) - 1 for _, answer in row) for row in taken)
+    shape = (rows, bucket(used, MIN_WIDTH))
+    tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    group = np.full(shape, PADDING, np.int32)
+    places = []
+    for row, members in enumerate(taken):
+        start = 0
+        for number, answer in members:
+            length = len(answer) - 1
+            columns = slice(start, start + length)
+            tokens[row, columns] = answer[:-1]
+            targets[row, columns] = answer[1:]
+            group[row, columns] = number
+            places.append(Place(row, number, start, length))
+            start += length
+    return Pack(tokens, group, targets, tuple(places))
+
 
 HEAD_TOKENS = 64  # whose logits exist at a time: 66 MB with PaliGemma's vocabulary
 
@@ -199,3 +280,98 @@ def _check_answers(answers: Sequence[Sequence[Sequence[int]]], rows: int, vocab_
                     f"The answer {list(answer)[:20]} cannot be scored. At least one token (EOS), "
                     f"each from 0 to {vocab_size - 1}, fits."
                 )
+
+
+@runtime_checkable
+class Normalization(Protocol):
+    """The number of an answer that the softmax over the candidates is taken of."""
+
+    def __call__(self, answer: ScoredAnswer) -> float: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeAnswer:
+    """Log-probability of the answer, EOS included: Bayes' rule, given that one of them is it.
+
+    Right for a model that was trained to give exactly these answers. EOS is what makes it fair to
+    longer labels: "cat" does not get the probability of "cattle", since it has to end.
+    """
+
+    def __call__(self, answer: ScoredAnswer) -> float:
+        return answer.logprob
+
+
+@dataclasses.dataclass(frozen=True)
+class PerToken:
+    """Mean log-probability of a token, as GPT-3 was evaluated (arXiv 2005.14165, section 2.4).
+
+    For labels that the model was not trained to give, of which long ones would never win. What
+    comes out ranks the labels; it is no probability of anything.
+    """
+
+    def __call__(self, answer: ScoredAnswer) -> float:
+        return answer.logprob / answer.length
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """How a picture's labels compare.
+
+    Attributes:
+      answers: each label as an answer, in the order asked for.
+      probabilities: of each label, given that it is one of them; they sum to 1.
+    """
+
+    answers: tuple[ScoredAnswer, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, in the order asked for."""
+        return tuple(answer.text for answer in self.answers)
+
+    @property
+    def best(self) -> str:
+        """The likeliest label, the first of equals."""
+        return self.ranked()[0][0]
+
+    @property
+    def coverage(self) -> float:
+        """Probability that the model, asked freely, answers with one of the labels at all.
+
+        Where it is small the labels are not what the model would say, and `probabilities`
+        compare unlikely answers with each other.
+        """
+        return min(1.0, math.fsum(answer.probability for answer in self.answers))
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Labels and probabilities, likeliest first."""
+        pairs = zip(self.labels, self.probabilities, strict=True)
+        return sorted(pairs, key=lambda pair: -pair[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON, likeliest first."""
+        logprobs = {answer.text: answer.logprob for answer in self.answers}
+        return {
+            "label": self.best,
+            "coverage": self.coverage,
+            "labels": [
+                {"label": label, "probability": probability, "logprob": logprobs[label]}
+                for label, probability in self.ranked()
+            ],
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(f"{probability:.3f} {label}" for label, probability in self.ranked())
+
+
+def classify(
+    answers: Sequence[ScoredAnswer],
+    normalization: Normalization = WholeAnswer(),  # noqa: B008 (frozen)
+) -> Classification:
+    """Softmax over scored labels, in float64; the labels are checked by `check_labels`."""
+    check_labels([answer.text for answer in answers])
+    values = [normalization(answer) for answer in answers]
+    weights = [math.exp(value - max(values)) for value in values]
+    total = math.fsum(weights)
+    return Classification(tuple(answers), tuple(weight / total for weight in weights))

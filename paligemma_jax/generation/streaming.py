@@ -8,21 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation.answers import AnswerSettings
-from paligemma_jax.generation.constraint import Constraint
-from paligemma_jax.generation.generate import real_rows, row_seeds
-from paligemma_jax.generation.loop import (
+from paligemma_jax.generation.constraints import Constraint
+from paligemma_jax.generation.decode import (
+    AnswerSettings,
     DecodePlan,
     DecodeState,
     continue_decoding,
+    read_prefix,
+    real_rows,
+    row_seeds,
     start_decoding,
 )
-from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.generation.sampling import Greedy, Sampler
-from paligemma_jax.generation.stopping import StopStrings
-from paligemma_jax.generation.text_so_far import TextSoFar
+from paligemma_jax.generation.stop_strings import StopStrings, TextSoFar
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from paligemma_jax.processing.tokenizer import Tokenizer
 
 # Tokens between two pieces. A piece costs half a millisecond on a CPU: with a model that takes as

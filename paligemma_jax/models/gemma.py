@@ -2,10 +2,22 @@
 
 Letters: B batch, T tokens, S cache slots, W width, F MLP width, N query heads, K key-value heads,
 H head width, V vocabulary, L layers.
+
+One decoder layer of Gemma or Gemma 2, with weights as they are trained.
+
+Letters: B batch, T tokens, S cache slots, W width, F MLP width, N query heads, K key-value heads,
+H head width.
+
+One decoder layer with weights stored for decoding: fused, contracted axes last.
+
+Queries, keys and values come from one product, both gates of the MLP from another. The numbers are
+those of `Attention` and `FeedForward`, in another order; `unroll` moves them.
+
+Letters: B batch, T tokens, W width, F MLP width, N query heads, K key-value heads, H head width.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +25,150 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from paligemma_jax.config import GemmaConfig
-from paligemma_jax.models.attention import soft_cap
-from paligemma_jax.models.backend import on_cpu
-from paligemma_jax.models.cache import KVCache, empty_cache, empty_layers, empty_stacked
-from paligemma_jax.models.contraction import contract
-from paligemma_jax.models.dropout import Dropout
-from paligemma_jax.models.gemma_block import Block, make_block
-from paligemma_jax.models.layers import DType, RMSNorm
+from paligemma_jax.models.attention import attention, attention_weights, rotary_embedding, soft_cap
+from paligemma_jax.models.kv_cache import KVCache, empty_cache, empty_layers, empty_stacked
+from paligemma_jax.models.layers import (
+    KEEP_ALL,
+    Dropout,
+    DType,
+    Einsum,
+    Remat,
+    RMSNorm,
+    contract,
+    fold_layers,
+    on_cpu,
+    scan_layers,
+    stack_layers,
+)
 from paligemma_jax.models.masks import Layer, Mask
-from paligemma_jax.models.remat import Remat
-from paligemma_jax.models.stacked import KEEP_ALL, fold_layers, scan_layers, stack_layers
+
+
+@runtime_checkable
+class Projections(Protocol):
+    """What stands around attention, however its weights are stored."""
+
+    def project(
+        self, x: Float[Array, "B T W"], positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
+        """Rotated and scaled queries, rotated keys, values."""
+        ...
+
+    def output(self, mixed: Float[Array, "B T N H"]) -> Float[Array, "B T W"]:
+        """What attention found, in the model's width."""
+        ...
+
+
+@runtime_checkable
+class MLP(Protocol):
+    """The gated network of a layer, however its weights are stored."""
+
+    def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]: ...
+
+
+class Attention(nnx.Module):
+    """Projections around grouped-query attention, one weight each as in big_vision."""
+
+    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
+        c = config
+        kw = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.query_scale = c.query_scale
+        self.q_einsum = Einsum((c.num_heads, c.width, c.head_dim), fan_in=c.width, **kw)
+        self.kv_einsum = Einsum((2, c.num_kv_heads, c.width, c.head_dim), fan_in=c.width, **kw)
+        self.attn_vec_einsum = Einsum(
+            (c.num_heads, c.head_dim, c.width), fan_in=c.num_heads * c.head_dim, **kw
+        )
+
+    def project(
+        self, x: Float[Array, "B T W"], positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
+        """See `Projections`."""
+        q = rotary_embedding(self.q_einsum("BTW,NWH->BTNH", x), positions)
+        k, v = self.kv_einsum("BTW,CKWH->CBTKH", x)
+        k = rotary_embedding(k, positions)
+        return q * self.query_scale, k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+    def output(self, mixed: Float[Array, "B T N H"]) -> Float[Array, "B T W"]:
+        """See `Projections`."""
+        return self.attn_vec_einsum("BTNH,NHW->BTW", mixed)
+
+
+class FeedForward(nnx.Module):
+    """Gated GELU (arXiv 2002.05202): gate 0 is activated, gate 1 is linear."""
+
+    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
+        kw = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+        self.gating_einsum = Einsum((2, config.width, config.mlp_dim), fan_in=config.width, **kw)
+        self.linear = Einsum((config.mlp_dim, config.width), fan_in=config.mlp_dim, **kw)
+
+    def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+        gate, up = self.gating_einsum("BTW,CWF->CBTF", x)
+        return self.linear("BTF,FW->BTW", jax.nn.gelu(gate, approximate=True) * up)
+
+
+class Block(nnx.Module):
+    """One decoder layer; Gemma 2 normalises again after attention and after the MLP."""
+
+    def __init__(
+        self,
+        config: GemmaConfig,
+        attn: Projections,
+        mlp: MLP,
+        *,
+        dtype: DType,
+        param_dtype: DType,
+    ):
+        kw = dict(dtype=dtype, param_dtype=param_dtype)
+        self.post_norms = config.post_norms
+        self.softcap = config.attn_logit_softcap
+        self.pre_attention_norm = RMSNorm(config.width, **kw)
+        self.attn = attn
+        self.pre_ffw_norm = RMSNorm(config.width, **kw)
+        self.mlp = mlp
+        if config.post_norms:
+            self.post_attention_norm = RMSNorm(config.width, **kw)
+            self.post_ffw_norm = RMSNorm(config.width, **kw)
+
+    def project(
+        self, x: Float[Array, "B T W"], positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
+        """Queries, keys and values of this layer's tokens."""
+        return self.attn.project(self.pre_attention_norm(x), positions)
+
+    def weights(
+        self, q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], mask: Mask, layer: Layer
+    ) -> Float[Array, "B N T S"]:
+        """What attention weighs the values with, head by head, before any rounding."""
+        return attention_weights(q, k.astype(q.dtype), mask.visible(layer), self.softcap)
+
+    def finish(
+        self,
+        x: Float[Array, "B T W"],
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B K S H"],
+        v: Float[Array, "B K S H"],
+        mask: Mask,
+        layer: Layer,
+        dropout: Dropout | None = None,
+    ) -> Float[Array, "B T W"]:
+        """The rest of the layer, once it is known which keys and values to look at.
+
+        Dropout is big_vision's: after the second norm of attention, before that of the MLP.
+        """
+        mixed = attention(q, k.astype(q.dtype), v.astype(q.dtype), mask, layer, self.softcap)
+        h = self.attn.output(mixed)
+        h = self.post_attention_norm(h) if self.post_norms else h
+        x = x + (dropout.at(0)(h) if dropout else h)
+        h = self.mlp(self.pre_ffw_norm(x))
+        h = dropout.at(1)(h) if dropout else h
+        return x + (self.post_ffw_norm(h) if self.post_norms else h)
+
+
+def make_block(config: GemmaConfig, rngs: nnx.Rngs, *, dtype: DType, param_dtype: DType) -> Block:
+    """A layer with new random weights."""
+    kw = dict(dtype=dtype, param_dtype=param_dtype)
+    attn = Attention(config, rngs=rngs, **kw)
+    return Block(config, attn, FeedForward(config, rngs=rngs, **kw), **kw)
+
 
 Seen = TypeVar("Seen")
 
@@ -207,3 +353,66 @@ class Gemma(nnx.Module):
         """Output logits in float32, soft-capped where the configuration says so."""
         out = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
         return soft_cap(out, self.config.final_logit_softcap)
+
+
+class Projection(nnx.Module):
+    """One weight [*out, *in], contracted over its last axes; what quantisation replaces."""
+
+    def __init__(
+        self, out_shape: tuple[int, ...], in_shape: tuple[int, ...], *, dtype: DType, w: DType
+    ):
+        self.axes = len(in_shape)
+        self.dtype = dtype
+        self.w = nnx.Param(jnp.zeros(out_shape + in_shape, w))
+
+    def __call__(self, x: Float[Array, "B T *of_in"]) -> Float[Array, "B T *of_out"]:
+        """Multiplied in the activation dtype, added up and given back in float32."""
+        return contract(self.w[...], x.astype(self.dtype), self.axes)
+
+
+class FusedAttention(nnx.Module):
+    """Queries, then keys, then values from one weight; see `Projections`."""
+
+    def __init__(self, config: GemmaConfig, *, dtype: DType, param_dtype: DType):
+        c = config
+        kw = dict(dtype=dtype, w=param_dtype)
+        self.config = c
+        self.qkv = Projection((c.num_heads + 2 * c.num_kv_heads, c.head_dim), (c.width,), **kw)
+        self.out = Projection((c.width,), (c.num_heads, c.head_dim), **kw)
+
+    def project(
+        self, x: Float[Array, "B T W"], positions: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
+        """See `Projections`."""
+        c = self.config
+        heads = self.qkv(x).astype(x.dtype)
+        rotated = rotary_embedding(heads[:, :, : c.num_heads + c.num_kv_heads], positions)
+        q, k = jnp.split(rotated, [c.num_heads], axis=2)
+        v = heads[:, :, c.num_heads + c.num_kv_heads :]
+        return q * c.query_scale, k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+    def output(self, mixed: Float[Array, "B T N H"]) -> Float[Array, "B T W"]:
+        """See `Projections`."""
+        return self.out(mixed).astype(mixed.dtype)
+
+
+class FusedFeedForward(nnx.Module):
+    """Gated GELU with both gates from one product; see `FeedForward`."""
+
+    def __init__(self, config: GemmaConfig, *, dtype: DType, param_dtype: DType):
+        kw = dict(dtype=dtype, w=param_dtype)
+        self.gate_up = Projection((2, config.mlp_dim), (config.width,), **kw)
+        self.down = Projection((config.width,), (config.mlp_dim,), **kw)
+
+    def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
+        both = self.gate_up(x)
+        if not on_cpu():  # where reading and writing them costs more than rounding
+            both = both.astype(x.dtype)
+        hidden = jax.nn.gelu(both[:, :, 0], approximate=True) * both[:, :, 1]
+        return self.down(hidden.astype(x.dtype)).astype(x.dtype)
+
+
+def make_fused_block(config: GemmaConfig, *, dtype: DType, param_dtype: DType) -> Block:
+    """A layer of zeros, to be filled."""
+    kw = dict(dtype=dtype, param_dtype=param_dtype)
+    return Block(config, FusedAttention(config, **kw), FusedFeedForward(config, **kw), **kw)

@@ -13,12 +13,10 @@ from flax import linen, nnx
 from jaxtyping import Array, Float, Int
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.models.abstract import abstract_model, to_params
 from paligemma_jax.models.gemma import Gemma
 from paligemma_jax.models.layers import DType
-from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.paligemma import PaliGemma, Skeleton, abstract_model, to_params
 from paligemma_jax.models.siglip import SigLIP
-from paligemma_jax.models.skeleton import Skeleton
 
 
 def to_linen(

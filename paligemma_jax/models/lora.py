@@ -3,6 +3,22 @@
     model = add_lora(load_model(path), LoRA(rank=8, alpha=16), nnx.Rngs(0))
 
 Only what matches `TRAINABLE` is to be trained. The base may be of few bits (`quantize_stacked`).
+
+What adapters a model gets: `LoRA` (arXiv 2106.09685).
+
+Layers with an adapter of low rank beside their weight: each stands in for one by its call.
+
+The weight keeps its path, and the adapter's parameters lie beside it:
+
+    lora_a      [*inputs, R]     [C, *inputs, R] where C weights are joined (k and v, gate and up)
+    lora_b      [R, *outputs]    [C, R, *outputs]
+    lora_scale  []               [C]; 0 where a part has no adapter; never trained
+
+Parts have adapters of their own, so that they can be told apart again. All have the leading axis of
+layers where layers are stacked. An adapter of a lower rank than its neighbours is filled up with
+zeros, which training leaves zeros.
+
+Letters: R rank.
 """
 
 import dataclasses
@@ -17,25 +33,200 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.abstract import abstract_params, from_params, to_params
-from paligemma_jax.models.einsum_axes import EINSUM_AXES, Axes
 from paligemma_jax.models.layers import Dense, Einsum
-from paligemma_jax.models.lora_layers import (
-    Adapter,
-    DropoutKey,
-    LoRADense,
-    LoRAEinsum,
-    LoRAQuantizedDense,
-    LoRAQuantizedEinsum,
+from paligemma_jax.models.paligemma import (
+    PaliGemma,
+    abstract_params,
+    flatten,
+    from_params,
+    nest,
+    to_params,
 )
-from paligemma_jax.models.lora_spec import LoRA as LoRA
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.paths import flatten, nest
-from paligemma_jax.models.quantized_einsum import QuantizedEinsum
-from paligemma_jax.models.quantized_layers import QuantizedDense
+from paligemma_jax.models.quantized_layers import EINSUM_AXES, Axes, QuantizedDense, QuantizedEinsum
+
+LANGUAGE_MODEL = "llm/layers/.*"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Adapters of low rank: w + scale * a @ b beside each targeted weight w.
+
+    Attributes:
+      rank: inner width of a @ b.
+      alpha: the scale is alpha / rank; None makes it the rank, a scale of 1.
+      rslora: the scale is alpha / sqrt(rank) instead (arXiv 2312.03732).
+      dropout: share of an adapter's inputs that is dropped in training; see `with_dropout`.
+      targets: regular expression that must match a whole path, such as
+        "llm/layers/attn/q_einsum" or "img/blocks/mlp/fc1". Weights that join two have a path for
+        each too: "llm/layers/attn/kv_einsum/k" and ".../v", "llm/layers/mlp/gating_einsum/gate" and
+        ".../up". The default is every product of the language model's layers;
+        "(llm/layers|img)/.*" has those of the image encoder, and its projection, too.
+    """
+
+    rank: int = 8
+    alpha: int | float | None = None
+    rslora: bool = False
+    dropout: int | float = 0.0
+    targets: str = LANGUAGE_MODEL
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.rank >= 1:
+            problems.append(f"rank is {self.rank}; 1 or more fits")
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
+            problems.append(f"alpha is {self.alpha}; a positive number fits")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout is {self.dropout}; a share from 0 to less than 1 fits")
+        try:
+            re.compile(self.targets)
+        except re.error as e:
+            problems.append(f"targets {self.targets!r} is no regular expression ({e})")
+        if problems:
+            raise ConfigError(
+                f"These adapters cannot be made: {'; '.join(problems)}. Try "
+                f"LoRA(rank=8, alpha=16, targets={LANGUAGE_MODEL!r})."
+            )
+
+    @property
+    def scale(self) -> float:
+        """What a @ b is multiplied by."""
+        return scale_of(self.rank, self.rank if self.alpha is None else self.alpha, self.rslora)
+
+
+def scale_of(rank: int, alpha: int | float, rslora: bool) -> float:
+    """The factor of an adapter of this rank."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+_RANK = "r"  # in equations, whose other letters are capitals
+
+
+class DropoutKey(nnx.Variable):
+    """A random key for every layer, there only while gradients are taken; see `with_dropout`."""
+
+
+class Adapter(nnx.Module):
+    """What all layers with an adapter have; `spec` is what they were made by."""
+
+    lora_a: nnx.Param
+    lora_b: nnx.Param
+    lora_scale: nnx.Param
+    spec: LoRA
+    dropout_key: DropoutKey | None
+
+    def _add(self, y: jax.Array, x: jax.Array, into: str, out_of: str) -> jax.Array:
+        """`y`, the product with the weight, plus that of `x` with the adapter.
+
+        `into` is the equation of x and lora_a, and `out_of` that of what comes out and lora_b.
+        """
+        x = self._drop(x.astype(y.dtype))
+        a, b = self.lora_a[...].astype(x.dtype), self.lora_b[...].astype(x.dtype)
+        scale = jax.lax.stop_gradient(self.lora_scale[...]).astype(jnp.float32)
+        inner = jnp.einsum(into, x, a, preferred_element_type=jnp.float32) * scale[..., None]
+        delta = jnp.einsum(out_of, inner.astype(x.dtype), b, preferred_element_type=jnp.float32)
+        return (y.astype(jnp.float32) + delta).astype(y.dtype)
+
+    def _drop(self, x: jax.Array) -> jax.Array:
+        if self.dropout_key is None or not self.spec.dropout:
+            return x
+        keep = 1 - self.spec.dropout
+        kept = jax.random.bernoulli(self.dropout_key[...], keep, x.shape)
+        return jnp.where(kept, x / keep, 0).astype(x.dtype)
+
+    def _take(self, spec: LoRA, a: jax.Array, b: jax.Array, scale: jax.Array) -> None:
+        self.lora_a, self.lora_b = nnx.Param(a), nnx.Param(b)
+        self.lora_scale = nnx.Param(scale)
+        self.spec = spec
+        self.dropout_key = nnx.data(None)  # so that a key may come in its place
+
+
+class LoRAEinsum(Adapter, Einsum):
+    """Stands in for `Einsum`."""
+
+    def __init__(
+        self, base: Einsum, axes: Axes, spec: LoRA, a: jax.Array, b: jax.Array, scale: jax.Array
+    ):
+        self.axes = axes
+        self.dtype = base.dtype
+        self.w = base.w
+        self._take(spec, a, b, scale)
+
+    def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """As `Einsum`."""
+        y = Einsum.__call__(self, equation, x)
+        return self._add(y, x, *_equations(equation, self.axes))
+
+
+class LoRAQuantizedEinsum(Adapter, QuantizedEinsum):
+    """Stands in for `QuantizedEinsum`."""
+
+    def __init__(
+        self,
+        base: QuantizedEinsum,
+        axes: Axes,
+        spec: LoRA,
+        a: jax.Array,
+        b: jax.Array,
+        scale: jax.Array,
+    ):
+        QuantizedEinsum.__init__(self, base.matrix, base.shape, axes, base.dtype)
+        self._take(spec, a, b, scale)
+
+    def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """As `Einsum`."""
+        y = QuantizedEinsum.__call__(self, equation, x)
+        return self._add(y, x, *_equations(equation, self.axes))
+
+
+class LoRADense(Adapter, Dense):
+    """Stands in for `Dense`."""
+
+    def __init__(self, base: Dense, spec: LoRA, a: jax.Array, b: jax.Array, scale: jax.Array):
+        self.axes = base.axes
+        self.dtype = base.dtype
+        self.kernel, self.bias = base.kernel, base.bias
+        self._take(spec, a, b, scale)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        y = Dense.__call__(self, x)
+        return self._add(y, x, *_dense_equations(self.axes, self.bias[...].ndim))
+
+
+class LoRAQuantizedDense(Adapter, QuantizedDense):
+    """Stands in for `QuantizedDense`."""
+
+    def __init__(
+        self, base: QuantizedDense, spec: LoRA, a: jax.Array, b: jax.Array, scale: jax.Array
+    ):
+        QuantizedDense.__init__(self, base.matrix, base.bias, base.axes, base.dtype)
+        self._take(spec, a, b, scale)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        y = QuantizedDense.__call__(self, x)
+        return self._add(y, x, *_dense_equations(self.axes, self.bias[...].ndim))
+
+
+def _equations(equation: str, axes: Axes) -> tuple[str, str]:
+    """The two products with an adapter that do what `equation` does with a weight of `axes`."""
+    operands, result = equation.split("->")
+    of_x, of_w = operands.split(",")
+    lead = of_w[: axes.lead]
+    ins = "".join(of_w[axis] for axis in axes.inputs)
+    outs = "".join(of_w[axis] for axis in axes.outputs(len(of_w)))
+    rows = "".join(letter for letter in of_x if letter not in ins)
+    inner = rows + lead + _RANK
+    return f"{of_x},{lead}{ins}{_RANK}->{inner}", f"{inner},{lead}{_RANK}{outs}->{result}"
+
+
+def _dense_equations(inputs: int, outputs: int) -> tuple[str, str]:
+    letters = string.ascii_uppercase
+    ins, outs = letters[:inputs], letters[inputs : inputs + outputs]
+    return f"...{ins},{ins}{_RANK}->...{_RANK}", f"...{_RANK},{_RANK}{outs}->...{outs}"
+
 
 TRAINABLE = ".*/lora_[ab]"  # matches the paths of parameters that adapters are trained by
 _IMAGE_LAYERS = ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/fc1", "mlp/fc2")

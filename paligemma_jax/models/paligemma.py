@@ -2,9 +2,21 @@
 
 Letters: B batch, N images an example, P patches an image, T text tokens, S cache slots, W decoder
 width, V vocabulary, M attention masks (1, or 2 with a sliding window: even layers, odd layers).
+
+Nested parameters as flat paths, and back.
+
+The functional form of a model: what it is without its arrays, and its arrays.
+
+graphdef, params = model.split()
+logits = jax.jit(graphdef.apply)(params, images, tokens, mask_ar)
+
+A model from its weights and back, without ever making random ones.
+
+`params` is a plain nested dict of arrays, e.g. params["llm"]["layers"]["attn"]["q_einsum"]["w"].
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,16 +25,100 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.models.cache import KVCache
-from paligemma_jax.models.dropout import Dropout
+from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.gemma import Gemma, Seen
-from paligemma_jax.models.layers import DType
+from paligemma_jax.models.kv_cache import KVCache
+from paligemma_jax.models.layers import KEEP_ALL, Dropout, DType, Remat
 from paligemma_jax.models.masks import Layer, PrefixMask, SlotMask
-from paligemma_jax.models.paths import nest
-from paligemma_jax.models.remat import Remat
 from paligemma_jax.models.siglip import SigLIP
-from paligemma_jax.models.skeleton import Skeleton, take_apart
-from paligemma_jax.models.stacked import KEEP_ALL
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": leaf} -> {"a": {"b": leaf}}."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Inverse of `nest`; keys that are numbers become strings."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """What is left of a model, of whatever form, without its arrays; hashable.
+
+    `paths` are those of the model's tree, in its order: "llm/layers/attn/q_einsum/w".
+    """
+
+    graphdef: Any
+    treedef: Any
+    paths: tuple[str, ...]
+
+    def apply(self, params: Mapping[str, Any], *args: Any) -> Any:
+        """What the model with these parameters answers: logits of images, tokens and mask_ar.
+
+        Raises as `merge`.
+        """
+        return self.merge(params)(*args)
+
+    def merge(self, params: Mapping[str, Any]) -> Any:
+        """The model around parameters as `split` gives them, nested; nothing is copied or cast.
+
+        Raises as `check`.
+        """
+        self.check(params)
+        return self.fill(flatten(params))
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """Raises ConfigError that names all parameters that are missing or too many.
+
+        Shapes are not looked at.
+        """
+        found, known = flatten(params), set(self.paths)
+        problems = [f"missing     {path}" for path in self.paths if path not in found]
+        problems += [f"unexpected  {path}" for path in found if path not in known]
+        if problems:
+            count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+            listing = "\n  ".join(problems)
+            raise ConfigError(
+                f"The parameters do not fit the model ({count}):\n  {listing}\nThose of a model "
+                "of the same configuration and form fit. Take them from one: graphdef, params = "
+                "model.split()"
+            )
+
+    def fill(self, arrays: Mapping[str, Any]) -> Any:
+        """The model around arrays by flat path; nothing is copied."""
+        state = jax.tree.unflatten(self.treedef, [arrays[path] for path in self.paths])
+        return nnx.merge(self.graphdef, state)
+
+
+def take_apart(model: nnx.Module) -> tuple[Skeleton, dict[str, Any]]:
+    """The skeleton and the arrays (or shapes) by flat path; nothing is copied."""
+    graphdef, state = nnx.split(model)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
+    arrays = {"/".join(_name(key) for key in path[:-1]): leaf for path, leaf in leaves}
+    return Skeleton(graphdef, treedef, tuple(arrays)), arrays
+
+
+def _name(key: Any) -> str:
+    """A part of a path; the last key of each, the variable's own, is left out above."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
 
 
 class PaliGemma(nnx.Module):
@@ -223,3 +319,40 @@ class PaliGemma(nnx.Module):
         valid = jnp.pad(mask_input.astype(bool), before, constant_values=True)
         window = self.config.llm.sliding_window
         return x, PrefixMask.of(jnp.pad(mask_ar, before), valid, window)
+
+
+Params = dict[str, Any]
+
+
+def abstract_model(
+    config: PaliGemmaConfig, dtype: DType = jnp.float32, param_dtype: DType = jnp.float32
+) -> PaliGemma:
+    """The module with shapes and dtypes in place of arrays."""
+    return nnx.eval_shape(
+        lambda: PaliGemma(config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype)
+    )
+
+
+def abstract_params(config: PaliGemmaConfig, param_dtype: DType = jnp.float32) -> Params:
+    """Nested dict of `jax.ShapeDtypeStruct`, one for each parameter."""
+    return to_params(abstract_model(config, param_dtype=param_dtype))
+
+
+def to_params(model: nnx.Module) -> Params:
+    """The module's parameters as a plain nested dict; nothing is copied."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def from_params(config: PaliGemmaConfig, params: Params, dtype: DType) -> PaliGemma:
+    """The module around `params`, which must fit `config`; nothing is copied or cast.
+
+    `dtype` is the activations' dtype. Shapes are checked by the checkpoint loader, not here.
+    """
+    graphdef, state = nnx.split(abstract_model(config, dtype))
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)
+
+
+def parameter_count(config: PaliGemmaConfig) -> int:
+    """Exact number of weights."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))

@@ -11,9 +11,15 @@ from jaxtyping import Array, Float
 
 from paligemma_jax.config import SigLIPConfig
 from paligemma_jax.models.attention import in_query_blocks
-from paligemma_jax.models.layers import Dense, DType, LayerNorm
-from paligemma_jax.models.remat import Remat
-from paligemma_jax.models.stacked import KEEP_ALL, scan_layers, stack_layers
+from paligemma_jax.models.layers import (
+    KEEP_ALL,
+    Dense,
+    DType,
+    LayerNorm,
+    Remat,
+    scan_layers,
+    stack_layers,
+)
 
 
 class SelfAttention(nnx.Module):

@@ -1,18 +1,53 @@
-"""Objects found in one picture, in its own pixels."""
+"""Objects found in one picture, in its own pixels.
+
+How much boxes overlap, and which of those that are alike to keep.
+
+Objects found in one picture, with their masks.
+"""
 
 import dataclasses
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
 from paligemma_jax.errors import ConfigError, InvalidPromptError, MissingExtraError
-from paligemma_jax.processing.overlaps import distinct
-from paligemma_jax.processing.parsing import Box, ParsedAnswer, Unused, parse_answer
+from paligemma_jax.processing.location_tokens import Box, ParsedAnswer, Unused, parse_answer
+from paligemma_jax.processing.masks import RLE, Polygon, mask_to_polygons, paste
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+def intersection_over_union(boxes: Sequence[Box], others: Sequence[Box]) -> np.ndarray:
+    """f64[n, m]: shared area over joint area of each pair, in 0..1; 0 for boxes without area."""
+    first, second = _corners(boxes)[:, None], _corners(others)[None]
+    low = np.maximum(first[..., :2], second[..., :2])
+    high = np.minimum(first[..., 2:], second[..., 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=-1)
+    areas = [np.prod(box[..., 2:] - box[..., :2], axis=-1) for box in (first, second)]
+    joint = areas[0] + areas[1] - shared
+    return np.where(joint > 0, shared / np.where(joint > 0, joint, 1), 0.0)
+
+
+def distinct(boxes: Sequence[Box], scores: Sequence[float], iou: float) -> list[int]:
+    """Places of the boxes to keep, in their order; see `Detections.without_duplicates`."""
+    overlaps = intersection_over_union(boxes, boxes)
+    corners = _corners(boxes)
+    kept: list[int] = []
+    for place in sorted(range(len(boxes)), key=lambda i: -scores[i]):  # ties: the first
+        rivals = [other for other in kept if boxes[other].label == boxes[place].label]
+        equal = (corners[rivals] == corners[place]).all(axis=1).any()
+        if not equal and not (overlaps[place, rivals] >= iou).any():
+            kept.append(place)
+    return sorted(kept)
+
+
+def _corners(boxes: Sequence[Box]) -> np.ndarray:
+    corners = [(box.y1, box.x1, box.y2, box.x2) for box in boxes]
+    return np.array(corners, np.float64).reshape(-1, 4)
+
 
 Corners = tuple[float, float, float, float]
 
@@ -159,7 +194,7 @@ class Detections:
         """A copy of the picture with the objects drawn on it; see `paligemma_jax.viz.draw`."""
         # viz stands above this room and needs its types. Results draw themselves all the same, and
         # who draws nothing loads nothing of it.
-        from paligemma_jax.viz import draw
+        from paligemma_jax.drawing import draw
 
         return draw(image, self)
 
@@ -229,3 +264,102 @@ class Detections:
                 f"The labels {others} are not among {sorted(known)}. Add them, or leave the "
                 f"objects out: found.with_labels({sorted(known)})"
             )
+
+
+Decode = Callable[[np.ndarray], np.ndarray]  # codes i32[n, 16] -> masks f32[n, 64, 64] in 0..1
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation(Detection):
+    """One object with its mask, kept as run lengths; all views of it are in the picture's pixels.
+
+    The mask is empty where the model gave a box alone.
+    """
+
+    rle: RLE
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool[H, W]."""
+        return self.rle.to_mask()
+
+    @property
+    def polygons(self) -> tuple[Polygon, ...]:
+        """Outlines of the mask, one for each connected area of it, with its holes."""
+        return mask_to_polygons(self.mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentations(Detections):
+    """`Detections` whose objects have masks: `rles` holds one a box."""
+
+    rles: tuple[RLE, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = {(rle.height, rle.width) for rle in self.rles}
+        if len(self.rles) != len(self.boxes) or not sizes <= {(self.height, self.width)}:
+            raise ConfigError(
+                f"{len(self.rles)} masks of {sorted(sizes)} do not go with {len(self.boxes)} boxes "
+                f"in a picture of {self.height} x {self.width}. One a box, of that height and "
+                "width, fits. Make both with Segmentations.decoded(...)"
+            )
+
+    @classmethod
+    def decoded(
+        cls,
+        answer: ParsedAnswer,
+        width: int,
+        height: int,
+        decode: Decode,
+        scores: Sequence[float] | None = None,
+    ) -> "Segmentations":
+        """Of a parsed answer, the codec's `decode` (called once), and a score for each object."""
+        places = [i for i, box in enumerate(answer.objects) if box.codes is not None]
+        codes = np.array([answer.objects[i].codes for i in places], np.int32).reshape(-1, 16)
+        rles = [RLE(height, width, (height * width,))] * len(answer.objects)
+        for i, crop in zip(places, decode(codes) if places else (), strict=True):
+            box = answer.objects[i]
+            corners = (box.y1, box.x1, box.y2, box.x2)
+            rles[i] = RLE.from_mask(paste(crop, corners, height, width))
+        plain = Detections.from_answer(answer, width, height, scores)
+        return cls(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)},
+                   rles=tuple(rles))  # fmt: skip
+
+    @property
+    def masks(self) -> np.ndarray:
+        """bool[n, H, W]."""
+        masks = [rle.to_mask() for rle in self.rles]
+        return np.array(masks, bool).reshape(-1, self.height, self.width)
+
+    def __iter__(self) -> Iterator[Segmentation]:
+        return map(self._one, range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Segmentation: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | np.ndarray) -> Self: ...
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> Detection | Self:
+        return super().__getitem__(index)
+
+    def _one(self, place: int) -> Segmentation:
+        return Segmentation(*self._values(place), self.rles[place])
+
+    def _take(self, places: Sequence[int], **columns: Any) -> Self:
+        return super()._take(places, rles=tuple(self.rles[place] for place in places), **columns)
+
+    def _fields(self, place: int) -> dict[str, Any]:
+        polygons = [
+            {"exterior": list(map(list, polygon.exterior)),
+             "holes": [list(map(list, hole)) for hole in polygon.holes]}
+            for polygon in self._one(place).polygons
+        ]  # fmt: skip
+        masks = {"rle": self.rles[place].to_coco(), "polygons": polygons}
+        return super()._fields(place) | masks
+
+    def _row(self, place: int) -> dict[str, Any]:
+        rle = self.rles[place]
+        return super()._row(place) | {"area": rle.area, "segmentation": rle.to_coco()}
+
+    def _bool_masks(self) -> np.ndarray | None:
+        return self.masks

@@ -1,31 +1,207 @@
-"""Pictures and words -> Batch, the way the checkpoint was trained."""
+"""Pictures and words -> Batch, the way the checkpoint was trained.
+
+What to do with text that has more tokens than there is room for.
+
+Prompt and answer -> token ids and masks, in the two ways PaliGemma's implementations do it.
+
+Both give `bos prompt newline answer eos`. They differ where the end of the prompt merges with the
+newline (a prompt that ends in a newline or spaces): big_vision tokenizes the newline on its own,
+Hugging Face together with the prompt.
+
+What a model takes: pictures, tokens and masks of several examples in arrays of one shape.
+
+Few shapes for many requests: every new shape costs a compilation.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
 from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
-from paligemma_jax.processing.batch import Batch
-from paligemma_jax.processing.buckets import (
-    MIN_TEXT_LENGTH,
-    bucket,
-    group_by_image_count,
-    pictures_of,
-)
-from paligemma_jax.processing.encoding import (
-    Arrays,
-    Encoding,
-    ThreePieceEncoding,
-    encoding_from_name,
-    prompt_arrays,
-    train_arrays,
-)
-from paligemma_jax.processing.image import ImagePreprocessing
-from paligemma_jax.processing.image_source import ImageSource
-from paligemma_jax.processing.overflow import Overflow, Refuse
+from paligemma_jax.processing.image import ImagePreprocessing, ImageSource
 from paligemma_jax.processing.tokenizer import Tokenizer
+
+
+@runtime_checkable
+class Overflow(Protocol):
+    """Policy for more tokens than fit."""
+
+    def fit(self, tokens: Sequence[int], length: int) -> list[int]:
+        """At most `length` of `tokens`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Refuse:
+    """Raises InvalidPromptError; the default everywhere."""
+
+    def fit(self, tokens: Sequence[int], length: int) -> list[int]:
+        if len(tokens) > length:
+            raise InvalidPromptError(
+                f"The text has {len(tokens)} tokens (bos, newline, answer and eos included). At "
+                f"most {length} fit. Shorten it, raise the length, or cut it knowingly with "
+                "on_overflow=Truncate()."
+            )
+        return list(tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Truncate:
+    """Cuts from the right as big_vision does: long answers lose eos, long prompts the newline."""
+
+    def fit(self, tokens: Sequence[int], length: int) -> list[int]:
+        return list(tokens[:length])
+
+
+SEPARATOR = "\n"
+Arrays = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Encoding(Protocol):
+    """How a prompt becomes ids."""
+
+    name: ClassVar[str]
+
+    def prompt_ids(self, tokenizer: Tokenizer, prefix: str) -> list[int]:
+        """bos, the prefix and the separating newline."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreePieceEncoding:
+    """big_vision's: prefix, newline and suffix are tokenized separately."""
+
+    name: ClassVar[str] = "big_vision"
+
+    def prompt_ids(self, tokenizer: Tokenizer, prefix: str) -> list[int]:
+        return [tokenizer.bos_id, *tokenizer.encode(prefix), *tokenizer.encode(SEPARATOR)]
+
+
+@dataclasses.dataclass(frozen=True)
+class OnePieceEncoding:
+    """Hugging Face's PaliGemmaProcessor: prefix and newline are tokenized as one string."""
+
+    name: ClassVar[str] = "huggingface"
+
+    def prompt_ids(self, tokenizer: Tokenizer, prefix: str) -> list[int]:
+        return [tokenizer.bos_id, *tokenizer.encode(prefix + SEPARATOR)]
+
+
+ENCODINGS: dict[str, Encoding] = {e.name: e for e in (ThreePieceEncoding(), OnePieceEncoding())}
+
+
+def encoding_from_name(name: str) -> Encoding:
+    """The encoding a saved processor names; ConfigError if there is no such one."""
+    try:
+        return ENCODINGS[name]
+    except KeyError as e:
+        raise ConfigError(
+            f"The text encoding {name!r} is unknown. {' and '.join(ENCODINGS)} fit. "
+            "Convert the checkpoint again: paligemma convert SOURCE TARGET"
+        ) from e
+
+
+def train_arrays(
+    prompt: Sequence[int], answer: Sequence[int], length: int, on_overflow: Overflow
+) -> Arrays:
+    """big_vision's `combine_and_keep_train`: `text`, `mask_ar`, `mask_loss`, each i32[length + 1].
+
+    One longer than `length`, because a trainer takes all but the last position as inputs and all
+    but the first as targets. `prompt` begins with bos, `answer` ends with eos. Padding is 0, 1, 0.
+    """
+    tokens = on_overflow.fit([*prompt, *answer], length + 1)
+    position = np.arange(length + 1)
+    answered = position >= len(prompt)
+    return {
+        "text": _pad(tokens, length + 1),
+        "mask_ar": answered.astype(np.int32),
+        "mask_loss": (answered & (position < len(tokens))).astype(np.int32),
+    }
+
+
+def prompt_arrays(
+    prompt: Sequence[int], continuation: Sequence[int], length: int, on_overflow: Overflow
+) -> Arrays:
+    """big_vision's `combine_and_keep_eval`: `text`, `mask_ar`, `mask_input`, each i32[length].
+
+    `prompt` begins with bos; `continuation` is a beginning of the answer to go on from, often
+    empty. Padding is 0, 1, 0.
+    """
+    tokens = on_overflow.fit([*prompt, *continuation], length)
+    position = np.arange(length)
+    return {
+        "text": _pad(tokens, length),
+        "mask_ar": (position >= len(prompt)).astype(np.int32),
+        "mask_input": (position < len(tokens)).astype(np.int32),
+    }
+
+
+def _pad(tokens: list[int], length: int) -> np.ndarray:
+    text = np.full(length, Tokenizer.pad_id, np.int32)
+    text[: len(tokens)] = tokens
+    return text
+
+
+# Letters: B rows, N pictures a row, H W pixels, T text tokens.
+Array = jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Examples, right-padded to one text length and to one number of rows.
+
+    Attributes:
+      images: f32[B, N, H, W, 3] in [-1, 1]; None where there are no pictures.
+      tokens: i32[B, T], starting with bos; 0 is padding.
+      mask_ar: i32[B, T], 0 where a token and those before it see each other (prompt), 1 where it is
+        seen only by later ones (answer and padding).
+      mask_input: bool[B, T], False on padding.
+      mask_loss: i32[B, T], 1 on the tokens to learn; None outside training.
+      row_mask: bool[B], False on rows that only fill the batch; None if all are real.
+    """
+
+    images: Array | None
+    tokens: Array
+    mask_ar: Array
+    mask_input: Array
+    mask_loss: Array | None = None
+    row_mask: Array | None = None
+
+
+MIN_TEXT_LENGTH = 16
+
+
+def bucket(size: int, minimum: int = 1) -> int:
+    """The smallest of minimum, 2 minimum, 4 minimum, ... that holds `size`."""
+    while minimum < size:
+        minimum *= 2
+    return minimum
+
+
+def pictures_of(entry: Any) -> list[Any]:
+    """The pictures of one prompt: none for None, several for a list, tuple or 4-D array."""
+    if entry is None:
+        return []
+    if isinstance(entry, list | tuple) or (isinstance(entry, np.ndarray) and entry.ndim == 4):
+        return list(entry)
+    return [entry]
+
+
+def group_by_image_count(images: Sequence[Any]) -> dict[int, list[int]]:
+    """Number of pictures -> the places in `images` (one entry a prompt) that have that many.
+
+    A batch holds prompts with equally many pictures; these are the batches to make.
+    """
+    groups: dict[int, list[int]] = {}
+    for place, entry in enumerate(images):
+        groups.setdefault(len(pictures_of(entry)), []).append(place)
+    return groups
+
 
 Entry = ImageSource | Sequence[ImageSource] | None
 

@@ -20,7 +20,7 @@ from typing import IO, Any, TypeAlias
 from PIL import Image
 
 from paligemma_jax.errors import ConfigError, InvalidImageError, MissingExtraError
-from paligemma_jax.processing.image_source import MAX_PIXELS
+from paligemma_jax.processing.image import MAX_PIXELS
 
 FRAMES = 16  # of a clip, in big_vision's video configurations
 

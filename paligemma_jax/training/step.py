@@ -1,26 +1,196 @@
 """One training step: loss, gradient of the trainable weights, update, and what there is to report.
 
 Letters: B batch, T text tokens (one more than the model is given), M microbatches.
+
+Suffix losses with big_vision's semantics, without a one-hot of vocabulary size.
+
+Letters: B batch, T tokens, V vocabulary.
+
+The loss of hidden states, without ever holding the logits of a whole batch.
+
+Only supervised positions are multiplied by the token table, some columns of all rows at a time, and
+a gradient computes those logits again. So memory is that of a few columns: B * columns * V floats.
+
+Letters: B batch, T tokens, S columns of supervised tokens, W width, V vocabulary.
+
+All that a training step reads and replaces.
+
+What happens when the loss is no number, or explodes.
 """
 
+import collections
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import json
+import math
+import statistics
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Bool, Float, Int, Num
 
-from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.dropout import Dropout
+from paligemma_jax.errors import ConfigError, PaliGemmaError
+from paligemma_jax.models.layers import Dropout, DType, KeepInputs, Remat
 from paligemma_jax.models.lora import with_dropout
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.remat import KeepInputs, Remat
-from paligemma_jax.models.skeleton import Skeleton
-from paligemma_jax.processing.batch import Batch
-from paligemma_jax.training.objective import Mean, example_mean, weighted_loss
-from paligemma_jax.training.state import TrainState
+from paligemma_jax.models.paligemma import PaliGemma, Skeleton
+from paligemma_jax.processing.processor import Batch
+
+
+def token_nll(
+    logits: Float[Array, "*B V"], targets: Int[Array, "*B"], label_smoothing: float = 0.0
+) -> Float[Array, "*B"]:
+    """Cross-entropy in nats; smoothing spreads over the V - 1 other classes (big_vision 4.1)."""
+    logp = jax.nn.log_softmax(logits.astype(jnp.float32))
+    on_target = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
+    if not label_smoothing:
+        return -on_target
+    other = label_smoothing / (logits.shape[-1] - 1)
+    return -((1.0 - label_smoothing - other) * on_target + other * jnp.sum(logp, axis=-1))
+
+
+def per_example_loss(
+    logits: Float[Array, "B T V"],
+    targets: Int[Array, "B T"],
+    mask_loss: Num[Array, "B T"],
+    label_smoothing: float = 0.0,
+) -> Float[Array, " B"]:
+    """Mean over each example's supervised tokens, in nats; the batch loss is the mean of these."""
+    nll = token_nll(logits, targets, label_smoothing) * mask_loss
+    return jnp.sum(nll, axis=1) / jnp.maximum(jnp.sum(mask_loss, axis=1), 1)
+
+
+Mean = Callable[[jax.Array, jax.Array | None], jax.Array]
+Logits = Callable[[jax.Array], jax.Array]
+
+
+def example_mean(
+    mask_loss: Num[Array, "B T"], row_mask: Bool[Array, " B"] | None = None
+) -> Float[Array, "B T"]:
+    """Weights for the mean over examples of the mean over their tokens: big_vision's.
+
+    An example without supervised tokens counts, with a loss of zero; a row that only fills the
+    batch (`row_mask` False) does not.
+    """
+    mask = _real(mask_loss, row_mask)
+    rows = mask.shape[0] if row_mask is None else jnp.maximum(jnp.sum(row_mask), 1)
+    return mask / jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1) / rows
+
+
+def token_mean(
+    mask_loss: Num[Array, "B T"], row_mask: Bool[Array, " B"] | None = None
+) -> Float[Array, "B T"]:
+    """Weights for the mean over all supervised tokens, so that long answers count more."""
+    mask = _real(mask_loss, row_mask)
+    return mask / jnp.maximum(jnp.sum(mask), 1)
+
+
+def _real(mask_loss: jax.Array, row_mask: jax.Array | None) -> jax.Array:
+    mask = mask_loss.astype(jnp.float32)
+    return mask if row_mask is None else mask * row_mask[:, None]
+
+
+def weighted_loss(
+    logits: Logits,
+    hidden: Float[Array, "B T W"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    *,
+    label_smoothing: float = 0.0,
+    columns: int = 32,
+    most: int | None = None,
+) -> Float[Array, ""]:
+    """Sum of `weights` times cross-entropy in nats; positions of weight zero add nothing.
+
+    `logits` is the output head, f[B, S, W] -> f32[B, S, V]; it sees `columns` tokens of each row at
+    a time. `most` bounds how many a row has with a weight, and no others are looked at; a row with
+    more makes the loss NaN, for nothing may be left out in silence.
+    """
+    length = targets.shape[1]
+    size = length if most is None else min(most, length)
+    if size < length:  # the supervised ones first, in their order
+        place = jnp.argsort(weights == 0, axis=1, stable=True)
+        cut = jnp.sum(weights != 0, axis=1) > size
+        weights = jnp.where(jnp.any(cut), jnp.nan, jnp.take_along_axis(weights, place, axis=1))
+        hidden = jnp.take_along_axis(hidden, place[:, :size, None], axis=1)
+        targets = jnp.take_along_axis(targets, place[:, :size], axis=1)
+        weights = weights[:, :size]
+
+    @jax.checkpoint
+    def loss(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+        return jnp.sum(token_nll(logits(hidden), targets, label_smoothing) * weights)
+
+    if size <= columns:
+        return loss(hidden, targets, weights)
+
+    # Not skipped where nothing is supervised: `lax.cond` would keep a copy of the table a chunk.
+    def add(total: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        return total + loss(*chunk), None
+
+    chunks = tuple(_chunks(x, columns) for x in (hidden, targets, weights))
+    return jax.lax.scan(add, jnp.zeros((), jnp.float32), chunks)[0]
+
+
+def _chunks(x: jax.Array, columns: int) -> jax.Array:
+    """[B, S, ...] -> [chunks, B, columns, ...], padded with zeros."""
+    rows, size = x.shape[:2]
+    x = jnp.pad(x, ((0, 0), (0, -size % columns), *[(0, 0)] * (x.ndim - 2)))
+    return jnp.moveaxis(x.reshape(rows, -1, columns, *x.shape[2:]), 1, 0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """A run between two steps.
+
+    Attributes:
+      step: i32[], updates made.
+      trainable: dict of the master weights by flat path, float32 unless asked otherwise.
+      frozen: dict of the other weights by flat path, in the checkpoint's dtype, or quantized.
+      opt_state: of the optimizer, over `trainable`.
+      ema: dict of the exponential moving averages of `trainable` in float32; None without one.
+    """
+
+    # Any, since JAX makes such trees of shapes, shardings and of things of its own.
+    step: Any
+    trainable: Any
+    frozen: Any
+    opt_state: Any
+    ema: Any = None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Every weight by flat path."""
+        return self.trainable | self.frozen
+
+
+def init_state(
+    params: Mapping[str, jax.Array],
+    trainable: Collection[str],
+    optimizer: optax.GradientTransformation,
+    *,
+    dtype: DType = jnp.float32,
+    ema: bool = False,
+) -> TrainState:
+    """The state before the first step, of weights by flat path.
+
+    `dtype` is that of the master weights, and so of the optimizer's state. Weights that have it
+    already are taken over without a copy, and the first step gives their memory away. Can be traced
+    (`jax.eval_shape`).
+    """
+    master = {path: jnp.asarray(params[path], dtype) for path in sorted(trainable)}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=master,
+        frozen={path: leaf for path, leaf in params.items() if path not in master},
+        opt_state=optimizer.init(master),
+        # A copy even in float32: two donated arguments may not share their memory.
+        ema={k: jnp.array(v, jnp.float32, copy=True) for k, v in master.items()} if ema else None,
+    )
+
 
 Params = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -254,3 +424,108 @@ def _average(ema: Params | None, params: Any, share: float | None) -> Params | N
     if ema is None or share is None:
         return ema
     return {k: share * v + (1.0 - share) * params[k].astype(v.dtype) for k, v in ema.items()}
+
+
+BAD_BATCHES = "bad_batches.jsonl"
+_RECENT = 50  # steps whose median a loss is compared with
+_ENOUGH = 10  # of them before any comparison
+
+
+class DivergedError(PaliGemmaError):
+    """The loss was no number, or far above what it had been."""
+
+
+@runtime_checkable
+class BadLoss(Protocol):
+    """What to do about bad losses.
+
+    Attributes:
+      factor: a loss so many times the median of the last 50 has exploded; infinity: none has.
+      skips: bad steps in a row that are left out before the run stops.
+    """
+
+    @property
+    def factor(self) -> float: ...
+
+    @property
+    def skips(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class StopAtBadLoss:
+    """The run stops at the first one."""
+
+    factor: float = math.inf
+
+    @property
+    def skips(self) -> int:
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SkipBadLoss:
+    """Updates whose loss or gradients are no numbers are left out, up to `skips` in a row.
+
+    An exploded loss (`factor`) that is a number is counted, but its update stays made.
+    """
+
+    skips: int = 10
+    factor: float = math.inf
+
+
+class LossWatch:
+    """Looks at every loss in turn, and keeps the ids of bad batches in bad_batches.jsonl."""
+
+    def __init__(self, policy: BadLoss, workdir: Path):
+        self._policy = policy
+        self._path = workdir / BAD_BATCHES
+        self._recent: collections.deque[float] = collections.deque(maxlen=_RECENT)
+        self._in_a_row = 0
+        self.skipped = 0
+
+    def state(self) -> dict[str, Any]:
+        """All that it remembers, as JSON has it."""
+        return {
+            "recent": list(self._recent),
+            "in_a_row": self._in_a_row,
+            "skipped": self.skipped,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from another one's `state()`; from the start without one."""
+        self._recent.clear()
+        self._recent.extend(state.get("recent", ()))
+        self._in_a_row = state.get("in_a_row", 0)
+        self.skipped = state.get("skipped", 0)
+
+    def see(self, step: int, loss: float, gradient: float, ids: Sequence[str]) -> None:
+        """One step's loss and norm of gradients; raises DivergedError where the run must stop."""
+        problem = self._problem(loss, gradient)
+        if not problem:
+            self._recent.append(loss)
+            self._in_a_row = 0
+            return
+        with self._path.open("a") as file:
+            row = {"step": step, "loss": str(loss), "gradient": str(gradient), "ids": list(ids)}
+            file.write(json.dumps(row) + "\n")
+        self._in_a_row += 1
+        self.skipped += 1
+        if self._in_a_row > self._policy.skips:
+            many = f", the {self._in_a_row}th bad one in a row" if self._in_a_row > 1 else ""
+            raise DivergedError(
+                f"At step {step} {problem}{many}. The ids of its records are in {self._path}; the "
+                "last checkpoint is from before it. A lower learning rate, clipping "
+                "(clip_norm=1.0), or data without these records fits. To leave such steps out: "
+                "--config.bad_loss='SkipBadLoss(10)'"
+            )
+
+    def _problem(self, loss: float, gradient: float) -> str:
+        if not math.isfinite(loss):
+            return f"the loss was {loss}"
+        if not math.isfinite(gradient):
+            return f"the gradients' norm was {gradient}"
+        if len(self._recent) >= _ENOUGH:
+            usual = statistics.median(self._recent)
+            if loss > self._policy.factor * usual:
+                return f"the loss was {loss:.4g}, {loss / usual:.0f} times the usual {usual:.4g}"
+        return ""

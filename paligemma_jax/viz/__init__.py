@@ -1,4 +1,4 @@
 """Pictures of results."""
 
-from paligemma_jax.viz.boxes import draw as draw
-from paligemma_jax.viz.boxes import draw_boxes as draw_boxes
+from paligemma_jax.drawing import draw as draw
+from paligemma_jax.drawing import draw_boxes as draw_boxes

@@ -1,30 +1,305 @@
 """Which token may see which: the attention mask of a prompt, as text and as a picture.
 
 The masks are computed by the model's own `attention_masks`, so the picture shows what it does.
+
+Many tokens as few cells: pictures, padding and the middle of long texts are folded.
+
+Attention masks laid out for a picture or an SVG.
+
+Attention masks for the terminal, in Unicode blocks.
 """
 
 import dataclasses
 import functools
+import itertools
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.drawing import Drawing, Number, Rect, Words, em_width
 from paligemma_jax.errors import ConfigError, InvalidPromptError
-from paligemma_jax.models.abstract import abstract_model
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
-from paligemma_jax.processing.encoding import prompt_arrays
-from paligemma_jax.processing.overflow import Refuse
-from paligemma_jax.processing.processor import Processor
+from paligemma_jax.models.paligemma import PaliGemma, abstract_model
+from paligemma_jax.processing.processor import Batch, Processor, Refuse, prompt_arrays
 from paligemma_jax.processing.tokenizer import Tokenizer
-from paligemma_jax.viz.mask_cells import MaskToken
-from paligemma_jax.viz.mask_drawing import mask_drawing
-from paligemma_jax.viz.mask_text import mask_text
-from paligemma_jax.viz.token_labels import token_labels
+from paligemma_jax.viz.heat_map import cells_wide, cut, token_labels
+
+Kind = Literal["image", "prompt", "answer", "padding"]
+KINDS: tuple[Kind, ...] = ("image", "prompt", "answer", "padding")
+FEWEST_CELLS = 10  # three for each kind, one for padding
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskToken:
+    """One place of the sequence; `picture` counts from 1 and is 0 outside pictures."""
+
+    kind: Kind
+    label: str
+    picture: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """Tokens start..stop-1, drawn as one row and one column."""
+
+    kind: Kind
+    label: str
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return self.stop - self.start
+
+
+def fold(tokens: Sequence[MaskToken], most: int) -> tuple[Cell, ...]:
+    """Cells of `tokens`, at most `most` (or `FEWEST_CELLS` if that is more).
+
+    A picture is one cell and so is all padding. If that is too many, the longest of pictures,
+    prompt and answer is folded in its middle.
+    """
+    by_kind = {kind: _cells(tokens, kind) for kind in KINDS}
+    room = {kind: len(cells) for kind, cells in by_kind.items()}
+    while sum(room.values()) > max(most, FEWEST_CELLS):
+        room[max(room, key=lambda kind: room[kind])] -= 1
+    return tuple(cell for kind in KINDS for cell in _fold_middle(by_kind[kind], room[kind]))
+
+
+def shares(mask: np.ndarray, cells: Sequence[Cell]) -> np.ndarray:
+    """f32[cells, cells]: the share of token pairs in which row sees column; mask bool[S, S]."""
+    starts = [cell.start for cell in cells]
+    sizes = np.array([cell.size for cell in cells])
+    if not starts:
+        return np.zeros((0, 0), np.float32)
+    seen = np.add.reduceat(mask, starts, axis=1, dtype=np.int32)
+    seen = np.add.reduceat(seen, starts, axis=0, dtype=np.int64)
+    return (seen / np.outer(sizes, sizes)).astype(np.float32)
+
+
+def _cells(tokens: Sequence[MaskToken], kind: Kind) -> list[Cell]:
+    """One cell for each text token, each picture, and all padding."""
+    places = [i for i, token in enumerate(tokens) if token.kind == kind]
+    if not places:
+        return []
+    if kind == "padding":
+        start, stop = places[0], places[-1] + 1
+        label = f"pad×{stop - start}" if stop - start > 1 else tokens[start].label
+        return [Cell(kind, label, start, stop)]
+    if kind != "image":
+        return [Cell(kind, tokens[i].label, i, i + 1) for i in places]
+    pictures = tokens[places[-1]].picture
+    ends = [i + 1 for i in places if i == places[-1] or tokens[i + 1].picture > tokens[i].picture]
+    starts = [places[0], *ends[:-1]]
+    return [
+        Cell(kind, f"img{n if pictures > 1 else ''}×{stop - start}", start, stop)
+        for n, (start, stop) in enumerate(zip(starts, ends, strict=True), 1)
+    ]
+
+
+def _fold_middle(cells: list[Cell], room: int) -> list[Cell]:
+    if len(cells) <= room:
+        return cells
+    before = room // 2
+    after = room - before - 1
+    middle = cells[before : len(cells) - after]
+    start, stop = middle[0].start, middle[-1].stop
+    kind = middle[0].kind
+    what = f"{len(middle)} img" if kind == "image" else "…"
+    folded = Cell(kind, f"{what}×{stop - start}", start, stop)
+    return [*cells[:before], folded, *cells[len(cells) - after :]]
+
+
+# Three of Okabe and Ito (jfly.uni-koeln.de/color) and dark grey: told apart by colour-blind people,
+# tests say by how much. Blue, green and orange differ in lightness too.
+COLOURS: dict[Kind, str] = {
+    "image": "#0072B2",
+    "prompt": "#E69F00",
+    "answer": "#009E73",
+    "padding": "#444444",
+}
+MASK_DRAWING_UNSEEN = "#EEEEEE"
+_PALE: dict[Kind, str] = {  # half way to UNSEEN
+    "image": "#77B0D0",
+    "prompt": "#EAC777",
+    "answer": "#77C7B0",
+    "padding": "#999999",
+}
+TITLE = "Attention mask: the token of a row sees the coloured columns"
+_UNIT, _GAP, _BAR, _EDGE = 22, 1, 7, 16
+_LABEL, _FONT, _LINE = 14, 12, 20  # columns of the longest label; pixels
+_SIDE_BY_SIDE = 700  # width in pixels up to which two panels stand beside each other
+
+
+def mask_drawing(
+    tokens: Sequence[MaskToken], masks: Sequence[np.ndarray], layers: Sequence[str], most: int
+) -> Drawing:
+    """Panels of at most `most` cells a side, one for each mask bool[S, S], over a legend."""
+    cells = fold(tokens, most)
+    margin = _margin(cells)
+    extent = margin + sum(map(_size, cells))
+    beside = extent <= _SIDE_BY_SIDE
+    widest = max(em_width(name, _FONT) for name in layers)
+    step = int(max(extent, widest if beside else 0)) + 2 * _EDGE
+    columns = len(masks) if beside else 1
+    width = max(step * columns, int(em_width(TITLE, 15))) + 2 * _EDGE
+    top = 2 * _LINE + _EDGE
+    shapes: list[Rect | Words] = [Words(_EDGE, _EDGE + 8, TITLE, 15)]
+    partly = False
+    for number, (mask, name) in enumerate(zip(masks, layers, strict=True)):
+        x = _EDGE + (number * step if beside else 0)
+        y = top + (0 if beside else number * (extent + 2 * _LINE))
+        shapes.append(Words(x, y - _LINE / 2, name, _FONT))
+        seen = shares(mask, cells)
+        partly |= bool(((seen > 0) & (seen < 1)).any())
+        shapes += _mask_drawing_panel(cells, seen, x, y, margin)
+    bottom = top + (extent + 2 * _LINE) * (1 if beside else len(masks)) - _LINE
+    kinds: list[Kind] = [kind for kind in KINDS if any(cell.kind == kind for cell in cells)]
+    legend, bottom = _legend(kinds, partly, width, bottom)
+    return Drawing(
+        width, int(bottom) + _EDGE, (*shapes, *legend), TITLE, _description(tokens, layers)
+    )
+
+
+def _mask_drawing_panel(
+    cells: Sequence[Cell], seen: np.ndarray, left: Number, top: Number, margin: int
+) -> Iterator[Rect | Words]:
+    """Labels, a bar of each axis that says what is what, and the cells."""
+    starts = (np.cumsum([0, *map(_size, cells)]) + margin).tolist()
+    for cell, start in zip(cells, starts, strict=False):
+        size = _size(cell) - _GAP
+        x, y = left + start, top + start
+        yield Rect(x, top + margin - _BAR - 3, size, _BAR, COLOURS[cell.kind])
+        yield Rect(left + margin - _BAR - 3, y, _BAR, size, COLOURS[cell.kind])
+        label, before = cut(cell.label, _LABEL), margin - _BAR - 8
+        yield Words(left + before, y + size / 2, label, _FONT, "end")
+        if em_width(label, _FONT) <= size:
+            yield Words(x + size / 2, top + before - _FONT / 2, label, _FONT, "middle")
+        else:
+            yield Words(x + size / 2, top + before, label, _FONT, upright=True)
+    for row, y in zip(range(len(cells)), starts, strict=False):
+        for column, x in zip(range(len(cells)), starts, strict=False):
+            looking, looked_at = cells[row], cells[column]
+            share = float(seen[row, column])
+            width, height = _size(looked_at) - _GAP, _size(looking) - _GAP
+            sentence = _sentence(looking, looked_at, share)
+            x1, y1 = left + x, top + y
+            if share < 1:
+                yield Rect(x1, y1, width, height, MASK_DRAWING_UNSEEN, sentence)
+            if share > 0:
+                colour = COLOURS[looked_at.kind]
+                if share < 1 and looking.size > 1:
+                    colour = _PALE[looked_at.kind]
+                elif share < 1:
+                    # A window cuts off the oldest tokens: what is left stands at the right.
+                    part = min(max(2.0, width * share), width - 2.0)
+                    x1, width = x1 + width - part, part
+                yield Rect(x1, y1, width, height, colour, sentence)
+
+
+def _legend(
+    kinds: Sequence[Kind], partly: bool, width: Number, y: Number
+) -> tuple[list[Rect | Words], Number]:
+    """Coloured squares with words, wrapped to `width`; the place below them."""
+    entries = [(kind, COLOURS[kind], 0) for kind in kinds]
+    entries.append(("not seen", MASK_DRAWING_UNSEEN, 0))
+    if partly:
+        entries.append(("some of the folded tokens are seen", COLOURS["image"], 7))
+    shapes: list[Rect | Words] = []
+    x = _EDGE
+    for text, colour, part in entries:
+        needed = 24 + em_width(text, _FONT)
+        if x + needed > width and x > _EDGE:
+            x, y = _EDGE, y + _LINE
+        shapes.append(Rect(x, y, 14, 14, MASK_DRAWING_UNSEEN))
+        shapes.append(Rect(x + part, y, 14 - part, 14, colour))
+        shapes.append(Words(x + 19, y + 7, text, _FONT))
+        x += int(needed) + 12
+    return shapes, y + _LINE
+
+
+def _margin(cells: Sequence[Cell]) -> int:
+    longest = max((em_width(cut(cell.label, _LABEL), _FONT) for cell in cells), default=0)
+    return int(longest) + _BAR + 12
+
+
+def _size(cell: Cell) -> int:
+    """Pixels of a row or column; what stands for many tokens is larger."""
+    return _UNIT * (1 if cell.size == 1 else 3 if cell.kind == "image" else 2)
+
+
+def _sentence(looking: Cell, looked_at: Cell, share: float) -> str:
+    verb = "sees" if share == 1 else f"sees {share:.0%} of" if share > 0 else "does not see"
+    return f"{looking.kind} {looking.label} {verb} {looked_at.kind} {looked_at.label}"
+
+
+def _description(tokens: Sequence[MaskToken], layers: Sequence[str]) -> str:
+    counts = [f"{sum(t.kind == kind for t in tokens)} {kind}" for kind in KINDS]
+    text = " ".join(token.label for token in tokens if token.kind in ("prompt", "answer"))
+    return f"{', '.join(counts)} tokens. {'; '.join(layers)}. Text: {text}"
+
+
+SEEN, PART, MASK_TEXT_UNSEEN = "██", "▒▒", " ·"
+LABEL = 12  # widest name of a row
+HEIGHT = 9  # tallest name of a column; "<loc0123>" fits
+_REGION = 8
+
+
+def mask_text(
+    tokens: Sequence[MaskToken], masks: Sequence[np.ndarray], layers: Sequence[str], width: int
+) -> str:
+    """Each mask bool[S, S] under the name of its layers, then a legend, in `width` columns."""
+    # Regions are parted by a line each, at most four with the one at the left.
+    cells = fold(tokens, (width - _REGION - LABEL - 1 - 4) // 2)
+    lines: list[str] = []
+    for mask, name in zip(masks, layers, strict=True):
+        lines += [name, *_mask_text_panel(cells, shares(mask, cells)), ""]
+    legend = f"{SEEN} the token of the row sees that of the column   {MASK_TEXT_UNSEEN} does not"
+    if any(PART in line for line in lines):
+        legend += f"   {PART} sees some of the folded"
+    return "\n".join(line.rstrip() for line in [*lines, legend])
+
+
+def _mask_text_panel(cells: Sequence[Cell], seen: np.ndarray) -> Iterator[str]:
+    label_width = max((cells_wide(cut(cell.label, LABEL)) for cell in cells), default=0)
+    margin = " " * (_REGION + label_width + 1)
+    height = min(HEIGHT, max((len(cell.label) for cell in cells), default=0))
+    for letters in zip(*(_upright(cell.label, height) for cell in cells), strict=True):
+        yield margin + _columns(cells, letters, " ")
+    previous: Kind | None = None
+    for cell, row in zip(cells, seen.tolist(), strict=True):
+        if cell.kind != previous:
+            yield margin + _columns(cells, ["──"] * len(cells), "┼")
+        region = cell.kind if cell.kind != previous else ""
+        previous = cell.kind
+        label = cut(cell.label, LABEL)
+        name = " " * (label_width - cells_wide(label)) + label
+        yield f"{region:{_REGION}}{name} " + _columns(cells, map(_block, row), "│")
+
+
+def _columns(cells: Sequence[Cell], parts: Sequence[str] | Iterator[str], line: str) -> str:
+    """Two-column parts side by side, `line` before the first of each kind."""
+    text = ""
+    for (cell, part), before in zip(zip(cells, parts, strict=True), [None, *cells], strict=False):
+        text += part if before is not None and before.kind == cell.kind else line + part
+    return text
+
+
+def _upright(label: str, height: int) -> list[str]:
+    """`height` lines of two columns, the label standing on the last."""
+    letters = label if len(label) <= height else f"{label[: height - 1]}…"
+    padded = itertools.chain([" "] * (height - len(letters)), letters)
+    return [letter + " " * (2 - cells_wide(letter)) for letter in padded]
+
+
+def _block(share: float) -> str:
+    return SEEN if share == 1 else PART if share > 0 else MASK_TEXT_UNSEEN
+
 
 WIDTH = 100  # columns of a terminal
 MOST_CELLS = 48

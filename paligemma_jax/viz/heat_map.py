@@ -2,17 +2,20 @@
 
 The maps come from `generation.attention_to_image`. They show where attention went, which is no
 explanation of the answer (arXiv 1902.10186).
+
+Tokens as words in a picture or a terminal.
 """
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
+from paligemma_jax.drawing import INK, Number, drawable, load_font, viridis
 from paligemma_jax.errors import InvalidImageError, InvalidPromptError
-from paligemma_jax.viz.colour_map import viridis
-from paligemma_jax.viz.drawing import INK, Number, drawable, load_font
+from paligemma_jax.processing.tokenizer import Tokenizer
 
 PANEL = 192  # pixels of a panel's longer side
 _GAP, _FONT, _LINE, _BAR = 8, 14, 20, 12
@@ -155,3 +158,38 @@ def _check(pictures: Sequence[Image.Image], maps: np.ndarray, tokens: Sequence[s
             f"{len(tokens)} words do not go with {maps.shape[0]} maps. One for each token fits. "
             "Make them with: token_labels(tokenizer, answer.tokens)"
         )
+
+
+def token_labels(tokenizer: Tokenizer, tokens: Iterable[int]) -> tuple[str, ...]:
+    """Each piece as SentencePiece spells it (a space is U+2581), newlines and the like escaped."""
+    return tuple(_visible(tokenizer.piece(int(token))) for token in tokens)
+
+
+def cells_wide(text: str) -> int:
+    """Columns that `text` takes in a terminal: two for East Asian wide characters."""
+    return sum(map(_width, text))
+
+
+def cut(text: str, width: int) -> str:
+    """`text`, or as much of its beginning as fits `width` columns with an ellipsis."""
+    if cells_wide(text) <= width:
+        return text
+    kept = ""
+    for character in text:
+        if cells_wide(kept + character) > width - 1:
+            break
+        kept += character
+    return f"{kept}…"
+
+
+def _visible(piece: str) -> str:
+    return "".join(c if _is_visible(c) else c.encode("unicode_escape").decode() for c in piece)
+
+
+def _is_visible(character: str) -> bool:
+    # Z: spaces and line ends; C: control, formatting (direction marks), unassigned; M: combining.
+    return unicodedata.category(character)[0] not in "ZCM"
+
+
+def _width(character: str) -> int:
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

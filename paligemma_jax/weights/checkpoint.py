@@ -13,32 +13,33 @@ import numpy as np
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.models.mask_vae import MaskVAE
-from paligemma_jax.models.recipe import Mixed, spell_recipe
+from paligemma_jax.models.quantization_config import Mixed, spell_recipe
 from paligemma_jax.processing.tokenizer import Tokenizer
-from paligemma_jax.weights.arrays import DTypeLike, as_float_dtype
 from paligemma_jax.weights.big_vision import BigVisionSource
 from paligemma_jax.weights.companions import (
     MASK_CODECS,
     big_vision_processor,
     find_mask_codec,
+    find_parts,
     find_tokenizer,
     hugging_face_processor,
 )
 from paligemma_jax.weights.huggingface import HuggingFaceSource
 from paligemma_jax.weights.mask_vae import load_mask_vae
-from paligemma_jax.weights.parts import find_parts
-from paligemma_jax.weights.rounded_weights import weight_counts
-from paligemma_jax.weights.source import (
+from paligemma_jax.weights.store import StoreSource, is_store
+from paligemma_jax.weights.tensors import (
     SCALE,
     VALUES,
+    DTypeLike,
     Fill,
     Progress,
     Source,
     TensorSpec,
+    as_float_dtype,
     largest_first,
     read_tensor,
 )
-from paligemma_jax.weights.store import StoreSource, is_store
+from paligemma_jax.weights.views import weight_counts
 
 _WANTED = (
     "A Hugging Face directory, a big_vision .npz file, or a directory written by "

@@ -7,7 +7,7 @@ the tokenizers package read tokenizer.model and added_tokens.json.
 from typing import Any
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.processing.sentencepiece_proto import PieceType, read_pieces
+from paligemma_jax.processing.tokenizer import PieceType, read_pieces
 
 IMAGE = "<image>"  # the placeholder that their processor puts in front of the prompt
 _MASK = "<mask>"

@@ -1,30 +1,213 @@
-"""Hugging Face directories: config.json and safetensors in any of the four key layouts."""
+"""Hugging Face directories: config.json and safetensors in any of the four key layouts.
 
+Hugging Face's names and layouts of PaliGemma's tensors, as one table read in both directions.
+
+Facts: transformers' PaliGemma conversion scripts. A PyTorch Linear weight is (out, in); heads are
+merged into one axis; every layer has tensors of its own.
+
+A Hugging Face directory, written layer by layer: what transformers and its users load.
+"""
+
+import dataclasses
 import functools
+import json
+import math
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.weights.arrays import FLOATS, aligned_empty, copy_into
-from paligemma_jax.weights.boxes import Box
-from paligemma_jax.weights.hf_config import CONFIG, HFConfig
-from paligemma_jax.weights.hf_names import (
-    EMBEDDING,
-    LM_HEAD,
-    HFTensor,
-    canonical_key,
-    hf_shapes,
-    hf_tensors,
-    is_buffer,
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.weights.companions import MASK_CODEC, Contents, with_text_length
+from paligemma_jax.weights.hf_config import (
+    CONFIG,
+    HFConfig,
+    hf_config,
+    hf_generation,
+    hf_preprocessor,
+    padded_rows,
+    padded_shape,
 )
-from paligemma_jax.weights.published import with_text_length
-from paligemma_jax.weights.safetensors_file import SafeTensor
-from paligemma_jax.weights.shards import read_tensors
-from paligemma_jax.weights.source import Fill, TensorSpec, piece_places, piece_shapes
-from paligemma_jax.weights.strict import find_problems, misfit
-from paligemma_jax.weights.tree import expected_shapes
+from paligemma_jax.weights.hf_tokenizer import tokenizer_files
+from paligemma_jax.weights.safetensors_io import SafeTensor, ShardWriter, read_tensors, write_shards
+from paligemma_jax.weights.store import write_digests
+from paligemma_jax.weights.tensors import (
+    FLOATS,
+    TABLES,
+    Box,
+    Fill,
+    TensorSpec,
+    TreeShape,
+    Weights,
+    aligned_empty,
+    copy_into,
+    expected_shapes,
+    find_problems,
+    largest_first,
+    misfit,
+    piece_places,
+    piece_shapes,
+)
+
+EMBEDDING = "language_model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+
+Axes = tuple[tuple[int, ...], ...]
+_SAME: Axes = ((0,),)
+_PLAIN: Axes = ((0,), (1,))
+_TRANSPOSED: Axes = ((1,), (0,))
+
+
+@dataclasses.dataclass(frozen=True)
+class HFTensor:
+    """One Hugging Face tensor as a part of one of ours.
+
+    Attributes:
+      key: canonical name (see `canonical_key`), `{}` standing for the layer.
+      path: ours.
+      axes: for each of its axes, the axes of ours (layer and part removed) that it merges.
+      part: index on our leading axis where ours joins two of theirs (k and v, gate and up).
+    """
+
+    key: str
+    path: str
+    axes: Axes
+    part: int | None = None
+
+    @property
+    def layered(self) -> bool:
+        return "{}" in self.key
+
+    def shape(self, ours: TreeShape) -> TreeShape:
+        """Its shape in their layout, given the shape of ours without layer and part."""
+        return tuple(math.prod(ours[axis] for axis in group) for group in self.axes)
+
+    def to_ours(self, theirs: np.ndarray, ours: TreeShape) -> np.ndarray:
+        """View of their array in our axis order, `ours` being that shape."""
+        order = [axis for group in self.axes for axis in group]
+        return theirs.reshape([ours[axis] for axis in order]).transpose(np.argsort(order))
+
+    def as_theirs(self, ours: np.ndarray) -> np.ndarray | None:
+        """The memory of an array of ours in their layout, if it lies in that order; else None."""
+        order = [axis for group in self.axes for axis in group]
+        ordered = ours.transpose(order)
+        return ordered.reshape(self.shape(ours.shape)) if ordered.flags.c_contiguous else None
+
+    def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+        """C-order array in their layout."""
+        order = [axis for group in self.axes for axis in group]
+        return np.ascontiguousarray(ours.transpose(order).reshape(self.shape(ours.shape)))
+
+
+def canonical_key(key: str) -> str:
+    """One name for a tensor whichever of the four layouts in the wild it comes from.
+
+    They differ in a leading `model.`, in where the decoder is, and in `vision_model.`.
+    """
+    key = key.removeprefix("model.")
+    key = re.sub(r"^language_model\.lm_head\.", "lm_head.", key)
+    key = re.sub(r"^language_model\.model\.", "language_model.", key)
+    return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", key)
+
+
+def published_key(key: str) -> str:
+    """The name in the published repositories, which all versions read, of a canonical one."""
+    key = re.sub(r"^language_model\.", "language_model.model.", key)
+    key = re.sub(r"^lm_head\.", "language_model.lm_head.", key)
+    return re.sub(r"^vision_tower\.", "vision_tower.vision_model.", key)
+
+
+def is_buffer(key: str) -> bool:
+    """Whether a tensor is a constant that old versions saved along, e.g. position ids."""
+    return key.endswith((".position_ids", ".rotary_emb.inv_freq"))
+
+
+def hf_tensors(config: PaliGemmaConfig) -> list[HFTensor]:
+    """The tensors that a checkpoint of `config` has, the embedding's filler rows apart."""
+    return [*_vision_tensors(), *_text_tensors(config)]
+
+
+def _vision_tensors() -> Iterator[HFTensor]:
+    embeddings, layer = "vision_tower.embeddings", "vision_tower.encoder.layers.{}"
+    patch = "img/patch_embed"
+    yield HFTensor(
+        f"{embeddings}.patch_embedding.weight", f"{patch}/kernel", ((3,), (2,), (0,), (1,))
+    )
+    yield HFTensor(f"{embeddings}.patch_embedding.bias", f"{patch}/bias", _SAME)
+    yield HFTensor(f"{embeddings}.position_embedding.weight", "img/pos_embed", ((0, 1), (2,)))
+    for n in (1, 2):
+        yield from _norm(f"{layer}.layer_norm{n}", f"img/blocks/norm{n}")
+    for projection in ("q", "k", "v"):
+        theirs, ours = f"{layer}.self_attn.{projection}_proj", f"img/blocks/attn/{projection}"
+        yield HFTensor(f"{theirs}.weight", f"{ours}/kernel", ((1, 2), (0,)))
+        yield HFTensor(f"{theirs}.bias", f"{ours}/bias", ((0, 1),))
+    out = f"{layer}.self_attn.out_proj"
+    yield HFTensor(f"{out}.weight", "img/blocks/attn/out/kernel", ((2,), (0, 1)))
+    yield HFTensor(f"{out}.bias", "img/blocks/attn/out/bias", _SAME)
+    for fc in ("fc1", "fc2"):
+        yield HFTensor(f"{layer}.mlp.{fc}.weight", f"img/blocks/mlp/{fc}/kernel", _TRANSPOSED)
+        yield HFTensor(f"{layer}.mlp.{fc}.bias", f"img/blocks/mlp/{fc}/bias", _SAME)
+    yield from _norm("vision_tower.post_layernorm", "img/norm")
+    projector = "multi_modal_projector.linear"
+    yield HFTensor(f"{projector}.weight", "img/head/kernel", _TRANSPOSED)
+    yield HFTensor(f"{projector}.bias", "img/head/bias", _SAME)
+
+
+def _text_tensors(config: PaliGemmaConfig) -> Iterator[HFTensor]:
+    layer, ours = "language_model.layers.{}", "llm/layers"
+    yield HFTensor(EMBEDDING, "llm/embedder/input_embedding", _PLAIN)
+    attn, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+    per_head: Axes = ((0, 2), (1,))
+    yield HFTensor(f"{attn}.q_proj.weight", f"{ours}/attn/q_einsum/w", per_head)
+    for part, projection in enumerate(("k", "v")):
+        yield HFTensor(
+            f"{attn}.{projection}_proj.weight", f"{ours}/attn/kv_einsum/w", per_head, part
+        )
+    yield HFTensor(f"{attn}.o_proj.weight", f"{ours}/attn/attn_vec_einsum/w", ((2,), (0, 1)))
+    for part, name in enumerate(("gate", "up")):
+        yield HFTensor(
+            f"{mlp}.{name}_proj.weight", f"{ours}/mlp/gating_einsum/w", _TRANSPOSED, part
+        )
+    yield HFTensor(f"{mlp}.down_proj.weight", f"{ours}/mlp/linear/w", _TRANSPOSED)
+    # One name, two roles: Gemma's post_attention_layernorm is the norm before the MLP.
+    norms = {"input_layernorm": "pre_attention_norm"}
+    if config.llm.post_norms:
+        norms["post_attention_layernorm"] = "post_attention_norm"
+        norms["pre_feedforward_layernorm"] = "pre_ffw_norm"
+        norms["post_feedforward_layernorm"] = "post_ffw_norm"
+    else:
+        norms["post_attention_layernorm"] = "pre_ffw_norm"
+    for theirs, name in norms.items():
+        yield HFTensor(f"{layer}.{theirs}.weight", f"{ours}/{name}/scale", _SAME)
+    yield HFTensor("language_model.norm.weight", "llm/final_norm/scale", _SAME)
+    if not config.llm.tie_embeddings:
+        yield HFTensor(LM_HEAD, "llm/lm_head/w", _PLAIN)
+
+
+def _norm(theirs: str, ours: str) -> Iterator[HFTensor]:
+    yield HFTensor(f"{theirs}.weight", f"{ours}/scale", _SAME)
+    yield HFTensor(f"{theirs}.bias", f"{ours}/bias", _SAME)
+
+
+def part_shape(tensor: HFTensor, ours: TreeShape) -> TreeShape:
+    """Shape of the part of ours that `tensor` is: without layer axis and without joined axis."""
+    return ours[int(tensor.layered) + int(tensor.part is not None) :]
+
+
+def hf_shapes(config: PaliGemmaConfig) -> dict[str, TreeShape]:
+    """Canonical name and shape of every tensor of a checkpoint of `config`, filler rows apart."""
+    ours = expected_shapes(config)
+    shapes = {}
+    for tensor in hf_tensors(config):
+        shape = tensor.shape(part_shape(tensor, ours[tensor.path]))
+        for layer in range(ours[tensor.path][0] if tensor.layered else 1):
+            shapes[tensor.key.format(layer)] = shape
+    return shapes
+
 
 _BLOCK = 16 << 20  # bytes of a table in memory while it is compared or cast
 
@@ -181,3 +364,144 @@ def _canonical(path: Path, tensors: dict[str, SafeTensor]) -> dict[str, SafeTens
     if problems:
         raise misfit(path, problems)
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFace:
+    """A directory as `save_pretrained` writes it, in the layout of the published repositories.
+
+    All versions of transformers that know the model load it, and so do Roboflow's `deploy` and
+    other programs that take such a directory. Files are of at most `shard_bytes`.
+    """
+
+    name: ClassVar[str] = "huggingface"
+    few_bits: ClassVar[bool] = False
+    shard_bytes: int = 5_000_000_000
+
+    def __post_init__(self) -> None:
+        if self.shard_bytes < 1:
+            raise ConfigError(
+                f"shard_bytes is {self.shard_bytes}. A positive number of bytes fits. Say for "
+                "example: HuggingFace(shard_bytes=5_000_000_000)"
+            )
+
+    def is_file(self, target: Path) -> bool:
+        """Whether `target` is to be one file."""
+        return False
+
+    def needs_tokenizer(self, target: Path) -> bool:
+        """Whether a tokenizer goes along."""
+        return True
+
+    def check(self, target: Path, weights: Weights) -> None:
+        """Raises ConfigError for what cannot be written, before anything is."""
+        hf_config(weights.config, "float32", None)
+
+    def write(self, target: Path, weights: Weights, contents: Contents) -> None:
+        """Writes into an empty directory."""
+        config = weights.config
+        dtype = Counter(spec.dtype.name for spec in weights.specs.values()).most_common(1)[0][0]
+        window = contents.origin.get("sliding_window")
+        settings = {
+            "config.json": hf_config(config, dtype, window),
+            "generation_config.json": hf_generation(config),
+            "preprocessor_config.json": hf_preprocessor(config),
+        }
+        for name, values in settings.items():
+            (target / name).write_text(json.dumps(values, indent=2) + "\n")
+        _write_tokenizer(target, contents)
+        if contents.mask_codec is not None:
+            (target / MASK_CODEC).write_bytes(contents.mask_codec)
+        with write_shards(target, _specs(weights), self.shard_bytes) as shards:
+            for name, tensors in _by_path(config, weights).items():
+                if name in TABLES:
+                    _write_table(shards, weights, tensors[0])
+                else:
+                    _write_layers(shards, weights, tensors)
+        write_digests(target)
+
+
+def _write_tokenizer(directory: Path, contents: Contents) -> None:
+    model = contents.tokenizer or b""
+    (directory / "tokenizer.model").write_bytes(model)
+    if "tokenizer.json" in contents.tokenizer_files:  # as they were published
+        for name, path in contents.tokenizer_files.items():
+            (directory / name).write_bytes(path.read_bytes())
+        return
+    for name, values in tokenizer_files(model).items():
+        text = json.dumps(values, ensure_ascii=False, indent=2 if len(values) < 20 else None)
+        (directory / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _by_path(config: PaliGemmaConfig, weights: Weights) -> dict[str, list[HFTensor]]:
+    """Their tensors of each of ours, the largest first."""
+    found: dict[str, list[HFTensor]] = {name: [] for name in largest_first(weights.specs)}
+    for tensor in hf_tensors(config):
+        found[tensor.path].append(tensor)
+    return found
+
+
+def _specs(weights: Weights) -> dict[str, TensorSpec]:
+    """All their tensors by published name, layer after layer as the model has them."""
+    specs: dict[str, TensorSpec] = {}
+    for tensor in hf_tensors(weights.config):
+        ours = weights.specs[tensor.path]
+        layers = range(ours.shape[0]) if tensor.layered else (None,)
+        shape = _shape(tensor, ours.shape)
+        specs |= {
+            published_key(tensor.key.format(layer)): TensorSpec(shape, ours.dtype)
+            for layer in layers
+        }
+    return dict(sorted(specs.items(), key=lambda item: _natural(item[0])))
+
+
+def _shape(tensor: HFTensor, ours: tuple[int, ...]) -> tuple[int, ...]:
+    if tensor.path in TABLES:
+        return padded_shape(ours)
+    return tensor.shape(ours[int(tensor.layered) + int(tensor.part is not None) :])
+
+
+def _natural(key: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
+
+
+def _write_layers(shards: ShardWriter, weights: Weights, tensors: list[HFTensor]) -> None:
+    """One of our parameters, whose layers are filled in where theirs lie in memory."""
+    path = tensors[0].path
+    spec = weights.specs[path]
+    inner = piece_shapes(path, spec.shape)[0]
+    parts = (len(tensors),) if tensors[0].part is not None else ()
+    shape = tensors[0].shape(inner[len(parts) :])
+    theirs = aligned_empty((len(tensors), *shape), spec.dtype)
+    ours = _in_our_order(theirs, tensors[0], inner[len(parts) :])
+    for layer, fill in enumerate(weights.pieces(path, spec.dtype)):
+        fill(ours if parts else ours[0])
+        for tensor, array in zip(tensors, theirs, strict=True):
+            shards.write(published_key(tensor.key.format(layer)), array)
+
+
+def _in_our_order(theirs: np.ndarray, tensor: HFTensor, ours: tuple[int, ...]) -> np.ndarray:
+    """View of several of their tensors, joined on a first axis as ours joins them."""
+    order = [axis for group in tensor.axes for axis in group]
+    view = theirs.reshape([len(theirs), *(ours[axis] for axis in order)])
+    return view.transpose([0, *(1 + int(place) for place in np.argsort(order))])
+
+
+def _write_table(shards: ShardWriter, weights: Weights, tensor: HFTensor) -> None:
+    """A table of tokens, filled up with its mean row: what is no token is never the likeliest."""
+    key, spec = published_key(tensor.key), weights.specs[tensor.path]
+    rows, width = spec.shape
+    total = np.zeros(width, np.float64)
+    row = 0
+    buffer = aligned_empty((0, width), spec.dtype)
+    shapes = piece_shapes(tensor.path, spec.shape)
+    for shape, fill in zip(shapes, weights.pieces(tensor.path, spec.dtype), strict=True):
+        if buffer.shape != shape:
+            buffer = aligned_empty(shape, spec.dtype)
+        fill(buffer)
+        shards.write(key, buffer, row)
+        total += buffer.astype(np.float32).sum(axis=0, dtype=np.float64)
+        row += len(buffer)
+    filler = np.empty((padded_rows(rows) - rows, width), spec.dtype)
+    filler[:] = (total / rows).astype(spec.dtype)
+    shards.write(key, filler, row)

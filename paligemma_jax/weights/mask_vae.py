@@ -16,7 +16,7 @@ from flax import nnx
 
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
-from paligemma_jax.weights.npz import NpzFile
+from paligemma_jax.weights.big_vision import NpzFile
 
 NUM_EMBEDDINGS = 128  # as many as there are <seg> tokens
 CODEBOOK = "_vq_vae._embedding"

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from paligemma_jax.benchmark.equality import Comparison
-from paligemma_jax.benchmark.implementation import Kind, Precision
-from paligemma_jax.benchmark.record import Record
-from paligemma_jax.benchmark.result import BenchmarkResult
+from paligemma_jax.benchmark.report import BenchmarkResult, Comparison
+from paligemma_jax.benchmark.subjects import Kind, Precision, Record
 
 F32, BF16 = Precision.FLOAT32, Precision.BFLOAT16
 DECODE, FIRST = "decode, batch 1", "first token, batch 1"

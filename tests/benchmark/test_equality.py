@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from paligemma_jax.benchmark.equality import Comparison, compare
-from paligemma_jax.benchmark.implementation import Kind, Precision
+from paligemma_jax.benchmark.report import Comparison, compare
+from paligemma_jax.benchmark.subjects import Kind, Precision
 
 F32, BF16 = Precision.FLOAT32, Precision.BFLOAT16
 LOGITS = np.random.default_rng(0).normal(size=(2, 50)).astype(np.float32)

@@ -2,15 +2,17 @@
 
 import pytest
 
-from paligemma_jax.benchmark.floors import (
+from paligemma_jax.benchmark.subjects import (
+    MID,
+    MODELS,
     Ceilings,
+    Precision,
     Sizes,
     decode_work,
     encode_work,
+    find_model,
     prefill_work,
 )
-from paligemma_jax.benchmark.implementation import Precision
-from paligemma_jax.benchmark.models import MID, MODELS, find_model
 from paligemma_jax.errors import ConfigError
 
 H200 = Ceilings(4.3e12, 790e12)

@@ -2,9 +2,8 @@
 
 import pytest
 
-from paligemma_jax.benchmark.goals import Judged, Verdict
-from paligemma_jax.benchmark.implementation import Kind
-from paligemma_jax.benchmark.result import BenchmarkResult
+from paligemma_jax.benchmark.report import BenchmarkResult, Judged, Verdict
+from paligemma_jax.benchmark.subjects import Kind
 from tests.benchmark.runs import BF16, CEILINGS, DECODE, FIRST, comparison, record, result
 
 AGAINST = "CPU: decode float32 against Hugging Face"

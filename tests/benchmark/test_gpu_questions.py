@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from paligemma_jax.benchmark import gpu_questions
-from paligemma_jax.benchmark.device_answers import TINY, Answer, attempt
-from paligemma_jax.benchmark.gpu_questions import QUESTIONS, ask, main, markdown
+from tests.gpu import gpu_probe as gpu_questions
+from tests.gpu.gpu_probe import QUESTIONS, TINY, Answer, ask, attempt, main, markdown
 
 # On CPUs: cuDNN is not there, and jax 0.10 knows no command buffers' option.
 MAY_FAIL = ("cudnn", "no CUDA graphs", "no Triton", "fused by option")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from paligemma_jax.benchmark.hlo import Program, Result
+from tests.gpu.gpu_probe import Program, Result
 
 TEXT = """\
 HloModule jit_step, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias) }

@@ -5,16 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paligemma_jax.benchmark.bench import entries
 from paligemma_jax.benchmark.cases import Decode, DecodeMemory, Equality, MeasureCeilings
-from paligemma_jax.benchmark.implementation import Kind, Precision
-from paligemma_jax.benchmark.models import TINY
-from paligemma_jax.benchmark.plan import entries
-from paligemma_jax.benchmark.record import Record
-from paligemma_jax.benchmark.summary import summarize
-from paligemma_jax.benchmark.synthetic import write_checkpoint
-from paligemma_jax.benchmark.timing import Effort
+from paligemma_jax.benchmark.huggingface import write_checkpoint
+from paligemma_jax.benchmark.report import summarize
+from paligemma_jax.benchmark.subjects import TINY, Effort, Kind, Precision, Record
 from paligemma_jax.benchmark.worker import Job, run_job
-from paligemma_jax.models.recipe import find_recipe
+from paligemma_jax.models.quantization_config import find_recipe
 
 INTEGERS = [precision for precision in Precision if precision.quantized]
 

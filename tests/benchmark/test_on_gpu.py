@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from paligemma_jax.benchmark.on_gpu import main, measure_all
 from paligemma_jax.errors import ConfigError
+from tests.gpu.on_gpu import main, measure_all
 
 
 def test_all_of_it_is_written(tmp_path: Path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from paligemma_jax.benchmark.bench import SIZES, entries, run
 from paligemma_jax.benchmark.cases import (
     Decode,
     DecodeMemory,
@@ -17,13 +18,9 @@ from paligemma_jax.benchmark.cases import (
     MeasureCeilings,
     MixedLengths,
 )
-from paligemma_jax.benchmark.implementation import Kind, Precision
-from paligemma_jax.benchmark.plan import entries
-from paligemma_jax.benchmark.run import run
-from paligemma_jax.benchmark.sizes import SIZES
-from paligemma_jax.benchmark.task import Task
+from paligemma_jax.benchmark.subjects import Kind, Precision, Task
 from paligemma_jax.benchmark.worker import Job
-from paligemma_jax.cli import bench as command
+from paligemma_jax.cli import evaluate as command
 from paligemma_jax.errors import ConfigError
 
 BF16 = Precision.BFLOAT16

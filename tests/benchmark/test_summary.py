@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from paligemma_jax.benchmark.implementation import Kind
-from paligemma_jax.benchmark.result import BenchmarkResult
+from paligemma_jax.benchmark.report import BenchmarkResult
+from paligemma_jax.benchmark.subjects import Kind
 from tests.benchmark.runs import BF16, CEILINGS, DECODE, comparison, record, result
 
 

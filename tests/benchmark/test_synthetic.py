@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paligemma_jax.benchmark.hub_files import make_tokenizer, smallest_vocabulary
-from paligemma_jax.benchmark.models import TINY
-from paligemma_jax.benchmark.random_tensors import FILLER_ROWS, RandomTensors
-from paligemma_jax.benchmark.synthetic import write_checkpoint
+from paligemma_jax.benchmark.huggingface import (
+    FILLER_ROWS,
+    RandomTensors,
+    make_tokenizer,
+    smallest_vocabulary,
+    write_checkpoint,
+)
+from paligemma_jax.benchmark.subjects import TINY
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.processing.tokenizer import Tokenizer
-from paligemma_jax.weights import open_checkpoint
-from paligemma_jax.weights.hf_names import EMBEDDING
+from paligemma_jax.weights.checkpoint import open_checkpoint
+from paligemma_jax.weights.huggingface import EMBEDDING
 
 GEMMA2 = dataclasses.replace(
     TINY,

@@ -7,20 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paligemma_jax.benchmark.bench import _chosen
-from paligemma_jax.benchmark.goals import Verdict, judge
-from paligemma_jax.benchmark.implementation import Kind, Precision
-from paligemma_jax.benchmark.models import TINY, find_model
-from paligemma_jax.benchmark.plan import entries
-from paligemma_jax.benchmark.record import Record
-from paligemma_jax.benchmark.result import BenchmarkResult
-from paligemma_jax.benchmark.synthetic import write_checkpoint
-from paligemma_jax.benchmark.task import TRAINING, Task
-from paligemma_jax.benchmark.timing import Effort
-from paligemma_jax.benchmark.train_adapter import adapter_directory
-from paligemma_jax.benchmark.train_case import TrainSteps, loss_numbers, losses_of
-from paligemma_jax.benchmark.train_equality import compare_losses
-from paligemma_jax.benchmark.train_plan import TrainEntry, train_entries
+from paligemma_jax.benchmark.bench import TrainEntry, _chosen, entries, train_entries
+from paligemma_jax.benchmark.huggingface import adapter_directory, write_checkpoint
+from paligemma_jax.benchmark.report import BenchmarkResult, Verdict, compare_losses, judge
+from paligemma_jax.benchmark.subjects import (
+    TINY,
+    TRAINING,
+    Effort,
+    Kind,
+    Precision,
+    Record,
+    Task,
+    TrainSteps,
+    find_model,
+    loss_numbers,
+    losses_of,
+)
 from paligemma_jax.benchmark.train_worker import TrainJob, run_train_job
 from paligemma_jax.errors import ConfigError
 from tests.benchmark.runs import comparison, record, result

@@ -15,12 +15,18 @@ from paligemma_jax.benchmark.cases import (
     MeasureCeilings,
     MixedLengths,
 )
-from paligemma_jax.benchmark.equality import compare
-from paligemma_jax.benchmark.implementation import Kind, Precision
-from paligemma_jax.benchmark.models import TINY
-from paligemma_jax.benchmark.record import Record
-from paligemma_jax.benchmark.synthetic import write_checkpoint
-from paligemma_jax.benchmark.timing import Busyness, Effort, measure, sample
+from paligemma_jax.benchmark.huggingface import write_checkpoint
+from paligemma_jax.benchmark.report import compare
+from paligemma_jax.benchmark.subjects import (
+    TINY,
+    Busyness,
+    Effort,
+    Kind,
+    Precision,
+    Record,
+    measure,
+    sample,
+)
 from paligemma_jax.benchmark.worker import Job, run_job
 
 F32 = Precision.FLOAT32

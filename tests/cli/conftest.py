@@ -12,10 +12,10 @@ from flax import nnx
 from PIL import Image
 
 import paligemma_jax as pg
-from paligemma_jax.cli import main
-from paligemma_jax.generation.observer import Observer
+from paligemma_jax.cli.main import main
+from paligemma_jax.generation.decode import Observer
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
-from paligemma_jax.processing import ImagePreprocessing
+from paligemma_jax.processing.image import ImagePreprocessing
 from tests.tiny import GEMMA, random_model, tiny_config
 
 TOKENIZER = Path(__file__).parents[2] / "checkpoints" / "demo" / "tokenizer.model"
@@ -104,7 +104,7 @@ def says(monkeypatch: pytest.MonkeyPatch, pipeline: pg.Pipeline) -> Says:
                 return [speak(self.processor.tokenizer, waiting.pop(0), observer) for _ in prompts]
 
         scripted = Scripted(pipeline.model, pipeline.processor, pipeline.mask_codec)
-        monkeypatch.setattr("paligemma_jax.cli.asking.load_pipeline", lambda args: scripted)
+        monkeypatch.setattr("paligemma_jax.cli.output.load_pipeline", lambda args: scripted)
         monkeypatch.setattr("paligemma_jax.cli.demo.load_pipeline", lambda args: scripted)
         return calls
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import paligemma_jax as pg
-from paligemma_jax.cli import compare
+from paligemma_jax.cli import text_commands as compare
 from tests.cli.conftest import Run
 
 LABELS = ["red circle", "star", "blue square"]
@@ -16,7 +16,7 @@ LABELS = ["red circle", "star", "blue square"]
 
 @pytest.fixture(autouse=True)
 def loaded(monkeypatch: pytest.MonkeyPatch, pipeline: pg.Pipeline) -> None:
-    monkeypatch.setattr("paligemma_jax.cli.asking.load_pipeline", lambda args: pipeline)
+    monkeypatch.setattr("paligemma_jax.cli.output.load_pipeline", lambda args: pipeline)
 
 
 def numbers(out: str) -> list[float]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import paligemma_jax as pg
-from paligemma_jax.cli.describe import decoder_name, encoder_name
-from paligemma_jax.cli.sizes import data_size
+from paligemma_jax.cli.checkpoint_commands import decoder_name, encoder_name
+from paligemma_jax.cli.output import data_size
 from paligemma_jax.config import VARIANTS
 from tests.cli.conftest import Run
 

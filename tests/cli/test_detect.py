@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 import paligemma_jax as pg
-from paligemma_jax.cli import heat_maps, options
-from paligemma_jax.generation.attention_to_image import attention_to_image
-from paligemma_jax.generation.grammar import MAX_OBJECTS
+from paligemma_jax.cli import box_commands as heat_maps
+from paligemma_jax.cli import options
+from paligemma_jax.generation.attention_maps import attention_to_image
+from paligemma_jax.generation.detection_grammar import MAX_OBJECTS
 from paligemma_jax.pipeline import MAX_NEW_TOKENS, MAX_OBJECT_TOKENS
 from paligemma_jax.processing.video import FRAMES
 from tests.cli.conftest import Run, Says

@@ -6,14 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from paligemma_jax.evaluation.benchmarks.demo import (
-    ANSWERS,
-    COUNTS,
-    GOALS,
-    OCR,
-    SAME,
-    demo_examples,
-)
+from paligemma_jax.evaluation.demo import ANSWERS, COUNTS, GOALS, OCR, SAME, demo_examples
 from tests.cli.conftest import Run, Says
 
 

@@ -32,7 +32,7 @@ def test_no_weights_are_read(run: Run, store: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_terminals_without_blocks(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("paligemma_jax.cli.mask.encodes_unicode", lambda: False)
+    monkeypatch.setattr("paligemma_jax.cli.demo.encodes_unicode", lambda: False)
     outcome = run(*PROMPT, "--answer", "x", "--model", store, "--length", 20)
     assert outcome.out.isascii() and "##" in outcome.out and "imgx4" in outcome.out
 

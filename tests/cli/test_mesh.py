@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from paligemma_jax.cli import options
-from paligemma_jax.cli.asking import load_pipeline
+from paligemma_jax.cli.output import load_pipeline
 from paligemma_jax.generation.devices import row_parts
-from paligemma_jax.models.mesh import NAMES
+from paligemma_jax.models.sharding import NAMES
 from tests.cli.conftest import Run
 
 

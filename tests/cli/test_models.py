@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.config import VARIANTS
-from paligemma_jax.hub import huggingface
+from paligemma_jax.hub import download as huggingface
 from tests.cli.conftest import Run
 from tests.hub.server import FakeHub
 

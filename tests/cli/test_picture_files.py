@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from paligemma_jax.cli import picture_files
+from paligemma_jax.cli import files as picture_files
 from paligemma_jax.errors import PaliGemmaError
 from tests.cli.conftest import Run, Says
 

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 import paligemma_jax as pg
-from paligemma_jax.cli import quantize
-from paligemma_jax.demo.agreement import Agreement
-from paligemma_jax.demo.quantization_report import Measured, QuantizationReport
-from paligemma_jax.models.abstract import to_params
-from paligemma_jax.models.paths import flatten
+from paligemma_jax.cli import checkpoint_commands as quantize
+from paligemma_jax.evaluation.quantization_report import Agreement, Measured, QuantizationReport
+from paligemma_jax.models.paligemma import flatten, to_params
 from tests.cli.conftest import Run
 
 

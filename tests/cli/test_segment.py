@@ -10,11 +10,11 @@ from PIL import Image
 
 import paligemma_jax as pg
 from paligemma_jax.cli.demo import SEED
-from paligemma_jax.cli.mask_files import file_name_part
+from paligemma_jax.cli.files import file_name_part
 from paligemma_jax.demo.render import render, shape_mask
 from paligemma_jax.demo.showcase import showcase
-from paligemma_jax.evaluation.metrics.mask_pairs import paired_overlaps
-from paligemma_jax.processing.rle import RLE
+from paligemma_jax.evaluation.detection_metrics import paired_overlaps
+from paligemma_jax.processing.masks import RLE
 from tests.cli.conftest import Run, Says
 
 # The picture is 100 wide and 50 high.
@@ -131,7 +131,7 @@ def test_without_a_codec_it_says_where_to_get_one(
     run: Run, pipeline: pg.Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
 ):
     bare = dataclasses.replace(pipeline, mask_codec=None)
-    monkeypatch.setattr("paligemma_jax.cli.asking.load_pipeline", lambda args: bare)
+    monkeypatch.setattr("paligemma_jax.cli.output.load_pipeline", lambda args: bare)
     outcome = run("segment", picture, "cat")
     assert outcome.code == 1 and "--mask-codec vae-oid.npz" in outcome.err
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.cli.train import take_settings
-from paligemma_jax.training.metrics_log import read_metrics
+from paligemma_jax.training.logging import read_metrics
 from tests.cli.conftest import Run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CONFIG = """
 from tests.training.runs import tiny_run
-from paligemma_jax.training.config_file import parse_arg
+from paligemma_jax.training.config import parse_arg
 
 def get_config(arg: str = ""):
     return tiny_run(parse_arg(arg, store="").store).to_config()

@@ -114,14 +114,14 @@ def test_ends_with_one_line(
     def fail(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr("paligemma_jax.cli.asking.load_pipeline", fail)
+    monkeypatch.setattr("paligemma_jax.cli.output.load_pipeline", fail)
     outcome = run("caption", picture)
     assert outcome.code == code and words in outcome.err
     assert len(outcome.err.splitlines()) == 1
 
 
 def test_defects_of_ours_are_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch, picture: Path):
-    monkeypatch.setattr("paligemma_jax.cli.asking.load_pipeline", lambda args: 1 / 0)
+    monkeypatch.setattr("paligemma_jax.cli.output.load_pipeline", lambda args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("caption", picture)
 

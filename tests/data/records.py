@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from paligemma_jax.data import Record
+from paligemma_jax.data.record import Record
 from paligemma_jax.errors import DatasetError
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paligemma_jax.data import Batches, Record, RowSource, SkipBadRecords, make_batches
+from paligemma_jax.data.batches import Batches, SkipBadRecords, make_batches
+from paligemma_jax.data.record import Record
+from paligemma_jax.data.sources import RowSource
 from paligemma_jax.errors import ConfigError, DatasetError
-from paligemma_jax.processing.overflow import Truncate
-from paligemma_jax.processing.processor import Processor
+from paligemma_jax.processing.processor import Processor, Truncate
 from tests.data.records import Numbers, add_chance, all_ids
 
 pytest.importorskip("grain", reason='needs the extra "data"')

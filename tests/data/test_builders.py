@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data import Referring, find_splits, open_source
+from paligemma_jax.data.readers import OneReferred, Referring
 from paligemma_jax.data.record import Record
-from paligemma_jax.data.referring import OneReferred
-from paligemma_jax.data.tfds import decoders_of, plain_row
+from paligemma_jax.data.sources import decoders_of, find_splits, open_source, plain_row
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.processing.image_source import load_image
-from paligemma_jax.processing.mask_codec import MaskCodec
-from paligemma_jax.training.config import TrainConfig
-from paligemma_jax.training.config_file import load_config
-from paligemma_jax.training.records import Data
+from paligemma_jax.processing.image import load_image
+from paligemma_jax.processing.masks import MaskCodec
+from paligemma_jax.training.config import Data, TrainConfig, load_config
 from tests.data.builders import BUILT, Built
 
 TRANSFERS = Path(__file__).parents[2] / "configs" / "transfers"
@@ -226,7 +223,7 @@ def test_without_a_codec():
 def test_a_codec_is_put_into_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("dataset_info.json", "any-train.array_record-00000-of-00001"):
         (tmp_path / name).touch()
-    monkeypatch.setattr("paligemma_jax.data.opening.TfdsSource", lambda *given: given)
+    monkeypatch.setattr("paligemma_jax.data.sources.TfdsSource", lambda *given: given)
     opened: Any = open_source(tmp_path, reader=Referring(), codec=CODEC)
     _, split, reader = opened
     assert split == "train" and reader.codec is CODEC

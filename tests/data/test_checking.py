@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data import Kind, Record, RowSource, ShuffleBoxes, check, check_dataset
-from paligemma_jax.data.contact_sheet import target_text
+from paligemma_jax.data.check import check, check_dataset, target_text
+from paligemma_jax.data.record import Kind, Record
+from paligemma_jax.data.sources import RowSource
+from paligemma_jax.data.transforms import ShuffleBoxes
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.processing.mask_codec import MaskCodec
+from paligemma_jax.processing.masks import MaskCodec
 from paligemma_jax.processing.processor import Processor
 from tests.data.conftest import CAT, DOG
 

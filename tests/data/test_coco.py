@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paligemma_jax.data import CocoDetection, CocoSegmentation
-from paligemma_jax.demo.location import demo_checkpoint
+from paligemma_jax.data.coco import CocoDetection, CocoSegmentation
+from paligemma_jax.demo.tasks import demo_checkpoint
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.processing.mask_codec import MaskCodec
-from paligemma_jax.processing.parsing import parse_answer
-from paligemma_jax.processing.rle import RLE
+from paligemma_jax.processing.location_tokens import parse_answer
+from paligemma_jax.processing.masks import RLE, MaskCodec
 from paligemma_jax.weights.mask_vae import load_mask_vae
 
 SQUARE = [20, 10, 60, 10, 60, 50, 20, 50]

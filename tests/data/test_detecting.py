@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paligemma_jax.data import Detect, RowSource, Segment, XYXYPixels
+from paligemma_jax.data.readers import Detect, Segment, XYXYPixels
+from paligemma_jax.data.sources import RowSource
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.processing.mask_codec import MaskCodec
-from paligemma_jax.processing.parsing import parse_answer
+from paligemma_jax.processing.location_tokens import parse_answer
+from paligemma_jax.processing.masks import MaskCodec
 
 PICTURE = np.zeros((10, 20, 3), np.uint8)
 CAT = "<loc0205><loc0051><loc0614><loc0205> cat"

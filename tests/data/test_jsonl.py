@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from paligemma_jax.data import Fields, ImageFolder, JsonlSource
+from paligemma_jax.data.readers import Fields
+from paligemma_jax.data.record import ImageFolder
+from paligemma_jax.data.sources import JsonlSource
 from paligemma_jax.errors import DatasetError
 
 ROW = {"image": "a.png", "prefix": "caption en", "suffix": "ein Hündchen"}

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 import paligemma_jax as pg
-from paligemma_jax.data import (
+from paligemma_jax.data.batches import (
     Batches,
     Mixture,
     Part,
-    RowSource,
     SkipBadRecords,
-    check,
+    interleave,
     make_batches,
 )
-from paligemma_jax.data.order import interleave
+from paligemma_jax.data.check import check
+from paligemma_jax.data.sources import RowSource
 from paligemma_jax.errors import ConfigError, DatasetError
 from paligemma_jax.processing.processor import Processor
 from tests.data.records import Numbers, add_chance

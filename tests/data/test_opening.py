@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from paligemma_jax.data import CocoDetection, JsonlSource, find_splits, open_source
+from paligemma_jax.data.coco import CocoDetection
+from paligemma_jax.data.sources import JsonlSource, find_splits, open_source
 from paligemma_jax.errors import DatasetError
 
 COCO = {

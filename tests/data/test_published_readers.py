@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from paligemma_jax.data import (
+from paligemma_jax.data.readers import (
     Answer,
     Caption,
     MultipleChoice,
     Outlined,
-    RowSource,
     ScienceQuestion,
     ShuffleOptions,
 )
+from paligemma_jax.data.sources import RowSource
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.processing.image_source import load_image
+from paligemma_jax.processing.image import load_image
 
 PICTURE = np.zeros((10, 20, 3), np.uint8)
 ROW = {

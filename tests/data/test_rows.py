@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data import Answer, Caption, Fields, Ocr, Record, RowSource
+from paligemma_jax.data.readers import Answer, Caption, Fields, Ocr
+from paligemma_jax.data.record import Record
+from paligemma_jax.data.sources import RowSource
 from paligemma_jax.errors import DatasetError
 
 PICTURE = np.zeros((2, 2, 3), np.uint8)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data import Caption, Detect, Fields, TfdsSource, YXYXFractions, open_source
+from paligemma_jax.data.readers import Caption, Detect, Fields, YXYXFractions
+from paligemma_jax.data.sources import TfdsSource, open_source
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.processing.image_source import load_image
+from paligemma_jax.processing.image import load_image
 
 
 def png(value: int) -> bytes:

@@ -8,24 +8,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data import (
+from paligemma_jax.data.record import Record
+from paligemma_jax.data.transforms import (
+    MITCHELL,
+    Area,
     AskForSome,
+    Cubic,
     EachAnswerInTurn,
     InceptionCrop,
+    Kernel,
+    Lanczos,
     LowerCase,
     MostFrequentAnswer,
     RandomAnswer,
     RandomCrop,
     RandomJpeg,
     RandomResize,
-    Record,
     ShuffleBoxes,
+    Triangle,
+    resize,
 )
-from paligemma_jax.data.kernels import MITCHELL, Area, Cubic, Kernel, Lanczos, Triangle, resize
 from paligemma_jax.errors import ConfigError, DatasetError
-from paligemma_jax.processing.image import BilinearTruncated
-from paligemma_jax.processing.image_source import load_image
-from paligemma_jax.processing.parsing import parse_answer
+from paligemma_jax.processing.image import BilinearTruncated, load_image
+from paligemma_jax.processing.location_tokens import parse_answer
 from tests.data.conftest import CAT, DOG
 
 CODES = "".join(f"<seg{i:03d}>" for i in range(16))

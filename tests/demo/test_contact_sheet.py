@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from paligemma_jax.demo import contact_sheet
+from checkpoints.training import data as contact_sheet
 
 
 @pytest.mark.parametrize("extra", [[], ["--pairs"], ["--no-boxes"]])

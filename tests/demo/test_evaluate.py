@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from paligemma_jax.demo.confidence import calibration_error, constant, reliability, roc_area
-from paligemma_jax.demo.evaluate_boxes import Found
-from paligemma_jax.processing.confidence import (
-    ObjectEvidence,
-    WeighedAnswer,
-    location_geometric,
+from checkpoints.training.box_scores import (
+    Found,
+    calibration_error,
+    constant,
+    reliability,
+    roc_area,
 )
-from paligemma_jax.processing.parsing import Box, ParsedAnswer
+from paligemma_jax.processing.box_scores import ObjectEvidence, WeighedAnswer, location_geometric
+from paligemma_jax.processing.location_tokens import Box, ParsedAnswer
 
 LEFT, RIGHT = Box("circle", 0, 0, 0.5, 0.5), Box("circle", 0.5, 0.5, 1, 1)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from paligemma_jax.demo.language import GRAMMARS, LANGUAGES, caption, describe
 from paligemma_jax.demo.scene import COLOURS, KINDS, Scene, Shape, Text
+from paligemma_jax.demo.tasks import GRAMMARS, LANGUAGES, caption, describe
 
 
 def shape(name: str, x: float) -> Shape:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from paligemma_jax.demo.location import demo_checkpoint
+from paligemma_jax.demo.tasks import demo_checkpoint
 from paligemma_jax.errors import CheckpointError
 
 

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.demo.fonts import FONTS, ink_mask
 from paligemma_jax.demo.render import render
-from paligemma_jax.demo.scene import COLOURS, KINDS, Scene, Shape
-from paligemma_jax.demo.splits import held_out_scenes
+from paligemma_jax.demo.scene import COLOURS, FONTS, KINDS, Scene, Shape, held_out_scenes, ink_mask
 
 
 def without(scene: Scene, shape: Shape) -> Scene:

@@ -5,18 +5,22 @@ import itertools
 import numpy as np
 import pytest
 
-from paligemma_jax.demo.geometry import apart
 from paligemma_jax.demo.scene import (
     CENTRE_GAP,
     COLOURS,
     GAP,
+    HELD_OUT,
     KINDS,
+    PAIRS,
+    TRAINING,
+    WORDS,
     Scene,
+    apart,
+    held_out_scenes,
     sample_pair,
     sample_scene,
+    split_rng,
 )
-from paligemma_jax.demo.splits import HELD_OUT, PAIRS, TRAINING, held_out_scenes, split_rng
-from paligemma_jax.demo.words import WORDS
 
 COUNT = 1500
 

@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from paligemma_jax.demo.codec_data import codec_crop
-from paligemma_jax.demo.geometry import box_around, extent
-from paligemma_jax.demo.mask_codes import MaskCodes
-from paligemma_jax.demo.scene import Scene, Shape, Text, sample_scene
-from paligemma_jax.demo.splits import TRAINING, split_rng
+from paligemma_jax.demo.scene import (
+    TRAINING,
+    Scene,
+    Shape,
+    Text,
+    box_around,
+    extent,
+    sample_scene,
+    split_rng,
+)
 from paligemma_jax.demo.tasks import (
     SAMPLERS,
     Example,
     Label,
+    MaskCodes,
+    codec_crop,
     count_answer,
     detect_answer,
     examples,
@@ -30,7 +37,7 @@ from paligemma_jax.demo.tasks import (
     segment_answer,
 )
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
-from paligemma_jax.processing.mask_codec import MaskCodec
+from paligemma_jax.processing.masks import MaskCodec
 
 
 def shape(name: str, y: float, x: float, side: float = 0.2) -> Shape:

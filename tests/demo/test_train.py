@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from paligemma_jax.demo.export import export
-from paligemma_jax.demo.mask_codes import build_mask_codes
-from paligemma_jax.demo.recipe import Recipe
-from paligemma_jax.demo.run_state import initial_state, restore_state
-from paligemma_jax.demo.train import train
+from checkpoints.training.export import export
+from checkpoints.training.train import Recipe, initial_state, restore_state, train
+from paligemma_jax.demo.tasks import build_mask_codes
+from paligemma_jax.loading import from_pretrained
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
-from paligemma_jax.pretrained import from_pretrained
-from paligemma_jax.processing.mask_codec import MaskCodec
+from paligemma_jax.processing.masks import MaskCodec
 from paligemma_jax.weights.mask_vae import mask_vae_bytes
 
 RECIPE = Path(__file__).parents[2] / "configs" / "demo.py"
@@ -67,7 +65,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     whole, codes, tmp_path, monkeypatch
 ):
     # Killed after step 4, one after the state was written.
-    import paligemma_jax.demo.train as module
+    import checkpoints.training.train as module
 
     real = module.train_step
     calls = []

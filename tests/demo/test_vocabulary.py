@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from paligemma_jax.demo.scene import sample_scene
-from paligemma_jax.demo.splits import HELD_OUT, split_rng
+from checkpoints.training.data import build_tokenizer
+from paligemma_jax.demo.scene import HELD_OUT, WORDS, sample_scene, split_rng
 from paligemma_jax.demo.tasks import examples, same_answer
-from paligemma_jax.demo.vocabulary import build_tokenizer
-from paligemma_jax.demo.words import WORDS
 
 COMMITTED = Path(__file__).parents[2] / "checkpoints" / "demo" / "tokenizer.model"
 

@@ -22,14 +22,14 @@ def load(source: str) -> None:
     """Loads a checkpoint in bfloat16 and nothing else."""
     import jax
 
-    from paligemma_jax.pretrained import from_pretrained
+    from paligemma_jax.loading import from_pretrained
 
     jax.block_until_ready(jax.tree.leaves(from_pretrained(source, dtype="bfloat16").model))
 
 
 def ours(source: str, target: str) -> None:
     """Teacher-forced logits in float32 by this library."""
-    from paligemma_jax.pretrained import load_model
+    from paligemma_jax.loading import load_model
 
     model = load_model(source, dtype="float32")
     images, tokens = inputs(model.config.img.image_size, model.config.llm.vocab_size)

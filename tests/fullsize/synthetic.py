@@ -9,15 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from paligemma_jax.benchmark.hub_files import hub_config as hub_config
-from paligemma_jax.benchmark.hub_files import make_tokenizer as make_tokenizer
-from paligemma_jax.benchmark.hub_writer import write_hugging_face as write_hugging_face
-from paligemma_jax.benchmark.random_tensors import RandomTensors
+from paligemma_jax.benchmark.huggingface import RandomTensors
+from paligemma_jax.benchmark.huggingface import hub_config as hub_config
+from paligemma_jax.benchmark.huggingface import make_tokenizer as make_tokenizer
+from paligemma_jax.benchmark.huggingface import write_hugging_face as write_hugging_face
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.weights.arrays import FLOATS, aligned_empty, as_bytes, copy_into
 from paligemma_jax.weights.big_vision import big_vision_name
-from paligemma_jax.weights.hf_names import EMBEDDING, part_shape
-from paligemma_jax.weights.tree import expected_shapes
+from paligemma_jax.weights.huggingface import EMBEDDING, part_shape
+from paligemma_jax.weights.tensors import (
+    FLOATS,
+    aligned_empty,
+    as_bytes,
+    copy_into,
+    expected_shapes,
+)
 
 
 def write_big_vision(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from paligemma_jax.benchmark.synthetic import write_checkpoint
+from paligemma_jax.benchmark.huggingface import write_checkpoint
 from paligemma_jax.config import VARIANTS
 from tests.fullsize.directions import convert_all
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma_jax.generation.constraint import Constraint
-from paligemma_jax.generation.loop import decode, prefill
+from paligemma_jax.generation.constraints import Constraint
+from paligemma_jax.generation.decode import decode, prefill
 from paligemma_jax.generation.sampling import Greedy, Sampler
-from paligemma_jax.models.cache import KVCache
+from paligemma_jax.models.kv_cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 
 CAPACITY = 8
 NO_EOS = -1

@@ -26,12 +26,14 @@ import numpy as np
 
 import paligemma_jax as pg
 from paligemma_jax.demo.render import render
-from paligemma_jax.demo.scene import KINDS
-from paligemma_jax.demo.splits import held_out_scenes
-from paligemma_jax.generation.generate import generate
-from paligemma_jax.generation.grammar import detection_grammar, segmentation_grammar
-from paligemma_jax.generation.lookup import generate_by_lookup
-from paligemma_jax.generation.lookup_objects import object_kinds, object_reference
+from paligemma_jax.demo.scene import KINDS, held_out_scenes
+from paligemma_jax.generation.decode import generate
+from paligemma_jax.generation.detection_grammar import detection_grammar, segmentation_grammar
+from paligemma_jax.generation.prompt_lookup import (
+    generate_by_lookup,
+    object_kinds,
+    object_reference,
+)
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing import prompts
 

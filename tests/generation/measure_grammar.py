@@ -17,11 +17,10 @@ import numpy as np
 
 import paligemma_jax as pg
 from paligemma_jax.config import GemmaConfig
-from paligemma_jax.generation import BoxEvidence, detection_grammar
 from paligemma_jax.generation.added_cost import added_cost
-from paligemma_jax.generation.grammar import ObjectGrammar
-from paligemma_jax.models.abstract import abstract_params, from_params
-from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.generation.decode import BoxEvidence
+from paligemma_jax.generation.detection_grammar import ObjectGrammar, detection_grammar
+from paligemma_jax.models.paligemma import PaliGemma, abstract_params, from_params
 from tests.generation.speaking import tokenizer
 from tests.tiny import tiny_config
 

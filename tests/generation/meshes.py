@@ -13,7 +13,7 @@ import numpy as np
 
 import paligemma_jax as pg
 from paligemma_jax.models import sharding
-from paligemma_jax.models.mesh import Axes, make_mesh
+from paligemma_jax.models.sharding import Axes, make_mesh
 
 QUESTIONS = ["answer en what?", "caption en", "count cats", "ocr"]
 

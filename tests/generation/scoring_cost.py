@@ -23,10 +23,8 @@ import numpy as np
 import paligemma_jax as pg
 from paligemma_jax.config import VARIANTS, SigLIPConfig
 from paligemma_jax.generation.scoring import score_tokens
-from paligemma_jax.models.abstract import abstract_params, from_params
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
-from paligemma_jax.processing.buckets import bucket
+from paligemma_jax.models.paligemma import PaliGemma, abstract_params, from_params
+from paligemma_jax.processing.processor import Batch, bucket
 
 EOS = 1
 CANDIDATES = 16

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma_jax.generation.constraint import Constraint
+from paligemma_jax.generation.constraints import Constraint
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from paligemma_jax.processing.tokenizer import Tokenizer
 from tests.tiny import GEMMA, prompts, random_model, tiny_config
 

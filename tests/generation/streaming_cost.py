@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import paligemma_jax as pg
-from paligemma_jax.generation.generate import generate
+from paligemma_jax.generation.decode import generate
 from paligemma_jax.generation.streaming import stream_rows
 
 DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError, InvalidPromptError
-from paligemma_jax.generation import (
+from paligemma_jax.generation.constraints import (
     TokenMask,
     allow_tokens,
     allowed_answers,
     forbid_tokens,
-    generate,
 )
+from paligemma_jax.generation.decode import generate
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.generation.answering import CAPACITY, answer, rows_of
 from tests.generation.speaking import EOS, babbler, questions, speak, tokenizer

@@ -5,10 +5,9 @@ from PIL import Image
 
 from paligemma_jax import from_pretrained
 from paligemma_jax.demo.render import render
-from paligemma_jax.demo.scene import Shape
-from paligemma_jax.demo.splits import held_out_scenes
+from paligemma_jax.demo.scene import Shape, held_out_scenes
 from paligemma_jax.demo.tasks import FULL_LABELS, detect_answer
-from paligemma_jax.generation.attention_to_image import attention_to_image
+from paligemma_jax.generation.attention_maps import attention_to_image
 
 SCENES = 16
 

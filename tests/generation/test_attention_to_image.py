@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
-from paligemma_jax.generation.attention_to_image import attention_to_image
-from paligemma_jax.models.attention_summary import AttentionRollout, EveryHead, MeanAttention
+from paligemma_jax.generation.attention_maps import attention_to_image
+from paligemma_jax.models.attention_maps import AttentionRollout, EveryHead, MeanAttention
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from tests.tiny import VOCAB, prompts
 
 ANSWERS = [[7, 8, 9], [], [11]]

@@ -10,16 +10,21 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation import beam_loop
-from paligemma_jax.generation.allowed import allow_tokens, allowed_answers, forbid_tokens
-from paligemma_jax.generation.beam import BeamAnswer, _check, beam_search
-from paligemma_jax.generation.beam_loop import BeamPlan
-from paligemma_jax.generation.ending import EndWhenRanked
-from paligemma_jax.generation.generate import generate
-from paligemma_jax.generation.prefix import read_prefix
+from paligemma_jax.generation.beam_search import (
+    BeamAnswer,
+    BeamPlan,
+    EndWhenRanked,
+    _check,
+    beam_search,
+)
+from paligemma_jax.generation.beam_search import (
+    search as search_program,
+)
+from paligemma_jax.generation.constraints import allow_tokens, allowed_answers, forbid_tokens
+from paligemma_jax.generation.decode import generate, read_prefix
 from paligemma_jax.generation.scoring import score_tokens
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from tests.generation.answering import rows_of
 from tests.generation.speaking import babbler, questions, tokenizer
 from tests.goldens import assert_close
@@ -188,7 +193,7 @@ def test_impossible_requests(tiny_model: PaliGemma, batch: Batch):
 
 def test_different_prompts_compile_once(tiny_model: PaliGemma):
     def programs() -> int:
-        return getattr(beam_loop.search, "_cache_size")()  # noqa: B009
+        return getattr(search_program, "_cache_size")()  # noqa: B009
 
     before = programs()
     for seed in range(4):
@@ -206,7 +211,7 @@ def test_no_keys_or_values_are_copied(tiny_model: PaliGemma, batch: Batch):
 
     def run(arrays: list[jax.Array]) -> list[jax.Array]:
         return jax.tree.leaves(
-            beam_loop.search(tiny_model, plan, shape.unflatten(arrays), logits, rows, room)
+            search_program(tiny_model, plan, shape.unflatten(arrays), logits, rows, room)
         )
 
     memory = jax.jit(run, donate_argnums=0).lower(arrays).compile().memory_analysis()

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.generation.beam_loop import BeamPlan, search
-from paligemma_jax.generation.loop import prefill
+from paligemma_jax.generation.beam_search import BeamPlan, search
+from paligemma_jax.generation.decode import prefill
 from tests.goldens import BIG_VISION, EOS, big_vision, optimized, prompt
 
 BEAMS, LIMIT = 4, 8

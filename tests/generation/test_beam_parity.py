@@ -6,19 +6,18 @@ Needs torch and transformers: pytest -m parity
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from paligemma_jax.generation.beam_search import EndWhenRanked, beam_search
+from paligemma_jax.processing.processor import Batch
+from tests.goldens import assert_close, hugging_face
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import jax.numpy as jnp  # noqa: E402
-
-from paligemma_jax.generation.beam import beam_search  # noqa: E402
-from paligemma_jax.generation.ending import EndWhenRanked  # noqa: E402
-from paligemma_jax.processing.batch import Batch  # noqa: E402
-from tests.goldens import assert_close, hugging_face  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface"
 ROWS, PREFIX, LIMIT = 6, 6, 6

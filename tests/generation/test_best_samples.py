@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation import best_samples
-from paligemma_jax.generation.allowed import forbid_tokens
-from paligemma_jax.generation.best_samples import best_of, sample_seeds
-from paligemma_jax.generation.generate import generate
-from paligemma_jax.generation.prefix import read_prefix
+from paligemma_jax.generation import decode as best_samples
+from paligemma_jax.generation.constraints import forbid_tokens
+from paligemma_jax.generation.decode import best_of, generate, read_prefix, sample_seeds
 from paligemma_jax.generation.sampling import Greedy, Temperature
-from paligemma_jax.generation.stopping import StopStrings
+from paligemma_jax.generation.stop_strings import StopStrings
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from tests.generation.answering import NO_EOS, rows_of
 from tests.generation.speaking import babbler, questions, tokenizer
 from tests.tiny import VOCAB, prompts

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import InvalidPromptError
-from paligemma_jax.generation.classifying import PerToken, WholeAnswer, classify
-from paligemma_jax.generation.scoring import ScoredAnswer
+from paligemma_jax.generation.scoring import PerToken, ScoredAnswer, WholeAnswer, classify
 
 
 def answer(text: str, *probabilities: float) -> ScoredAnswer:

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation import loop
-from paligemma_jax.generation.allowed import allow_tokens, allowed_answers, forbid_tokens
-from paligemma_jax.generation.combining import AllOf, MinNewTokens
-from paligemma_jax.generation.constraint import Constraint
-from paligemma_jax.generation.generate import GeneratedTokens, generate
+from paligemma_jax.generation import decode as loop
+from paligemma_jax.generation.constraints import (
+    AllOf,
+    Constraint,
+    MinNewTokens,
+    allow_tokens,
+    allowed_answers,
+    forbid_tokens,
+)
+from paligemma_jax.generation.decode import GeneratedTokens, generate
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from tests.generation.answering import NO_EOS
 from tests.generation.speaking import EOS, babbler, questions, speak, tokenizer
 from tests.tiny import VOCAB, prompts

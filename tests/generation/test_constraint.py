@@ -9,19 +9,15 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation import (
-    Constraint,
-    GeneratedTokens,
-    Temperature,
-    allowed_answers,
+from paligemma_jax.generation import decode as loop
+from paligemma_jax.generation.constraints import Constraint, allowed_answers, forbid_tokens
+from paligemma_jax.generation.decode import GeneratedTokens, generate
+from paligemma_jax.generation.detection_grammar import (
+    ObjectGrammar,
     detection_grammar,
-    forbid_tokens,
-    generate,
-    loop,
     segmentation_grammar,
 )
-from paligemma_jax.generation.grammar import ObjectGrammar
-from paligemma_jax.generation.sampling import Greedy
+from paligemma_jax.generation.sampling import Greedy, Temperature
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.generation.answering import CAPACITY, NO_EOS, answer, rows_of
 from tests.generation.speaking import babbler, questions, tokenizer

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
+from paligemma_jax.generation.decode import generate, read_prefix
 from paligemma_jax.generation.devices import by_rows, on_devices
-from paligemma_jax.generation.generate import generate
-from paligemma_jax.generation.prefix import read_prefix
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.tiny import prompts
 

@@ -10,20 +10,18 @@ import pytest
 
 import paligemma_jax as pg
 from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
-from paligemma_jax.generation import encoded as encoding
-from paligemma_jax.generation.classifying import classify
-from paligemma_jax.generation.encoded import (
+from paligemma_jax.generation import image_embeddings as encoding
+from paligemma_jax.generation.decode import generate, prefill_encoded, read_prefix
+from paligemma_jax.generation.image_embeddings import (
     EncodedImages,
     encode,
     group_by_picture_count,
     prepare,
     stack,
 )
-from paligemma_jax.generation.generate import generate
-from paligemma_jax.generation.prefix import prefill_encoded, read_prefix
-from paligemma_jax.generation.scoring import score
-from paligemma_jax.processing import ImagePreprocessing
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.generation.scoring import classify, score
+from paligemma_jax.processing.image import ImagePreprocessing
+from paligemma_jax.processing.processor import Batch
 from tests.goldens import (
     assert_close,
     assert_close_end_to_end,

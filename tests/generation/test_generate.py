@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation import loop
-from paligemma_jax.generation.generate import GeneratedTokens, generate
+from paligemma_jax.generation import decode as loop
+from paligemma_jax.generation.decode import GeneratedTokens, generate
 from paligemma_jax.generation.sampling import Temperature
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from tests.generation.answering import NO_EOS, answer, rows_of
 from tests.tiny import prompts
 

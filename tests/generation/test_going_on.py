@@ -6,13 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paligemma_jax.generation.encoded import encode, prepare
-from paligemma_jax.generation.generate import generate
-from paligemma_jax.generation.prefix import read_prefix
+from paligemma_jax.generation.decode import generate, read_prefix
+from paligemma_jax.generation.image_embeddings import encode, prepare
 from paligemma_jax.generation.sampling import Temperature
-from paligemma_jax.processing.batch import Batch
 from paligemma_jax.processing.image import ImagePreprocessing
-from paligemma_jax.processing.processor import Processor
+from paligemma_jax.processing.processor import Batch, Processor
 from tests.generation.answering import NO_EOS
 from tests.generation.speaking import babbler, tokenizer
 from tests.tiny import SIGLIP

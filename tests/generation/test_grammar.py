@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma_jax.errors import ConfigError, InvalidPromptError
-from paligemma_jax.generation import Temperature, detection_grammar, generate, segmentation_grammar
-from paligemma_jax.processing.sentencepiece_proto import append_user_pieces
-from paligemma_jax.processing.tokenizer import Tokenizer
+from paligemma_jax.generation.decode import generate
+from paligemma_jax.generation.detection_grammar import detection_grammar, segmentation_grammar
+from paligemma_jax.generation.sampling import Temperature
+from paligemma_jax.processing.tokenizer import Tokenizer, append_user_pieces
 from tests.generation.speaking import EOS, babbler, questions, speak, tokenizer
 
 LABELS = ["circle", "red circle", "red", "blue square, with a hole", "Ünïcode"]

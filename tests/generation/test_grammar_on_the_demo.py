@@ -4,9 +4,10 @@ import numpy as np
 
 import paligemma_jax as pg
 from paligemma_jax.demo.render import render
-from paligemma_jax.demo.splits import held_out_scenes
+from paligemma_jax.demo.scene import held_out_scenes
 from paligemma_jax.demo.tasks import sample_detect
-from paligemma_jax.generation import GeneratedTokens, detection_grammar, generate
+from paligemma_jax.generation.decode import GeneratedTokens, generate
+from paligemma_jax.generation.detection_grammar import detection_grammar
 from tests.generation.test_grammar import assert_well_formed
 
 ROWS = 8

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.generation.loop import decode, prefill
+from paligemma_jax.generation.decode import decode, prefill
 from paligemma_jax.generation.sampling import Greedy
-from paligemma_jax.models.cache import KVCache
+from paligemma_jax.models.kv_cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.goldens import (
     BIG_VISION,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma_jax.generation.generate import GeneratedTokens, generate
+from paligemma_jax.generation.decode import GeneratedTokens, generate
 from paligemma_jax.generation.sampling import (
     Chain,
     Greedy,
@@ -18,7 +18,7 @@ from paligemma_jax.generation.sampling import (
     TopK,
 )
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from tests.generation.answering import rows_of
 from tests.tiny import prompts
 

@@ -10,15 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation import lookup_loop
-from paligemma_jax.generation.allowed import allowed_answers
-from paligemma_jax.generation.generate import GeneratedTokens, generate
-from paligemma_jax.generation.grammar import detection_grammar
-from paligemma_jax.generation.lookup import LookedUpTokens, generate_by_lookup
-from paligemma_jax.generation.lookup_objects import object_kinds, object_reference
-from paligemma_jax.generation.observer import BoxEvidence
+from paligemma_jax.generation import prompt_lookup as lookup_loop
+from paligemma_jax.generation.constraints import allowed_answers
+from paligemma_jax.generation.decode import BoxEvidence, GeneratedTokens, generate
+from paligemma_jax.generation.detection_grammar import detection_grammar
+from paligemma_jax.generation.prompt_lookup import (
+    LookedUpTokens,
+    generate_by_lookup,
+    object_kinds,
+    object_reference,
+)
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from tests.generation.answering import NO_EOS, rows_of
 from tests.generation.speaking import babbler, questions, tokenizer
 from tests.goldens import assert_close

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.generation.loop import decode, prefill
+from paligemma_jax.generation.decode import decode, prefill
 from paligemma_jax.generation.sampling import Greedy, Temperature
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from tests.generation.answering import CAPACITY, answer, rows_of
 from tests.goldens import assert_close
 from tests.tiny import SIGLIP, prompts

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma_jax.generation.ngram import NO_GUESS, alike, guess
+from paligemma_jax.generation.prompt_lookup import NO_GUESS, alike, guess
 
 WIDTH, GUESSES, LONGEST = 12, 5, 3
 KINDS = ((4, 6),)

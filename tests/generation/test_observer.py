@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation import BoxEvidence, Observer, detection_grammar, generate
+from paligemma_jax.generation.decode import BoxEvidence, Observer, generate
+from paligemma_jax.generation.detection_grammar import detection_grammar
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.generation.speaking import babbler, questions, tokenizer
 from tests.tiny import prompts

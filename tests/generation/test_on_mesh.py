@@ -14,10 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 import paligemma_jax as pg
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.devices import by_rows
-from paligemma_jax.models import backend
-from paligemma_jax.models.mesh import Axes, local_mesh, make_mesh
-from paligemma_jax.models.sharding import shard_model
-from paligemma_jax.models.unrolled import unroll
+from paligemma_jax.models import layers as backend
+from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.sharding import Axes, local_mesh, make_mesh, shard_model
 from tests.generation.meshes import answers, compare, split_everything
 from tests.training.runs import write_tiny_store
 

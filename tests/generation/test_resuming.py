@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.generation import loop
-from paligemma_jax.generation.allowed import forbid_tokens
-from paligemma_jax.generation.constraint import Constraint
-from paligemma_jax.generation.loop import (
+from paligemma_jax.generation import decode as loop
+from paligemma_jax.generation.constraints import Constraint, forbid_tokens
+from paligemma_jax.generation.decode import (
     DecodePlan,
     DecodeState,
     continue_decoding,
@@ -17,7 +16,7 @@ from paligemma_jax.generation.loop import (
 )
 from paligemma_jax.generation.sampling import Greedy, Sampler, Temperature
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from tests.generation.answering import CAPACITY, NO_EOS, answer
 from tests.tiny import SIGLIP, VOCAB, prompts
 

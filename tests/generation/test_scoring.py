@@ -12,13 +12,11 @@ import pytest
 
 from paligemma_jax.config import GemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation import packing
-from paligemma_jax.generation.generate import generate
-from paligemma_jax.generation.loop import prefill
-from paligemma_jax.generation.prefix import read_prefix
+from paligemma_jax.generation import scoring as packing
+from paligemma_jax.generation.decode import generate, prefill, read_prefix
 from paligemma_jax.generation.scoring import branch_logprobs, score_tokens
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.batch import Batch
+from paligemma_jax.processing.processor import Batch
 from tests.generation.answering import rows_of
 from tests.goldens import assert_close, assert_close_end_to_end, big_vision, optimized, prompt
 from tests.tiny import EOS, GEMMA, GEMMA2, prompts, random_model, random_tokens, tiny_config

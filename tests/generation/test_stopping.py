@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma_jax.errors import InvalidPromptError
-from paligemma_jax.generation import answers, loop
-from paligemma_jax.generation.answers import CHUNK, GeneratedTokens
-from paligemma_jax.generation.generate import generate
+from paligemma_jax.generation import decode as answers
+from paligemma_jax.generation import decode as loop
+from paligemma_jax.generation.decode import CHUNK, GeneratedTokens, generate
 from paligemma_jax.generation.sampling import Temperature
-from paligemma_jax.generation.stopping import Stop, StopStrings
+from paligemma_jax.generation.stop_strings import Stop, StopStrings
 from tests.generation.answering import NO_EOS
 from tests.generation.speaking import EOS, babbler, questions, tokenizer
 

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation import streaming
-from paligemma_jax.generation.allowed import allowed_answers
-from paligemma_jax.generation.answers import GeneratedTokens
-from paligemma_jax.generation.generate import generate
-from paligemma_jax.generation.loop import DecodeState, continue_decoding
+from paligemma_jax.generation.constraints import allowed_answers
+from paligemma_jax.generation.decode import (
+    DecodeState,
+    GeneratedTokens,
+    continue_decoding,
+    generate,
+)
 from paligemma_jax.generation.sampling import Temperature
-from paligemma_jax.generation.stopping import StopStrings
+from paligemma_jax.generation.stop_strings import StopStrings, TextSoFar
 from paligemma_jax.generation.streaming import stream, stream_rows
-from paligemma_jax.generation.text_so_far import TextSoFar
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.generation.answering import rows_of
 from tests.generation.speaking import EOS, babbler, questions, tokenizer

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from paligemma_jax.hub import huggingface, transfer
+from paligemma_jax.hub import download as huggingface
+from paligemma_jax.hub import download as transfer
 from tests.hub.server import FakeHub
 
 

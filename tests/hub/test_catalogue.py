@@ -7,10 +7,16 @@ import pytest
 
 from paligemma_jax.config import VARIANTS
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.hub.catalogue import CATALOGUE, find_published
-from paligemma_jax.hub.needed import choose_npz, needed_files, npz_names
-from paligemma_jax.hub.sources import HuggingFace, Kaggle, Web, find_source
-from paligemma_jax.resolve import find_checkpoint, near_names, published_name
+from paligemma_jax.hub.catalogue import (
+    CATALOGUE,
+    HuggingFace,
+    Kaggle,
+    Web,
+    find_published,
+    find_source,
+)
+from paligemma_jax.hub.download import choose_npz, needed_files, npz_names
+from paligemma_jax.loading import find_checkpoint, near_names, published_name
 
 BASE = "google/paligemma-3b-pt-224"
 

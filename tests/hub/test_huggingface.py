@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from paligemma_jax.demo.location import demo_checkpoint
+from paligemma_jax.demo.tasks import demo_checkpoint
 from paligemma_jax.errors import CheckpointError, MissingExtraError
-from paligemma_jax.hub import huggingface
-from paligemma_jax.hub.sources import HuggingFace
-from paligemma_jax.resolve import find_checkpoint
+from paligemma_jax.hub import download as huggingface
+from paligemma_jax.hub.catalogue import HuggingFace
+from paligemma_jax.loading import find_checkpoint
 from paligemma_jax.weights.checkpoint import open_checkpoint
 from tests.hub.server import COMMIT, Cut, FakeHub, Fault, Flipped, Status
 from tests.hub.together import fetch_at_once
@@ -71,7 +71,7 @@ def test_only_what_is_needed_once_then_without_the_hub(hub: FakeHub, monkeypatch
 def test_cache_is_that_of_the_client(hub: FakeHub):
     import huggingface_hub
 
-    path = huggingface.fetch(SOURCE)
+    path = huggingface.huggingface_fetch(SOURCE)
     cache = path.parents[2]
     found = huggingface_hub.try_to_load_from_cache(NAME, "model.safetensors", cache_dir=cache)
     assert found == str(path / "model.safetensors")
@@ -88,14 +88,14 @@ def test_what_the_client_downloaded_is_used(hub: FakeHub, caches: Path):
     shutil.copytree(GOLDEN, snapshot)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(COMMIT)
-    assert huggingface.cached(SOURCE) is None  # no tokenizer yet
+    assert huggingface.huggingface_cached(SOURCE) is None  # no tokenizer yet
     (snapshot / "tokenizer.model").write_bytes(b"tokenizer")
-    assert huggingface.fetch(SOURCE) == snapshot and not hub.requests
+    assert huggingface.huggingface_fetch(SOURCE) == snapshot and not hub.requests
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
-    assert huggingface.cached(SOURCE) is None
+    assert huggingface.huggingface_cached(SOURCE) is None
     (snapshot / "b.safetensors").touch()
-    assert huggingface.cached(SOURCE) == snapshot
+    assert huggingface.huggingface_cached(SOURCE) == snapshot
 
 
 @needs_client
@@ -111,7 +111,7 @@ def test_what_the_client_downloaded_is_used(hub: FakeHub, caches: Path):
 def test_faults_that_pass(hub: FakeHub, waits: list[float], place: str, faults: list[Fault]):
     path = {"info": INFO, "resolve": WEIGHTS, "cdn": cdn(hub)}[place]
     hub.faults[path] = list(faults)
-    assert read(huggingface.fetch(SOURCE)) == {name: FILES[name] for name in NEEDED}
+    assert read(huggingface.huggingface_fetch(SOURCE)) == {name: FILES[name] for name in NEEDED}
     assert not hub.faults[path]
     if place != "cdn":
         assert waits[0] == 3.0
@@ -121,11 +121,11 @@ def test_faults_that_pass(hub: FakeHub, waits: list[float], place: str, faults: 
 def test_goes_on_after_a_failure(hub: FakeHub):
     hub.faults[cdn(hub)] = [Cut(100_000), *[Cut(0)] * 20]
     with pytest.raises(CheckpointError, match="What has arrived is kept"):
-        huggingface.fetch(SOURCE)
-    assert huggingface.cached(SOURCE) is None
+        huggingface.huggingface_fetch(SOURCE)
+    assert huggingface.huggingface_cached(SOURCE) is None
     hub.faults.clear()
     hub.requests.clear()
-    huggingface.fetch(SOURCE)
+    huggingface.huggingface_fetch(SOURCE)
     (request,) = hub.asked(cdn(hub))
     assert request.headers["range"] == "bytes=100000-"
     assert len(hub.requests) == 3  # the list, and one file with its redirect
@@ -135,8 +135,8 @@ def test_goes_on_after_a_failure(hub: FakeHub):
 def test_wrong_checksum_leaves_nothing(hub: FakeHub, caches: Path):
     hub.faults[cdn(hub)] = [Flipped(), Flipped()]
     with pytest.raises(CheckpointError, match="model.safetensors of .* was damaged"):
-        huggingface.fetch(SOURCE)
-    assert huggingface.cached(SOURCE) is None
+        huggingface.huggingface_fetch(SOURCE)
+    assert huggingface.huggingface_cached(SOURCE) is None
     blobs = caches / "huggingface" / "hub" / "models--google--paligemma-3b-pt-224" / "blobs"
     assert not list(blobs.glob("*.partial")) and len(list(blobs.iterdir())) == 3
 
@@ -145,7 +145,7 @@ def test_wrong_checksum_leaves_nothing(hub: FakeHub, caches: Path):
 def test_gated(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
     hub.token = "hf_right"
     with pytest.raises(CheckpointError) as e:
-        huggingface.fetch(SOURCE)
+        huggingface.huggingface_fetch(SOURCE)
     page = f"{hub.url}/{NAME}"
     for words in (
         "no account was named",
@@ -157,9 +157,9 @@ def test_gated(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
         assert words in str(e.value)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(CheckpointError, match="may not read it.*Open .* with that account"):
-        huggingface.fetch(SOURCE)
+        huggingface.huggingface_fetch(SOURCE)
     monkeypatch.setenv("HF_TOKEN", " hf_right\n")
-    huggingface.fetch(SOURCE)
+    huggingface.huggingface_fetch(SOURCE)
     (request,) = hub.asked(cdn(hub))
     assert "authorization" not in request.headers  # of another host
 
@@ -168,24 +168,24 @@ def test_gated(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
 def test_listing_that_is_gated_too(hub: FakeHub):
     hub.faults[INFO] = [Status(401, {"X-Error-Code": "GatedRepo"})]
     with pytest.raises(CheckpointError, match="is gated, and no account"):
-        huggingface.fetch(SOURCE)
+        huggingface.huggingface_fetch(SOURCE)
 
 
 @needs_client
 def test_revisions(hub: FakeHub):
     other = "f" * 40
     hub.add_repository(NAME, FILES | {"tokenizer.model": b"other"}, "bfloat16", other)
-    main = huggingface.fetch(SOURCE)
+    main = huggingface.huggingface_fetch(SOURCE)
     half = find_checkpoint(NAME, revision="bfloat16")
     assert (main.name, half.name) == (COMMIT, other)
     assert len(hub.asked(cdn(hub))) == 1  # of the same weights there is one copy
     with pytest.raises(CheckpointError, match="no revision v9. main, bfloat16, float16 fit"):
         find_checkpoint(f"{NAME}@v9")
     hub.add_repository(NAME, FILES | {"tokenizer.model": b"newer"}, commit="e" * 40)
-    assert huggingface.fetch(SOURCE) == main  # nothing is asked
-    newer = huggingface.fetch(SOURCE, refresh=True)
+    assert huggingface.huggingface_fetch(SOURCE) == main  # nothing is asked
+    newer = huggingface.huggingface_fetch(SOURCE, refresh=True)
     assert newer.name == "e" * 40 and read(newer)["tokenizer.model"] == b"newer"
-    assert huggingface.fetch(SOURCE) == newer
+    assert huggingface.huggingface_fetch(SOURCE) == newer
 
 
 @needs_client
@@ -218,14 +218,14 @@ def test_not_there(hub: FakeHub):
         find_checkpoint("someone/nothing")
     hub.close()
     with pytest.raises(CheckpointError, match="cannot be downloaded from 127.0.0.1"):
-        huggingface.fetch(SOURCE)
+        huggingface.huggingface_fetch(SOURCE)
 
 
 @needs_client
 def test_file_names_that_lead_outside(hub: FakeHub):
     hub.add_repository(NAME, {"MANIFEST.json": b"{}", "../../evil": b"x"})
     with pytest.raises(CheckpointError, match="outside of its directory"):
-        huggingface.fetch(SOURCE)
+        huggingface.huggingface_fetch(SOURCE)
 
 
 @needs_client
@@ -233,7 +233,7 @@ def test_file_names_that_lead_outside(hub: FakeHub):
 def test_commits_that_are_none(hub: FakeHub, commit: str):
     hub.add_repository(NAME, FILES, commit=commit)
     with pytest.raises(CheckpointError, match="without digests"):
-        huggingface.fetch(SOURCE)
+        huggingface.huggingface_fetch(SOURCE)
 
 
 @needs_client
@@ -241,7 +241,7 @@ def test_too_little_space(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match="HF_HOME"):
-        huggingface.fetch(SOURCE)
+        huggingface.huggingface_fetch(SOURCE)
     assert len(hub.requests) == 1
 
 

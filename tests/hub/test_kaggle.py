@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import CheckpointError, MissingExtraError
-from paligemma_jax.hub import kaggle, web
-from paligemma_jax.hub.sources import Kaggle
-from paligemma_jax.resolve import find_checkpoint
+from paligemma_jax.hub import download as kaggle
+from paligemma_jax.hub import download as web
+from paligemma_jax.hub.catalogue import Kaggle
+from paligemma_jax.loading import find_checkpoint
 from tests.hub.server import Cut, FakeHub, Flipped, Status
 
 HANDLE = "google/paligemma-2/jax/paligemma2-3b-pt-224"
@@ -99,7 +100,7 @@ def test_directory_of_another_framework(hub: FakeHub):
     hub.add_kaggle_model(handle, 1, CONFIG)
     path = find_checkpoint(f"kaggle://{handle}")
     assert {file.name: file.read_bytes() for file in path.iterdir()} == CONFIG
-    assert kaggle.cached(Kaggle(handle)) == path
+    assert kaggle.kaggle_cached(Kaggle(handle)) == path
 
 
 @needs_client
@@ -118,14 +119,14 @@ def test_what_was_not_finished_does_not_count(caches: Path):
     folder = caches / "kagglehub" / "models" / HANDLE / "1"
     folder.mkdir(parents=True)
     (folder / NPZ).write_bytes(b"half")
-    assert kaggle.cached(Kaggle(HANDLE)) is None
+    assert kaggle.kaggle_cached(Kaggle(HANDLE)) is None
     marker = folder.parent / ".complete" / "1" / f"{NPZ}.complete"
     marker.parent.mkdir(parents=True)
     marker.touch()
-    assert kaggle.cached(Kaggle(HANDLE)) == folder / NPZ
-    assert kaggle.cached(Kaggle(HANDLE, 1)) == folder / NPZ
-    assert kaggle.cached(Kaggle(HANDLE, 2)) is None
-    assert kaggle.cached(Kaggle(HANDLE, None, "float32")) is None
+    assert kaggle.kaggle_cached(Kaggle(HANDLE)) == folder / NPZ
+    assert kaggle.kaggle_cached(Kaggle(HANDLE, 1)) == folder / NPZ
+    assert kaggle.kaggle_cached(Kaggle(HANDLE, 2)) is None
+    assert kaggle.kaggle_cached(Kaggle(HANDLE, None, "float32")) is None
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch):

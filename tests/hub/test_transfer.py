@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.hub import transfer
-from paligemma_jax.hub.meter import Meter
-from paligemma_jax.hub.transfer import Damaged, Digest, Refused, Unreachable, download
+from paligemma_jax.hub import download as transfer
+from paligemma_jax.hub.download import Damaged, Digest, Meter, Refused, Unreachable, download
 from tests.hub.server import Cut, FakeHub, Fault, Flipped, Status
 
 CONTENT = bytes(range(256)) * 20_000

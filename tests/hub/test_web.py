@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.hub import sources, web
-from paligemma_jax.hub.sources import Web
-from paligemma_jax.resolve import find_checkpoint
+from paligemma_jax.hub import catalogue as sources
+from paligemma_jax.hub import download as web
+from paligemma_jax.hub.catalogue import Web
+from paligemma_jax.loading import find_checkpoint
 from paligemma_jax.weights.checkpoint import open_checkpoint
 from tests.hub.server import Cut, FakeHub, Flipped, Status
 from tests.hub.together import fetch_at_once

@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
-from paligemma_jax.hub.fetch import fetch
-from paligemma_jax.hub.sources import Source
+from paligemma_jax.hub.catalogue import Source
+from paligemma_jax.hub.download import fetch_fetch
 
 
 def fetch_at_once(source: Source, barrier: Any, results: Any) -> None:
@@ -12,6 +12,6 @@ def fetch_at_once(source: Source, barrier: Any, results: Any) -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     barrier.wait(60)
     try:
-        results.put(str(fetch(source)))
+        results.put(str(fetch_fetch(source)))
     except Exception as e:
         results.put(repr(e))

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.generation.loop import prefill
-from paligemma_jax.models.abstract import to_params
-from paligemma_jax.models.cache import KVCache
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.training.losses import per_example_loss
+from paligemma_jax.generation.decode import prefill
+from paligemma_jax.models.kv_cache import KVCache
+from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
+from paligemma_jax.training.step import per_example_loss
 from paligemma_jax.weights.big_vision import big_vision_name
-from paligemma_jax.weights.tree import flatten
 from tests.goldens import (
     BIG_VISION,
     SAME_ROUNDING,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.models.cache import (
+from paligemma_jax.models.kv_cache import (
     KVCache,
     LayerKeyValues,
     StackedKeyValues,

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.abstract import to_params
-from paligemma_jax.models.calibrated import fit_rows_to_inputs
-from paligemma_jax.models.calibration import Texts, measure_inputs, moment_bytes, weight_paths
-from paligemma_jax.models.integers import Pairs, fit_rows, multiply_groups
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.paths import flatten
+from paligemma_jax.models.gptq import Texts, measure_inputs, moment_bytes, weight_paths
+from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
 from paligemma_jax.models.quantization import calibrate_in_place, calibration_rounds, quantize
-from paligemma_jax.models.recipe import Int4, Mixed
-from paligemma_jax.models.unrolled import unroll
+from paligemma_jax.models.quantization_config import Int4, Mixed
+from paligemma_jax.models.quantized_matrix import (
+    Pairs,
+    fit_rows,
+    fit_rows_to_inputs,
+    multiply_groups,
+)
 from tests.tiny import prompts, random_model
 
 rng = np.random.default_rng(0)

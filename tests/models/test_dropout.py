@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from paligemma_jax.models.attention import attention
-from paligemma_jax.models.dropout import Dropout
+from paligemma_jax.models.layers import Dropout
 from paligemma_jax.models.masks import PrefixMask
 from paligemma_jax.models.paligemma import PaliGemma
 

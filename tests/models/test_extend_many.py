@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from paligemma_jax.config import GemmaConfig
-from paligemma_jax.generation.loop import prefill
-from paligemma_jax.models.cache import KVCache
+from paligemma_jax.generation.decode import prefill
+from paligemma_jax.models.kv_cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma
 from tests.goldens import assert_close
 from tests.tiny import GEMMA, GEMMA2, SIGLIP, prompts, random_model, random_tokens, tiny_config

@@ -12,11 +12,9 @@ from flax.training.train_state import TrainState
 
 import paligemma_jax as pg
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.abstract import abstract_params
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.paths import flatten, nest
+from paligemma_jax.models.inference_layout import abstract_unrolled
+from paligemma_jax.models.paligemma import PaliGemma, abstract_params, flatten, nest
 from paligemma_jax.models.quantization import abstract_quantized
-from paligemma_jax.models.unrolled import abstract_unrolled
 from tests.tiny import GEMMA, random_images, random_tokens, tiny_config
 
 INPUTS = (

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.training.losses import token_nll
+from paligemma_jax.training.step import token_nll
 from tests.goldens import HUGGING_FACE, Golden, assert_close, hugging_face, hugging_face_images
 
 WINDOW = {"pg2_sw": 6}  # the others have Gemma 2's 4096, which no sequence here reaches

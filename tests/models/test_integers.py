@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.models import backend, integers
-from paligemma_jax.models.integers import (
+from paligemma_jax.models import layers as backend
+from paligemma_jax.models import quantized_matrix as integers
+from paligemma_jax.models.quantized_matrix import (
     Layout,
     Pairs,
     Plain,

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from paligemma_jax.models import backend, jitted
-from paligemma_jax.models.jitted import Jitted
+from paligemma_jax.models import layers as backend
+from paligemma_jax.models import layers as jitted
+from paligemma_jax.models.layers import Jitted
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,7 @@ from flax.errors import ScopeCollectionNotFound, ScopeParamShapeError
 
 import paligemma_jax as pg
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.abstract import abstract_params
-from paligemma_jax.models.paths import flatten, nest
+from paligemma_jax.models.paligemma import abstract_params, flatten, nest
 from tests.tiny import GEMMA, GEMMA2, random_images, random_model, random_tokens, tiny_config
 
 IMAGES, TOKENS = jnp.asarray(random_images(2)), jnp.asarray(random_tokens(2, 5))

@@ -9,21 +9,21 @@ import pytest
 from flax import nnx
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation import generate
-from paligemma_jax.models.abstract import to_params
-from paligemma_jax.models.einsum_axes import EINSUM_AXES
+from paligemma_jax.generation.decode import generate
+from paligemma_jax.models.inference_layout import restack, stack_params, unroll
 from paligemma_jax.models.layers import Dense, Einsum
 from paligemma_jax.models.lora import (
+    DropoutKey,
     LoRA,
+    LoRADense,
+    LoRAEinsum,
     adapters,
     add_lora,
     merge_lora,
     with_dropout,
 )
-from paligemma_jax.models.lora_layers import DropoutKey, LoRADense, LoRAEinsum
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.paths import flatten
-from paligemma_jax.models.unrolled import restack, stack_params, unroll
+from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
+from paligemma_jax.models.quantized_layers import EINSUM_AXES
 from tests.tiny import GEMMA, prompts, random_images, random_model, random_tokens, tiny_config
 
 EVERYTHING = "(llm/layers|img)/.*"

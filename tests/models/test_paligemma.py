@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig
-from paligemma_jax.generation.loop import prefill
-from paligemma_jax.models.abstract import from_params, to_params
+from paligemma_jax.generation.decode import prefill
 from paligemma_jax.models.attention import soft_cap
-from paligemma_jax.models.paligemma import PaliGemma
+from paligemma_jax.models.paligemma import PaliGemma, from_params, to_params
 from tests.goldens import assert_close
 from tests.tiny import (
     GEMMA,

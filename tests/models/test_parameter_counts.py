@@ -16,7 +16,7 @@ from paligemma_jax.config import (
     PaliGemmaConfig,
     SigLIPConfig,
 )
-from paligemma_jax.models.abstract import abstract_params, parameter_count
+from paligemma_jax.models.paligemma import abstract_params, parameter_count
 
 # Of big_vision's models; that of the first equals Hugging Face's 2,923,466,480 less the 64 filler
 # rows (of 2048) in its embedding table.

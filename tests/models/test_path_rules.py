@@ -3,7 +3,7 @@
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.path_rules import Rules
+from paligemma_jax.models.sharding import Rules
 
 PATHS = ("img/head/kernel", "img/head/bias", "llm/final_norm/scale", "llm/layers/mlp/linear/w")
 

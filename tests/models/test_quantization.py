@@ -11,14 +11,24 @@ import pytest
 
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.abstract import to_params
-from paligemma_jax.models.model_recipe import recipe_of
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.paths import flatten
-from paligemma_jax.models.quantization import is_quantized, quantize, quantize_in_place
-from paligemma_jax.models.recipe import Float8, Int4, Int8, Int8Dynamic, Mixed, Recipe, find_recipe
-from paligemma_jax.models.rounded_targets import rounded_targets
-from paligemma_jax.models.unrolled import fill, restack, stack_params, unroll
+from paligemma_jax.models.inference_layout import fill, restack, stack_params, unroll
+from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
+from paligemma_jax.models.quantization import (
+    is_quantized,
+    quantize,
+    quantize_in_place,
+    recipe_of,
+    rounded_targets,
+)
+from paligemma_jax.models.quantization_config import (
+    Float8,
+    Int4,
+    Int8,
+    Int8Dynamic,
+    Mixed,
+    Recipe,
+    find_recipe,
+)
 from tests.tiny import GEMMA, GEMMA2, prompts, random_model, tiny_config
 
 

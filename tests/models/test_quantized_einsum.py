@@ -12,15 +12,12 @@ from flax import nnx
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.abstract import to_params
-from paligemma_jax.models.einsum_axes import EINSUM_AXES
+from paligemma_jax.models.inference_layout import unroll
 from paligemma_jax.models.lora import LoRA, adapters, add_lora, merge_lora
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.paths import flatten
+from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
 from paligemma_jax.models.quantization import quantize
-from paligemma_jax.models.quantized_einsum import QuantizedEinsum, quantize_stacked
-from paligemma_jax.models.recipe import Int4, Int8, Int8Dynamic, Mixed
-from paligemma_jax.models.unrolled import unroll
+from paligemma_jax.models.quantization_config import Int4, Int8, Int8Dynamic, Mixed
+from paligemma_jax.models.quantized_layers import EINSUM_AXES, QuantizedEinsum, quantize_stacked
 from tests.models.test_lora import EQUATIONS, EVERYTHING, einsum_layer, inputs, run, trained
 from tests.tiny import GEMMA, SIGLIP, random_model
 

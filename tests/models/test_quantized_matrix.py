@@ -5,16 +5,21 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models import backend, row_blocks
-from paligemma_jax.models.formats import Float8, Format, Int4, Int8, Int8Dynamic
-from paligemma_jax.models.quantized_matrix import QuantizedMatrix
-from paligemma_jax.models.recipe import (
+from paligemma_jax.models import layers as backend
+from paligemma_jax.models import layers as row_blocks
+from paligemma_jax.models.quantization_config import (
+    Float8,
+    Format,
+    Int4,
+    Int8,
+    Int8Dynamic,
     Mixed,
     find_recipe,
     recipe_from_names,
     recipe_names,
     spell_recipe,
 )
+from paligemma_jax.models.quantized_matrix import QuantizedMatrix
 
 ROWS = (1, 2, 8, 17, 40)
 rng = np.random.default_rng(0)

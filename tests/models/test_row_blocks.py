@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.models import row_blocks
-from paligemma_jax.models.row_blocks import in_row_blocks
+from paligemma_jax.models import layers as row_blocks
+from paligemma_jax.models.layers import in_row_blocks
 
 
 @pytest.mark.parametrize("count", [1, 64, 128, 130, 700])

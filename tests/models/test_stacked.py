@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from paligemma_jax.models.abstract import abstract_params, from_params
-from paligemma_jax.models.layers import Einsum
+from paligemma_jax.models.layers import Einsum, fold_layers, scan_layers, stack_layers
 from paligemma_jax.models.masks import Layer
-from paligemma_jax.models.stacked import fold_layers, scan_layers, stack_layers
+from paligemma_jax.models.paligemma import abstract_params, from_params
 from tests.tiny import GEMMA, tiny_config
 
 WIDTH, DEPTH = 16, 5

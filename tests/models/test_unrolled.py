@@ -7,18 +7,16 @@ import pytest
 from flax import nnx
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.models.abstract import to_params
-from paligemma_jax.models.cache import KVCache
-from paligemma_jax.models.fused_block import FusedAttention
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.paths import flatten
-from paligemma_jax.models.unrolled import (
+from paligemma_jax.models.gemma import FusedAttention
+from paligemma_jax.models.inference_layout import (
     is_unrolled,
     restack,
     stack_params,
     targets,
     unroll,
 )
+from paligemma_jax.models.kv_cache import KVCache
+from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
 from tests.tiny import GEMMA, GEMMA2, prompts, random_images, random_model, tiny_config
 
 CONFIGS = {

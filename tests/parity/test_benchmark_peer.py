@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paligemma_jax.benchmark.huggingface import HuggingFace, open_huggingface, write_checkpoint
+from paligemma_jax.benchmark.ours import open_ours
+from paligemma_jax.benchmark.subjects import TINY, Precision
+from paligemma_jax.config import GemmaConfig, PaliGemmaConfig
+from paligemma_jax.errors import ConfigError
+
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from paligemma_jax.benchmark.huggingface import HuggingFace, open_huggingface  # noqa: E402
-from paligemma_jax.benchmark.implementation import Precision  # noqa: E402
-from paligemma_jax.benchmark.models import TINY  # noqa: E402
-from paligemma_jax.benchmark.ours import open_ours  # noqa: E402
-from paligemma_jax.benchmark.synthetic import write_checkpoint  # noqa: E402
-from paligemma_jax.config import GemmaConfig, PaliGemmaConfig  # noqa: E402
-from paligemma_jax.errors import ConfigError  # noqa: E402
 
 PROCESSOR = Path(__file__).parents[1] / "golden" / "processing" / "huggingface"
 GEMMA = dataclasses.replace(TINY.llm, width=256)  # wide enough for answers that do not repeat

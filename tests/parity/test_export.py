@@ -4,23 +4,23 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from PIL import Image
+
+import paligemma_jax as pg
+from paligemma_jax.benchmark.huggingface import make_tokenizer, smallest_vocabulary
+from paligemma_jax.models.paligemma import flatten, nest
+from paligemma_jax.processing.image import ImagePreprocessing
+from paligemma_jax.weights.huggingface import HuggingFace
+from tests.tiny import GEMMA, GEMMA2, random_model, tiny_config
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import jax.numpy as jnp  # noqa: E402
-from flax import nnx  # noqa: E402
-from PIL import Image  # noqa: E402
-
-import paligemma_jax as pg  # noqa: E402
-from paligemma_jax.benchmark.hub_files import make_tokenizer, smallest_vocabulary  # noqa: E402
-from paligemma_jax.models.paths import flatten, nest  # noqa: E402
-from paligemma_jax.processing import ImagePreprocessing  # noqa: E402
-from paligemma_jax.weights import HuggingFace  # noqa: E402
-from tests.tiny import GEMMA, GEMMA2, random_model, tiny_config  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROMPTS = (

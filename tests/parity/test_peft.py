@@ -7,22 +7,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+
+from paligemma_jax.loading import load_model
+from paligemma_jax.models.lora import LoRA, add_lora
+from paligemma_jax.weights.peft import load_adapter, save_adapter
+from tests.parity.test_transformers import PREFIX, SUFFIX, inputs, reference
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from flax import nnx  # noqa: E402
-
-from paligemma_jax.models.lora import LoRA, add_lora  # noqa: E402
-from paligemma_jax.pretrained import load_model  # noqa: E402
-from paligemma_jax.weights.peft import load_adapter, save_adapter  # noqa: E402
-from tests.parity.test_transformers import PREFIX, SUFFIX, inputs, reference  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface"
 LANGUAGE = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"

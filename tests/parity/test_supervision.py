@@ -4,15 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
+import paligemma_jax as pg
+from paligemma_jax.demo.render import render
+from paligemma_jax.demo.showcase import showcase
 
 pytestmark = pytest.mark.parity
 sv = pytest.importorskip("supervision")
 
-from PIL import Image  # noqa: E402
-
-import paligemma_jax as pg  # noqa: E402
-from paligemma_jax.demo.render import render  # noqa: E402
-from paligemma_jax.demo.showcase import showcase  # noqa: E402
 
 SIZE = 320, 224
 

@@ -8,24 +8,21 @@ import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from paligemma_jax.models.paligemma import from_params, take_apart
+from paligemma_jax.models.sharding import Rules
+from paligemma_jax.processing.processor import Batch
+from paligemma_jax.training.optimizer import Cosine, OptimizerConfig, Run, Share, make_optimizer
+from paligemma_jax.training.step import StepConfig, init_state, make_train_step
+from paligemma_jax.weights.load import load_params
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import jax.numpy as jnp  # noqa: E402
-
-from paligemma_jax.models.abstract import from_params  # noqa: E402
-from paligemma_jax.models.path_rules import Rules  # noqa: E402
-from paligemma_jax.models.skeleton import take_apart  # noqa: E402
-from paligemma_jax.processing.batch import Batch  # noqa: E402
-from paligemma_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
-from paligemma_jax.training.schedules import Cosine, Run, Share  # noqa: E402
-from paligemma_jax.training.state import init_state  # noqa: E402
-from paligemma_jax.training.step import StepConfig, make_train_step  # noqa: E402
-from paligemma_jax.weights.load import load_params  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface"
 ROWS, PREFIX, SUFFIX, STEPS, RATE, SMOOTHING = 4, 6, 6, 20, 2e-4, 0.1

@@ -7,18 +7,18 @@ import json
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from paligemma_jax.generation.decode import generate
+from paligemma_jax.loading import load_model
+from paligemma_jax.processing.processor import Batch
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import jax.numpy as jnp  # noqa: E402
-
-from paligemma_jax.generation import generate  # noqa: E402
-from paligemma_jax.pretrained import load_model  # noqa: E402
-from paligemma_jax.processing.batch import Batch  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface"
 VARIANTS = ["pg1", "pg2", "pg2_28b"]

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import InvalidPromptError
-from paligemma_jax.processing import ImagePreprocessing, Processor, Tokenizer
-from paligemma_jax.processing.candidates import candidate_tokens, check_labels
+from paligemma_jax.processing.image import ImagePreprocessing
+from paligemma_jax.processing.processor import Processor
+from paligemma_jax.processing.prompts import candidate_tokens, check_labels
+from paligemma_jax.processing.tokenizer import Tokenizer
 
 TOKENIZER = Path(__file__).parents[2] / "checkpoints" / "demo" / "tokenizer.model"
 

@@ -8,15 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paligemma_jax.errors import ConfigError, InvalidPromptError
-from paligemma_jax.processing import confidence
-from paligemma_jax.processing.answer_tokens import parse_tokens
-from paligemma_jax.processing.confidence import (
-    NEAR_RADII,
-    ObjectEvidence,
-    ProductOf,
-    weigh_tokens,
-)
-from paligemma_jax.processing.parsing import parse_answer
+from paligemma_jax.processing import box_scores as confidence
+from paligemma_jax.processing.box_scores import NEAR_RADII, ObjectEvidence, ProductOf, weigh_tokens
+from paligemma_jax.processing.location_tokens import parse_answer, parse_tokens
 from paligemma_jax.processing.tokenizer import Tokenizer
 from tests.processing.conftest import GOLDEN
 from tests.processing.test_parsing import ANSWERS

@@ -8,12 +8,15 @@ import pytest
 from PIL import Image
 
 from paligemma_jax.errors import ConfigError, InvalidPromptError, MissingExtraError
-from paligemma_jax.processing.detections import Detection, Detections
-from paligemma_jax.processing.masks import crop_for_codec
-from paligemma_jax.processing.overlaps import intersection_over_union
-from paligemma_jax.processing.parsing import Box, format_answer, parse_answer
-from paligemma_jax.processing.rle import RLE
-from paligemma_jax.processing.segmentations import Segmentation, Segmentations
+from paligemma_jax.processing.detections import (
+    Detection,
+    Detections,
+    Segmentation,
+    Segmentations,
+    intersection_over_union,
+)
+from paligemma_jax.processing.location_tokens import Box, format_answer, parse_answer
+from paligemma_jax.processing.masks import RLE, crop_for_codec
 
 BOXES = (
     Box("cat", 0.0, 0.0, 0.5, 0.5),

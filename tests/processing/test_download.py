@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from paligemma_jax.errors import InvalidImageError
-from paligemma_jax.processing.download import download
-from paligemma_jax.processing.image_source import load_image
+from paligemma_jax.processing.image import download, load_image
 
 
 def picture() -> bytes:

@@ -6,11 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma_jax.errors import ConfigError, InvalidPromptError
-from paligemma_jax.processing.encoding import OnePieceEncoding, ThreePieceEncoding
-from paligemma_jax.processing.encoding import encoding_from_name as from_name
 from paligemma_jax.processing.image import ImagePreprocessing
-from paligemma_jax.processing.overflow import Truncate
-from paligemma_jax.processing.processor import Processor
+from paligemma_jax.processing.processor import (
+    OnePieceEncoding,
+    Processor,
+    ThreePieceEncoding,
+    Truncate,
+)
+from paligemma_jax.processing.processor import encoding_from_name as from_name
 from paligemma_jax.processing.tokenizer import Tokenizer
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)

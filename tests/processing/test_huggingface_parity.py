@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paligemma_jax.processing.encoding import OnePieceEncoding
 from paligemma_jax.processing.image import Bicubic, ImagePreprocessing
-from paligemma_jax.processing.processor import Processor
+from paligemma_jax.processing.processor import OnePieceEncoding, Processor
 from paligemma_jax.processing.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.parity

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from paligemma_jax.errors import InvalidImageError
-from paligemma_jax.processing.image_source import load_image
+from paligemma_jax.processing.image import load_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 PICTURE = Image.fromarray(PIXELS)

@@ -6,8 +6,8 @@ from flax import nnx
 
 from paligemma_jax.errors import InvalidMaskError
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
-from paligemma_jax.processing import mask_codec
-from paligemma_jax.processing.mask_codec import MaskCodec
+from paligemma_jax.processing import masks as mask_codec
+from paligemma_jax.processing.masks import MaskCodec
 
 
 @pytest.fixture(scope="module")

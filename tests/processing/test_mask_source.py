@@ -9,12 +9,15 @@ from PIL import Image
 
 from paligemma_jax.errors import InvalidMaskError
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
-from paligemma_jax.processing.mask_codec import MaskCodec
-from paligemma_jax.processing.mask_objects import encode_masks
-from paligemma_jax.processing.mask_source import load_mask, mask_from_coco
-from paligemma_jax.processing.masks import paste
-from paligemma_jax.processing.parsing import format_answer, parse_answer
-from paligemma_jax.processing.rle import RLE
+from paligemma_jax.processing.location_tokens import format_answer, parse_answer
+from paligemma_jax.processing.masks import (
+    RLE,
+    MaskCodec,
+    encode_masks,
+    load_mask,
+    mask_from_coco,
+    paste,
+)
 
 MASK = np.zeros((30, 40), bool)
 MASK[5:20, 8:33] = True

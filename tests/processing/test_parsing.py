@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paligemma_jax.errors import InvalidPromptError
-from paligemma_jax.processing.parsing import (
+from paligemma_jax.processing.location_tokens import (
     Box,
     LocationScale,
     ParsedAnswer,

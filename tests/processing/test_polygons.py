@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from paligemma_jax.errors import InvalidMaskError
-from paligemma_jax.processing.polygons import Polygon, mask_to_polygons, polygons_to_mask
+from paligemma_jax.processing.masks import Polygon, mask_to_polygons, polygons_to_mask
 
 SQUARE = ((1.0, 1.0), (4.0, 1.0), (4.0, 3.0), (1.0, 3.0))
 

@@ -7,8 +7,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.processing.image import Bicubic, BilinearTruncated, ImagePreprocessing
-from paligemma_jax.processing.resample import resize_bilinear_antialias, triangle_spans
+from paligemma_jax.processing.image import (
+    Bicubic,
+    BilinearTruncated,
+    ImagePreprocessing,
+    resize_bilinear_antialias,
+    triangle_spans,
+)
 
 
 @pytest.mark.parametrize("name", ["cow_down", "lilly_down", "up", "tall"])

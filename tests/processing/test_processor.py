@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 
 from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
-from paligemma_jax.processing.batch import Batch
-from paligemma_jax.processing.buckets import bucket, group_by_image_count
-from paligemma_jax.processing.encoding import OnePieceEncoding
 from paligemma_jax.processing.image import Bicubic, ImagePreprocessing
-from paligemma_jax.processing.processor import Processor
+from paligemma_jax.processing.processor import (
+    Batch,
+    OnePieceEncoding,
+    Processor,
+    bucket,
+    group_by_image_count,
+)
 
 RED, BLUE = Image.new("RGB", (5, 4), "red"), Image.new("RGB", (9, 9), "blue")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from paligemma_jax.errors import InvalidMaskError
-from paligemma_jax.processing.rle import RLE
+from paligemma_jax.processing.masks import RLE
 
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40)))
 

@@ -7,8 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paligemma_jax.errors import CheckpointError, InvalidPromptError
-from paligemma_jax.processing.sentencepiece_proto import PieceType, append_user_pieces, bpe_model
-from paligemma_jax.processing.tokenizer import LOC_PIECES, SEG_PIECES, Tokenizer
+from paligemma_jax.processing.tokenizer import (
+    LOC_PIECES,
+    SEG_PIECES,
+    PieceType,
+    Tokenizer,
+    append_user_pieces,
+    bpe_model,
+)
 
 # U+2581 stands for the space inside SentencePiece; surrogates are no text.
 TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\u2581"))

@@ -7,18 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from paligemma_jax.config import VARIANTS, PaliGemmaConfig
-from paligemma_jax.generation import loop
+from paligemma_jax.generation import decode as loop
 from paligemma_jax.generation.sampling import Greedy
-from paligemma_jax.models.jitted import Jitted
+from paligemma_jax.models.inference_layout import abstract_unrolled
+from paligemma_jax.models.layers import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.quantization import abstract_quantized
-from paligemma_jax.models.recipe import Format, Recipe
-from paligemma_jax.models.unrolled import abstract_unrolled
+from paligemma_jax.models.quantization_config import Format, Recipe
+from paligemma_jax.models.sharding import Axes
+from paligemma_jax.training.memory_plan import RUN, BatchShape, step_shapes
 from paligemma_jax.training.optimizer import OptimizerConfig, make_optimizer
-from paligemma_jax.training.planner import RUN, BatchShape, step_shapes
-from paligemma_jax.training.sharding import Axes
-from paligemma_jax.training.state import TrainState
-from paligemma_jax.training.step import StepConfig, make_train_step
+from paligemma_jax.training.step import StepConfig, TrainState, make_train_step
 from tests.program.target import Compiled, Target, as_on_a_gpu
 
 SLOTS = 512  # 256 image tokens, a prompt, an answer

@@ -17,8 +17,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from paligemma_jax.benchmark.hlo import Program
-from paligemma_jax.models import backend
+from paligemma_jax.models import layers as backend
+from tests.gpu.gpu_probe import Program
 
 H200 = Path(__file__).parent / "h200.txtpb"
 

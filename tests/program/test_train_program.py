@@ -5,14 +5,11 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from paligemma_jax.models.abstract import abstract_model
-from paligemma_jax.models.lora import TRAINABLE, add_lora
-from paligemma_jax.models.lora_spec import LoRA
-from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.path_rules import Rules
-from paligemma_jax.training.optimizer import AdamW, OptimizerConfig
-from paligemma_jax.training.planner import BatchShape, plan_memory
-from paligemma_jax.training.schedules import Constant
+from paligemma_jax.models.lora import TRAINABLE, LoRA, add_lora
+from paligemma_jax.models.paligemma import PaliGemma, abstract_model
+from paligemma_jax.models.sharding import Rules
+from paligemma_jax.training.memory_plan import BatchShape, plan_memory
+from paligemma_jax.training.optimizer import AdamW, Constant, OptimizerConfig
 from paligemma_jax.training.step import StepConfig
 from tests.program.ours import train_step, variant
 from tests.program.target import Target

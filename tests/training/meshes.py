@@ -15,24 +15,14 @@ import numpy as np
 from flax import nnx
 
 from paligemma_jax.models.lora import TRAINABLE, LoRA, add_lora
-from paligemma_jax.models.path_rules import Rules
-from paligemma_jax.models.quantized_einsum import quantize_stacked
-from paligemma_jax.models.recipe import Int4
-from paligemma_jax.models.skeleton import take_apart
-from paligemma_jax.processing.batch import Batch
-from paligemma_jax.training.optimizer import OptimizerConfig, make_optimizer
-from paligemma_jax.training.schedules import Constant, Run
-from paligemma_jax.training.sharding import (
-    RULES,
-    Axes,
-    Fsdp,
-    make_mesh,
-    place_batch,
-    place_state,
-    state_shardings,
-)
-from paligemma_jax.training.state import init_state
-from paligemma_jax.training.step import StepConfig, make_train_step
+from paligemma_jax.models.paligemma import take_apart
+from paligemma_jax.models.quantization_config import Int4
+from paligemma_jax.models.quantized_layers import quantize_stacked
+from paligemma_jax.models.sharding import RULES, Axes, Fsdp, Rules, make_mesh
+from paligemma_jax.processing.processor import Batch
+from paligemma_jax.training.distributed import place_batch, place_state, state_shardings
+from paligemma_jax.training.optimizer import Constant, OptimizerConfig, Run, make_optimizer
+from paligemma_jax.training.step import StepConfig, init_state, make_train_step
 from tests.tiny import prompts, random_model, tiny_config
 
 ROWS, TEXT = 8, 10

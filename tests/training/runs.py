@@ -8,7 +8,7 @@ import numpy as np
 
 import paligemma_jax as pg
 from paligemma_jax.training.config import TrainConfig
-from paligemma_jax.training.schedules import Constant, Steps
+from paligemma_jax.training.optimizer import Constant, Steps
 from tests.tiny import GEMMA, random_model, tiny_config
 
 TOKENIZER = Path(__file__).parents[2] / "checkpoints" / "demo" / "tokenizer.model"

@@ -8,11 +8,9 @@ from ml_collections import ConfigDict
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.lora import LoRA
-from paligemma_jax.training.bad_loss import SkipBadLoss, StopAtBadLoss
-from paligemma_jax.training.config import TrainConfig
-from paligemma_jax.training.config_file import load_config, override, parse_arg
-from paligemma_jax.training.optimizer import SGD
-from paligemma_jax.training.schedules import Cosine, Epochs, Share, Steps
+from paligemma_jax.training.config import TrainConfig, load_config, override, parse_arg
+from paligemma_jax.training.optimizer import SGD, Cosine, Epochs, Share, Steps
+from paligemma_jax.training.step import SkipBadLoss, StopAtBadLoss
 
 
 def changed(*overrides: str) -> TrainConfig:
@@ -92,7 +90,7 @@ def test_duration_must_be_a_step_at_least():
 FILE = """
 from paligemma_jax.training.choices import StopAtBadLoss
 from paligemma_jax.training.config import TrainConfig
-from paligemma_jax.training.config_file import parse_arg
+from paligemma_jax.training.config import parse_arg
 
 def get_config(arg: str = ""):
     args = parse_arg(arg, size="3b", resolution=224, freeze=False)

@@ -11,14 +11,12 @@ import pytest
 
 from paligemma_jax.config import VARIANTS
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.training.config import TrainConfig
-from paligemma_jax.training.config_file import load_config
-from paligemma_jax.training.loop import train
-from paligemma_jax.training.optimizer import SGD, make_optimizer
-from paligemma_jax.training.schedules import Epochs, Run, Steps
-from paligemma_jax.training.sharding import Axes
-from paligemma_jax.training.state import init_state
-from paligemma_jax.weights.tree import expected_shapes
+from paligemma_jax.models.sharding import Axes
+from paligemma_jax.training.config import TrainConfig, load_config
+from paligemma_jax.training.optimizer import SGD, Epochs, Run, Steps, make_optimizer
+from paligemma_jax.training.step import init_state
+from paligemma_jax.training.trainer import train
+from paligemma_jax.weights.tensors import expected_shapes
 from tests.tiny import tiny_config
 from tests.training.runs import records, tiny_run
 

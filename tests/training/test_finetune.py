@@ -6,7 +6,7 @@ import pytest
 
 import paligemma_jax as pg
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.training.finetune import finetune
+from paligemma_jax.training.trainer import finetune
 
 
 def test_settings_that_do_not_exist_are_named_with_the_nearest(tmp_path: Path):

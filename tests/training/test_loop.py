@@ -17,14 +17,13 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 import paligemma_jax as pg
 from paligemma_jax.errors import CheckpointError, ConfigError, DatasetError
 from paligemma_jax.models.lora import TRAINABLE, LoRA
-from paligemma_jax.training.bad_loss import DivergedError
+from paligemma_jax.models.sharding import Axes
 from paligemma_jax.training.checkpoints import Best
 from paligemma_jax.training.config import TrainConfig
-from paligemma_jax.training.finish import FineTuned
-from paligemma_jax.training.loop import train
-from paligemma_jax.training.metrics_log import read_metrics
-from paligemma_jax.training.schedules import Epochs, Steps
-from paligemma_jax.training.sharding import Axes
+from paligemma_jax.training.logging import read_metrics
+from paligemma_jax.training.optimizer import Epochs, Steps
+from paligemma_jax.training.step import DivergedError
+from paligemma_jax.training.trainer import FineTuned, train
 from tests.training.runs import records, tiny_run
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.training.losses import per_example_loss, token_nll
+from paligemma_jax.training.step import per_example_loss, token_nll
 
 LOGITS = 3 * jax.random.normal(jax.random.key(0), (2, 4, 7))
 TARGETS = jnp.array([[0, 3, 6, 2], [5, 5, 1, 0]])

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from paligemma_jax.errors import MissingExtraError
-from paligemma_jax.training.bad_loss import DivergedError, LossWatch, SkipBadLoss, StopAtBadLoss
-from paligemma_jax.training.curve import draw_curve
-from paligemma_jax.training.metrics_log import (
+from paligemma_jax.training.logging import (
     JsonLines,
     TensorBoard,
     WeightsAndBiases,
+    draw_curve,
     read_metrics,
+    work_of,
+    write_report,
 )
-from paligemma_jax.training.report import write_report
-from paligemma_jax.training.speed import work_of
+from paligemma_jax.training.step import DivergedError, LossWatch, SkipBadLoss, StopAtBadLoss
 from tests.tiny import tiny_config
 
 

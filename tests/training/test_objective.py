@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from paligemma_jax.training.losses import per_example_loss, token_nll
-from paligemma_jax.training.objective import example_mean, token_mean, weighted_loss
+from paligemma_jax.training.step import (
+    example_mean,
+    per_example_loss,
+    token_mean,
+    token_nll,
+    weighted_loss,
+)
 
 RNG = np.random.default_rng(0)
 HIDDEN = jnp.asarray(RNG.normal(size=(3, 7, 4)), jnp.float32)

@@ -10,18 +10,20 @@ import pytest
 
 from paligemma_jax.config import VARIANTS
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.abstract import abstract_params
-from paligemma_jax.models.path_rules import Rules
-from paligemma_jax.models.paths import flatten
+from paligemma_jax.models.paligemma import abstract_params, flatten
+from paligemma_jax.models.sharding import Rules
 from paligemma_jax.training.optimizer import (
     SGD,
     Adafactor,
     Adam,
     AdamW,
+    Constant,
+    Cosine,
     OptimizerConfig,
+    Run,
+    Steps,
     make_optimizer,
 )
-from paligemma_jax.training.schedules import Constant, Cosine, Run, Steps
 
 RUN = Run(total_steps=10)
 SHAPES = {

@@ -7,19 +7,17 @@ import jax.numpy as jnp
 import pytest
 
 from paligemma_jax.config import VARIANTS, GemmaConfig, PaliGemmaConfig, SigLIPConfig
-from paligemma_jax.models.abstract import abstract_model, parameter_count
-from paligemma_jax.models.path_rules import Rules
-from paligemma_jax.models.remat import KeepAll, KeepInputs, KeepProducts
-from paligemma_jax.training.optimizer import SGD, OptimizerConfig
-from paligemma_jax.training.planner import (
+from paligemma_jax.models.layers import KeepAll, KeepInputs, KeepProducts
+from paligemma_jax.models.paligemma import abstract_model, parameter_count
+from paligemma_jax.models.sharding import Axes, Rules
+from paligemma_jax.training.memory_plan import (
     BatchShape,
     MemoryPlan,
     compiled_memory,
     plan_memory,
     what_fits,
 )
-from paligemma_jax.training.schedules import Constant
-from paligemma_jax.training.sharding import Axes
+from paligemma_jax.training.optimizer import SGD, Constant, OptimizerConfig
 from paligemma_jax.training.step import StepConfig
 from tests.goldens import optimized
 from tests.tiny import tiny_config

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from paligemma_jax.training.progress_bar import progress_bar
+from paligemma_jax.training.logging import progress_bar
 
 
 def test_time_left_is_that_of_later_steps(capsys: pytest.CaptureFixture[str]):

@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 
 import paligemma_jax as pg
-from paligemma_jax.data import RowSource
+from paligemma_jax.data.sources import RowSource
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.training.config import TrainConfig
-from paligemma_jax.training.config_file import override
-from paligemma_jax.training.records import Data, first_records, open_records
+from paligemma_jax.training.config import Data, TrainConfig, first_records, open_records, override
 from tests.training.runs import records
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.training.schedules import (
+from paligemma_jax.training.optimizer import (
     Constant,
     Cosine,
     Duration,

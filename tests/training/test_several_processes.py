@@ -15,11 +15,11 @@ import pytest
 
 import paligemma_jax as pg
 from paligemma_jax.models.lora import TRAINABLE, LoRA
-from paligemma_jax.training.loop import Progress, train
-from paligemma_jax.training.metrics_log import read_metrics
-from paligemma_jax.training.schedules import Steps
-from paligemma_jax.training.sharding import Axes
-from paligemma_jax.weights.safetensors_file import read_header
+from paligemma_jax.models.sharding import Axes
+from paligemma_jax.training.logging import read_metrics
+from paligemma_jax.training.optimizer import Steps
+from paligemma_jax.training.trainer import Progress, train
+from paligemma_jax.weights.safetensors_io import read_header
 from tests.training.runs import tiny_run
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CONFIG = """
 from tests.training.runs import tiny_run
-from paligemma_jax.training.config_file import parse_arg
+from paligemma_jax.training.config import parse_arg
 
 def get_config(arg: str = ""):
     return tiny_run(parse_arg(arg, store="").store).to_config()

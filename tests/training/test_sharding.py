@@ -15,10 +15,8 @@ import pytest
 
 from paligemma_jax.config import VARIANTS
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.abstract import abstract_params
-from paligemma_jax.models.paths import flatten
-from paligemma_jax.models.sharding import shardings
-from paligemma_jax.training.sharding import Axes, leaf_sharding, make_mesh
+from paligemma_jax.models.paligemma import abstract_params, flatten
+from paligemma_jax.models.sharding import Axes, leaf_sharding, make_mesh, shardings
 from tests.training.meshes import train
 
 ROOT = Path(__file__).parents[2]

@@ -11,20 +11,28 @@ import optax
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.path_rules import Rules
-from paligemma_jax.models.remat import KeepAll, KeepProducts
-from paligemma_jax.models.skeleton import take_apart
-from paligemma_jax.processing.batch import Batch
-from paligemma_jax.training.objective import token_mean
-from paligemma_jax.training.optimizer import SGD, OptimizerConfig, make_optimizer
-from paligemma_jax.training.schedules import Constant, Cosine, Run, Share
-from paligemma_jax.training.state import TrainState, init_state
+from paligemma_jax.models.layers import KeepAll, KeepProducts
+from paligemma_jax.models.paligemma import take_apart
+from paligemma_jax.models.sharding import Rules
+from paligemma_jax.processing.processor import Batch
+from paligemma_jax.training.optimizer import (
+    SGD,
+    Constant,
+    Cosine,
+    OptimizerConfig,
+    Run,
+    Share,
+    make_optimizer,
+)
 from paligemma_jax.training.step import (
     Skip,
     StepConfig,
+    TrainState,
+    init_state,
     loss_and_gradient,
     make_train_step,
     most_supervised,
+    token_mean,
 )
 from paligemma_jax.weights.big_vision import big_vision_name
 from tests.goldens import BIG_VISION, SAME_ROUNDING, big_vision

@@ -12,10 +12,14 @@ from PIL import Image
 
 from paligemma_jax import PaliGemmaConfig, Processor
 from paligemma_jax.errors import ConfigError, InvalidPromptError
-from paligemma_jax.processing.batch import Batch
-from paligemma_jax.viz.attention_mask import attention_mask, attention_mask_of
-from paligemma_jax.viz.mask_drawing import COLOURS, UNSEEN
-from paligemma_jax.viz.token_labels import cells_wide
+from paligemma_jax.processing.processor import Batch
+from paligemma_jax.viz.attention_mask import (
+    COLOURS,
+    MASK_DRAWING_UNSEEN,
+    attention_mask,
+    attention_mask_of,
+)
+from paligemma_jax.viz.heat_map import cells_wide
 from tests.goldens import big_vision
 from tests.tiny import tiny_config
 
@@ -121,11 +125,11 @@ def test_image_has_the_colours_of_the_legend(processor: Processor):
     assert image.mode == "RGB"
     pixels = np.unique(np.asarray(image).reshape(-1, 3), axis=0)
     found = {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in pixels.tolist()}
-    assert {*COLOURS.values(), UNSEEN} <= found
+    assert {*COLOURS.values(), MASK_DRAWING_UNSEEN} <= found
 
 
 def test_colours_are_told_apart_by_colour_blind_people(seen):
-    colours = [*COLOURS.values(), UNSEEN]
+    colours = [*COLOURS.values(), MASK_DRAWING_UNSEEN]
     lab = seen(np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours]))
     for one, other in itertools.combinations(range(len(colours)), 2):
         assert np.linalg.norm(lab[one] - lab[other]) > 12, (colours[one], colours[other])

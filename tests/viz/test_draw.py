@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from paligemma_jax.drawing import PALETTE, TagWriter, draw, draw_boxes, ink_on, label_colours
 from paligemma_jax.errors import InvalidImageError
-from paligemma_jax.processing.detections import Detections
-from paligemma_jax.processing.parsing import Box
-from paligemma_jax.processing.rle import RLE
-from paligemma_jax.processing.segmentations import Segmentations
-from paligemma_jax.viz import draw, draw_boxes
-from paligemma_jax.viz.palette import PALETTE, ink_on, label_colours
-from paligemma_jax.viz.tags import TagWriter
+from paligemma_jax.processing.detections import Detections, Segmentations
+from paligemma_jax.processing.location_tokens import Box
+from paligemma_jax.processing.masks import RLE
 
 BOXES = (
     Box("cat", 0.1, 0.1, 0.6, 0.5),

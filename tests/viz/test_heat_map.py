@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paligemma_jax.drawing import viridis
 from paligemma_jax.errors import InvalidImageError, InvalidPromptError
-from paligemma_jax.viz.colour_map import viridis
 from paligemma_jax.viz.heat_map import draw_heat_map, draw_heat_maps
 
 GREY = Image.new("RGB", (120, 80), (128, 128, 128))

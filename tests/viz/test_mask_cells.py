@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paligemma_jax.viz.mask_cells import FEWEST_CELLS, Kind, MaskToken, fold, shares
+from paligemma_jax.viz.attention_mask import FEWEST_CELLS, Kind, MaskToken, fold, shares
 
 
 def sequence(pictures: int, patches: int, prompt: int, answer: int, padding: int):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
-from paligemma_jax.weights.arrays import BFLOAT16
-from paligemma_jax.weights.safetensors_writer import write_tensors
+from paligemma_jax.weights.safetensors_io import write_tensors
+from paligemma_jax.weights.tensors import BFLOAT16
 
 TESTS = Path(__file__).parents[1]
 PIECES = 1600  # bytes, ASCII, <loc> and <seg>, and some filler
@@ -140,7 +140,7 @@ class Edit:
 @pytest.fixture
 def all_arrays() -> Callable[..., dict[str, np.ndarray]]:
     """Every parameter of a checkpoint as numpy arrays by path."""
-    from paligemma_jax.weights import open_checkpoint
+    from paligemma_jax.weights.checkpoint import open_checkpoint
 
     def read(path: Path, dtype: str | None = None, **options: Any) -> dict[str, np.ndarray]:
         with open_checkpoint(path, **options) as checkpoint:

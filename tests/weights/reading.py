@@ -11,16 +11,14 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from paligemma_jax.models.mesh import Axes, make_mesh
-from paligemma_jax.models.sharding import RULES, Fsdp, leaf_sharding
-from paligemma_jax.weights import load_params, open_checkpoint
-from paligemma_jax.weights import source as pieces
-from paligemma_jax.weights.arrays import FLOATS
+from paligemma_jax.models.paligemma import flatten
+from paligemma_jax.models.sharding import RULES, Axes, Fsdp, leaf_sharding, make_mesh
+from paligemma_jax.weights import tensors as pieces
+from paligemma_jax.weights.checkpoint import open_checkpoint
 from paligemma_jax.weights.huggingface import HuggingFaceSource
-from paligemma_jax.weights.on_mesh import load_on_mesh
-from paligemma_jax.weights.source import TensorSpec
-from paligemma_jax.weights.store_arrays import PieceArrays
-from paligemma_jax.weights.tree import flatten
+from paligemma_jax.weights.load import load_on_mesh, load_params
+from paligemma_jax.weights.store import PieceArrays
+from paligemma_jax.weights.tensors import FLOATS, TensorSpec
 
 SMALL = 2048  # bytes; larger arrays are split
 TABLE_ROWS = 400  # of a piece of the table

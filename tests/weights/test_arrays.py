@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.weights.arrays import (
+from paligemma_jax.weights.tensors import (
     BFLOAT16,
     FLOATS,
     aligned_empty,

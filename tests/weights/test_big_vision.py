@@ -6,10 +6,9 @@ import pytest
 
 from paligemma_jax.config import GEMMA2_27B, VARIANTS, PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights import open_checkpoint
-from paligemma_jax.weights.arrays import BFLOAT16
 from paligemma_jax.weights.big_vision import big_vision_name, infer_config
-from paligemma_jax.weights.tree import expected_shapes
+from paligemma_jax.weights.checkpoint import open_checkpoint
+from paligemma_jax.weights.tensors import BFLOAT16, expected_shapes
 
 # Hyperparameters of the golden checkpoints (their `meta`) that shapes tell.
 GOLDEN = {

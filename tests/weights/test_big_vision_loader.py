@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 
 from paligemma_jax.config import VARIANTS, GemmaConfig, SigLIPConfig
-from paligemma_jax.models.abstract import from_params
-from paligemma_jax.models.paths import flatten, nest
-from paligemma_jax.models.unrolled import unroll
-from paligemma_jax.weights import load_params
+from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.paligemma import flatten, from_params, nest
 from paligemma_jax.weights.big_vision import big_vision_name
-from paligemma_jax.weights.contents import Contents
-from paligemma_jax.weights.export import export_weights
-from paligemma_jax.weights.model_weights import model_weights
-from paligemma_jax.weights.tree import expected_shapes
+from paligemma_jax.weights.companions import Contents
+from paligemma_jax.weights.convert import export_weights
+from paligemma_jax.weights.load import load_params
+from paligemma_jax.weights.tensors import expected_shapes
+from paligemma_jax.weights.views import model_weights
 
 Tree = dict[str, Any]
 

@@ -4,7 +4,7 @@ import pytest
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights import describe, open_checkpoint
+from paligemma_jax.weights.checkpoint import describe, open_checkpoint
 
 
 @pytest.mark.parametrize(

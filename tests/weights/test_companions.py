@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.processing.encoding import OnePieceEncoding, ThreePieceEncoding
 from paligemma_jax.processing.image import Bicubic, BilinearTruncated
-from paligemma_jax.processing.processor import Processor
-from paligemma_jax.weights import open_checkpoint
+from paligemma_jax.processing.processor import OnePieceEncoding, Processor, ThreePieceEncoding
+from paligemma_jax.weights.checkpoint import open_checkpoint
 
 
 def processor(path: Path) -> Processor:

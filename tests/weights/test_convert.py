@@ -8,8 +8,9 @@ import pytest
 
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.processing.processor import Processor
-from paligemma_jax.weights import convert, open_checkpoint
 from paligemma_jax.weights.big_vision import big_vision_name
+from paligemma_jax.weights.checkpoint import open_checkpoint
+from paligemma_jax.weights.convert import convert
 
 
 @pytest.mark.parametrize("kind", ["big_vision", "huggingface"])

@@ -13,19 +13,17 @@ import pytest
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError, ConfigError
-from paligemma_jax.models.abstract import from_params
-from paligemma_jax.models.paths import nest
-from paligemma_jax.models.quantized_einsum import quantize_stacked
-from paligemma_jax.models.unrolled import unroll
-from paligemma_jax.weights import HuggingFace, convert, load_params, open_checkpoint
-from paligemma_jax.weights.array_weights import ArrayWeights
+from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.paligemma import flatten, from_params, nest
+from paligemma_jax.models.quantized_layers import quantize_stacked
 from paligemma_jax.weights.big_vision import big_vision_name
-from paligemma_jax.weights.check import check
-from paligemma_jax.weights.contents import Contents
-from paligemma_jax.weights.export import export_weights
-from paligemma_jax.weights.model_weights import model_weights
-from paligemma_jax.weights.source import TABLE_ROWS, read_tensor
-from paligemma_jax.weights.tree import expected_shapes, flatten
+from paligemma_jax.weights.checkpoint import open_checkpoint
+from paligemma_jax.weights.companions import Contents
+from paligemma_jax.weights.convert import check, convert, export_weights
+from paligemma_jax.weights.huggingface import HuggingFace
+from paligemma_jax.weights.load import load_params
+from paligemma_jax.weights.tensors import TABLE_ROWS, expected_shapes, read_tensor
+from paligemma_jax.weights.views import ArrayWeights, model_weights
 
 FORMATS = ("orbax", "huggingface", "big_vision")
 ROWS = TABLE_ROWS + 500  # so that the table of tokens has two pieces
@@ -157,7 +155,7 @@ def test_files_of_a_hugging_face_directory(written: dict[str, Path], config: Pal
 
 
 def test_filler_rows_are_the_mean(written: dict[str, Path], config: PaliGemmaConfig):
-    from paligemma_jax.weights.shards import read_tensors
+    from paligemma_jax.weights.safetensors_io import read_tensors
 
     key = "language_model.model.embed_tokens.weight"
     table = read_tensors(written["huggingface"])[key].read().astype(np.float32)
@@ -240,7 +238,7 @@ def test_published_directories_have_no_digests(published: Path):
 def test_what_verify_finds_is_not_left_behind(
     pg2: PaliGemmaConfig, tokenizer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from paligemma_jax.weights import npz_writer
+    from paligemma_jax.weights import big_vision as npz_writer
 
     plain = npz_writer.as_bytes
 

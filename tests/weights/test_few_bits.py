@@ -15,25 +15,16 @@ import pytest
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.recipe import find_recipe
-from paligemma_jax.weights import (
-    convert,
-    describe,
-    export,
-    load_params,
-    open_checkpoint,
-    orbax_tree,
-)
-from paligemma_jax.weights.array_weights import ArrayWeights
-from paligemma_jax.weights.check import check
-from paligemma_jax.weights.contents import Contents
-from paligemma_jax.weights.export import export_weights
-from paligemma_jax.weights.load_unrolled import load_unrolled
-from paligemma_jax.weights.manifest import MANIFEST, file_sha256
-from paligemma_jax.weights.model_weights import model_weights
-from paligemma_jax.weights.rounded_weights import RoundedWeights
-from paligemma_jax.weights.source import Fill, TensorSpec, piece_shapes
-from paligemma_jax.weights.tree import expected_shapes
+from paligemma_jax.models.quantization_config import find_recipe
+from paligemma_jax.weights import convert as export
+from paligemma_jax.weights import store as orbax_tree
+from paligemma_jax.weights.checkpoint import describe, open_checkpoint
+from paligemma_jax.weights.companions import Contents
+from paligemma_jax.weights.convert import check, convert, export_weights
+from paligemma_jax.weights.load import load_params, load_unrolled
+from paligemma_jax.weights.store import MANIFEST, file_sha256
+from paligemma_jax.weights.tensors import Fill, TensorSpec, expected_shapes, piece_shapes
+from paligemma_jax.weights.views import ArrayWeights, RoundedWeights, model_weights
 
 # Every format; groups that come out even, and others.
 RECIPE = "attention=int4:8,mlp=float8,table=int4:row,image=int8"

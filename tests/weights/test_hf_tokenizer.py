@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.processing.sentencepiece_proto import PieceType, bpe_model, read_pieces
-from paligemma_jax.processing.tokenizer import Tokenizer
+from paligemma_jax.processing.tokenizer import PieceType, Tokenizer, bpe_model, read_pieces
 from paligemma_jax.weights.hf_tokenizer import tokenizer_files
 
 TEXTS = (

@@ -10,11 +10,11 @@ import pytest
 
 from paligemma_jax.config import VARIANTS, PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights import open_checkpoint
-from paligemma_jax.weights.arrays import BFLOAT16
-from paligemma_jax.weights.hf_names import canonical_key
-from paligemma_jax.weights.published import with_text_length
-from paligemma_jax.weights.safetensors_file import read_header
+from paligemma_jax.weights.checkpoint import open_checkpoint
+from paligemma_jax.weights.companions import with_text_length
+from paligemma_jax.weights.huggingface import canonical_key
+from paligemma_jax.weights.safetensors_io import read_header
+from paligemma_jax.weights.tensors import BFLOAT16
 
 GOLDEN = ["pg1", "pg2", "pg2_28b", "pg2_sw"]
 # Canonical key -> the layouts found in the wild.

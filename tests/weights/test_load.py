@@ -11,9 +11,9 @@ import pytest
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.abstract import abstract_params, from_params
-from paligemma_jax.weights import load_params
-from paligemma_jax.weights.resample import resample_position_embeddings
+from paligemma_jax.models.paligemma import abstract_params, from_params
+from paligemma_jax.weights.load import load_params
+from paligemma_jax.weights.tensors import resample_position_embeddings
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", jnp.bfloat16])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights import open_checkpoint
+from paligemma_jax.weights.checkpoint import open_checkpoint
 
 
 class Trap:

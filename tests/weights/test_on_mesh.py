@@ -14,22 +14,16 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from paligemma_jax.models.mesh import Axes, make_mesh
-from paligemma_jax.models.sharding import RULES, Fsdp, leaf_sharding
-from paligemma_jax.weights import (
-    boxes,
-    convert,
-    huggingface,
-    load_params,
-    on_mesh,
-    open_checkpoint,
-)
-from paligemma_jax.weights import source as pieces
-from paligemma_jax.weights.arrays import FLOATS
-from paligemma_jax.weights.boxes import read_boxes
-from paligemma_jax.weights.load import with_resolution
-from paligemma_jax.weights.source import TensorSpec
-from paligemma_jax.weights.tree import flatten
+from paligemma_jax.models.paligemma import flatten
+from paligemma_jax.models.sharding import RULES, Axes, Fsdp, leaf_sharding, make_mesh
+from paligemma_jax.weights import huggingface
+from paligemma_jax.weights import load as on_mesh
+from paligemma_jax.weights import tensors as boxes
+from paligemma_jax.weights import tensors as pieces
+from paligemma_jax.weights.checkpoint import open_checkpoint
+from paligemma_jax.weights.convert import convert
+from paligemma_jax.weights.load import load_params, with_resolution
+from paligemma_jax.weights.tensors import FLOATS, TensorSpec, read_boxes
 from tests.weights import reading
 
 SPLIT = dataclasses.replace(

@@ -3,8 +3,7 @@ import pytest
 from scipy import ndimage
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights.arrays import BFLOAT16
-from paligemma_jax.weights.resample import resample_position_embeddings
+from paligemma_jax.weights.tensors import BFLOAT16, resample_position_embeddings
 
 
 def embeddings(grid: int, dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:

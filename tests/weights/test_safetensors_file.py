@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights import open_checkpoint
-from paligemma_jax.weights.safetensors_file import read_header
-from paligemma_jax.weights.shards import INDEX, read_tensors
+from paligemma_jax.weights.checkpoint import open_checkpoint
+from paligemma_jax.weights.safetensors_io import INDEX, read_header, read_tensors
 
 
 def write(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:

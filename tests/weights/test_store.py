@@ -13,15 +13,14 @@ import pytest
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights import convert, open_checkpoint
-from paligemma_jax.weights.array_weights import ArrayWeights
+from paligemma_jax.filesystem import staged, staging_path
 from paligemma_jax.weights.big_vision import big_vision_name
-from paligemma_jax.weights.contents import Contents
-from paligemma_jax.weights.export import export_weights
-from paligemma_jax.weights.manifest import MANIFEST, STACKED, Manifest, digest_files
-from paligemma_jax.weights.orbax_tree import write_tree
-from paligemma_jax.weights.source import Fill
-from paligemma_jax.weights.staging import staged, staging_path
+from paligemma_jax.weights.checkpoint import open_checkpoint
+from paligemma_jax.weights.companions import Contents
+from paligemma_jax.weights.convert import convert, export_weights
+from paligemma_jax.weights.store import MANIFEST, STACKED, Manifest, digest_files, write_tree
+from paligemma_jax.weights.tensors import Fill
+from paligemma_jax.weights.views import ArrayWeights
 
 DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"
 
@@ -308,8 +307,8 @@ SLOW_WRITER = """
 import sys, time
 from pathlib import Path
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.contents import Contents
-from paligemma_jax.weights.export import export_weights
+from paligemma_jax.weights.companions import Contents
+from paligemma_jax.weights.convert import export_weights
 
 class Slow:
     def __init__(self, weights):
@@ -322,7 +321,7 @@ class Slow:
             time.sleep(600)
 
 source, target = map(Path, sys.argv[1:])
-import paligemma_jax.weights.orbax_tree as module
+import paligemma_jax.weights.store as module
 module._CHUNK = 4096  # bytes, so that there are many saves
 export_weights(target, Slow(open_checkpoint(source)), Contents({}, b"words"))
 """

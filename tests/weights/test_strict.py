@@ -1,7 +1,7 @@
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.weights.strict import find_problems, require_fit
+from paligemma_jax.weights.tensors import find_problems, require_fit
 
 
 def test_one_error_names_every_problem():

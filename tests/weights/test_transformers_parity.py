@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from paligemma_jax.config import VARIANTS
-from paligemma_jax.weights import open_checkpoint
+from paligemma_jax.weights.checkpoint import open_checkpoint
 from paligemma_jax.weights.hf_config import HFConfig
 
 pytestmark = pytest.mark.parity

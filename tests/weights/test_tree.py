@@ -4,8 +4,8 @@ import math
 import pytest
 
 from paligemma_jax.config import VARIANTS, PaliGemmaConfig
-from paligemma_jax.models.abstract import abstract_params
-from paligemma_jax.weights.tree import expected_shapes, flatten, nest
+from paligemma_jax.models.paligemma import abstract_params, flatten, nest
+from paligemma_jax.weights.tensors import expected_shapes
 
 
 @pytest.mark.parametrize("name", ["pg1", "pg2"])

@@ -12,22 +12,20 @@ import pytest
 from PIL import Image
 
 from paligemma_jax.errors import CheckpointError, ConfigError, DatasetError
-from paligemma_jax.evaluation.benchmarks import (
-    BENCHMARKS,
-    Answer,
+from paligemma_jax.evaluation.detection_metrics import ObjectMask
+from paligemma_jax.evaluation.evaluate import (
     Evaluation,
+    as_dict,
     evaluate,
-    find_benchmark,
-    read_examples,
+    server_rows,
+    write_metrics,
 )
-from paligemma_jax.evaluation.benchmarks.breakdown import by_confidence, by_length, confusion
-from paligemma_jax.evaluation.benchmarks.metrics_file import as_dict, write_metrics
-from paligemma_jax.evaluation.benchmarks.report import write_report
-from paligemma_jax.evaluation.benchmarks.server_format import server_rows
-from paligemma_jax.evaluation.metrics import TASKS, ObjectMask
+from paligemma_jax.evaluation.examples import read_examples
+from paligemma_jax.evaluation.report import by_confidence, by_length, confusion, write_report
+from paligemma_jax.evaluation.tasks import BENCHMARKS, TASKS, Answer, find_benchmark
 from paligemma_jax.pipeline import Generation, Pipeline
 from paligemma_jax.processing.detections import Detections
-from paligemma_jax.processing.mask_codec import MaskCodec
+from paligemma_jax.processing.masks import MaskCodec
 
 WIDTH, HEIGHT = 40, 20
 

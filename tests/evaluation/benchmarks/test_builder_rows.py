@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.evaluation.benchmarks.records import read_examples
-from paligemma_jax.evaluation.benchmarks.registry import find_benchmark
-from paligemma_jax.evaluation.metrics.by_group import Grouped
+from paligemma_jax.evaluation.examples import read_examples
+from paligemma_jax.evaluation.metric import Grouped
+from paligemma_jax.evaluation.tasks import find_benchmark
 from tests.data.builders import BUILT, PERSONS, Built
 from tests.data.test_builders import prepared
 
@@ -82,7 +82,7 @@ def give(rows: list[dict[str, Any]], path: Path, monkeypatch: pytest.MonkeyPatch
     folder.mkdir(parents=True)
     for name in ("dataset_info.json", "any-test_de.array_record-00000-of-00001"):
         (folder / name).touch()
-    monkeypatch.setattr("paligemma_jax.evaluation.benchmarks.sources.open_source", Source)
+    monkeypatch.setattr("paligemma_jax.evaluation.examples.open_source", Source)
     return folder
 
 

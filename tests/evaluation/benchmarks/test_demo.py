@@ -8,9 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from paligemma_jax.demo.evaluate import evaluate as card_figures
-from paligemma_jax.evaluation.benchmarks import Answer, Evaluation, evaluate
-from paligemma_jax.evaluation.benchmarks.demo import (
+from paligemma_jax.evaluation.demo import (
     DEMO,
     GOALS,
     MASKS,
@@ -18,12 +16,15 @@ from paligemma_jax.evaluation.benchmarks.demo import (
     TWO_LABELS,
     demo_examples,
     table_of,
-)  # fmt: skip
-from paligemma_jax.evaluation.benchmarks.report import write_report
+)
+from paligemma_jax.evaluation.demo import evaluate as card_figures
+from paligemma_jax.evaluation.evaluate import Evaluation, evaluate
+from paligemma_jax.evaluation.report import write_report
+from paligemma_jax.evaluation.tasks import Answer
 from paligemma_jax.pipeline import Generation, Pipeline
 from paligemma_jax.processing.detections import Detections
-from paligemma_jax.processing.mask_codec import MaskCodec
-from paligemma_jax.processing.parsing import Box, format_answer
+from paligemma_jax.processing.location_tokens import Box, format_answer
+from paligemma_jax.processing.masks import MaskCodec
 
 CODES = tuple(range(16))
 

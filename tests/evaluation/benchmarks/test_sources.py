@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from paligemma_jax.errors import DatasetError, InvalidImageError
-from paligemma_jax.evaluation.benchmarks import find_benchmark, read_examples
-from paligemma_jax.evaluation.benchmarks.example import MadePicture, open_picture
+from paligemma_jax.evaluation.examples import MadePicture, open_picture, read_examples
+from paligemma_jax.evaluation.tasks import find_benchmark
 
 WIDTH, HEIGHT = 40, 20
 BOX = [10.0, 5.0, 20.0, 15.0]
@@ -111,7 +111,7 @@ def test_tfds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "dataset_info.json").write_text("{}")
     for split in ("train", "validation"):
         (tmp_path / f"pets-{split}.array_record-00000-of-00001").touch()
-    monkeypatch.setattr("paligemma_jax.evaluation.benchmarks.sources.open_source", Prepared)
+    monkeypatch.setattr("paligemma_jax.evaluation.examples.open_source", Prepared)
     first, second = read_examples(find_benchmark("tallyqa"), tmp_path, limit=2)
     assert (first.id, first.prompt) == ("validation:0", "answer en how many?")
     assert second.reference.group == "simple" and second.reference.reference == 3

@@ -8,16 +8,9 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError, DatasetError
-from paligemma_jax.evaluation import metrics
-from paligemma_jax.evaluation.metrics import (
-    ByGroup,
-    ExactMatch,
-    Grouped,
-    Together,
-    VQAv2Accuracy,
-    by_id,
-    exact_match,
-)
+from paligemma_jax.evaluation import metrics, tasks
+from paligemma_jax.evaluation.answer_metrics import ExactMatch, VQAv2Accuracy, exact_match
+from paligemma_jax.evaluation.metric import ByGroup, Grouped, Together, by_id
 
 
 def test_metrics_load_neither_jax_nor_pillow():
@@ -189,7 +182,7 @@ def test_groups_and_averages():
 
 
 def test_every_task_has_a_metric_and_a_figure():
-    for task in metrics.TASKS:
-        assert metrics.metric_for(task).ids == []
+    for task in tasks.TASKS:
+        assert tasks.metric_for(task).ids == []
     with pytest.raises(ConfigError, match="no task 'vqa'"):
-        metrics.metric_for("vqa")
+        tasks.metric_for("vqa")

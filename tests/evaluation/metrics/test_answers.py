@@ -3,11 +3,9 @@
 import pytest
 
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.evaluation.metrics import (
-    ByGroup,
+from paligemma_jax.evaluation.answer_metrics import (
     Choice,
     CountAccuracy,
-    Grouped,
     OfPair,
     YesNo,
     anls,
@@ -15,18 +13,19 @@ from paligemma_jax.evaluation.metrics import (
     choice_accuracy,
     count_accuracy,
     exact_match,
-    metric_for,
+    is_relaxed_match,
     option_letter_accuracy,
     paired_accuracy,
+    process_answer,
     read_count,
     relaxed_accuracy,
     simple_vqa,
     vqa_v2,
+    vqa_v2_accuracy,
     yes_no,
 )
-from paligemma_jax.evaluation.metrics.relaxed_accuracy import is_relaxed_match
-from paligemma_jax.evaluation.metrics.vqa_accuracy import vqa_v2_accuracy
-from paligemma_jax.evaluation.metrics.vqa_processing import process_answer
+from paligemma_jax.evaluation.metric import ByGroup, Grouped
+from paligemma_jax.evaluation.tasks import metric_for
 
 
 def test_exact_match_forgives_only_outer_space():

@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.evaluation.metrics import (
-    ByGroup,
-    ExactMatch,
-    Grouped,
-    OfPair,
-    PairedAccuracy,
-    Reading,
-    bootstrap,
-)
+from paligemma_jax.evaluation.answer_metrics import ExactMatch, OfPair, PairedAccuracy, Reading
+from paligemma_jax.evaluation.metric import ByGroup, Grouped, bootstrap
 
 
 def matches(right: int, wrong: int) -> ExactMatch:
@@ -30,7 +23,7 @@ def test_share_is_as_wide_as_the_normal_approximation():
 def test_seed_decides_and_memory_does_not(monkeypatch: pytest.MonkeyPatch):
     import importlib
 
-    module = importlib.import_module("paligemma_jax.evaluation.metrics.bootstrap")
+    module = importlib.import_module("paligemma_jax.evaluation.metric")
     first = bootstrap(matches(30, 20), resamples=50, seed=1)
     monkeypatch.setattr(module, "_CELLS", 120)
     assert bootstrap(matches(30, 20), resamples=50, seed=1) == first

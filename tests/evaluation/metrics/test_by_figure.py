@@ -4,17 +4,15 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.evaluation.metrics import (
+from paligemma_jax.evaluation.answer_metrics import ExactMatch
+from paligemma_jax.evaluation.detection_metrics import (
     AllPointPrecision,
-    ByFigure,
-    ExactMatch,
     FoundBoxes,
     MaskPairs,
-    OfFigure,
     TrueBoxes,
-    bootstrap,
     paired_overlaps,
 )
+from paligemma_jax.evaluation.metric import ByFigure, OfFigure, bootstrap
 
 LEFT, RIGHT, NOTHING = [0, 0, 5, 10], [5, 0, 10, 10], TrueBoxes([], [])
 

@@ -7,17 +7,13 @@ import string
 
 import pytest
 
-from paligemma_jax.evaluation.metrics import (
-    BLEU,
-    CIDEr,
-    RougeL,
+from paligemma_jax.evaluation.answer_metrics import (
     anls_score,
     indel_similarity,
     levenshtein,
     reading,
-    tokenize,
 )
-from paligemma_jax.evaluation.metrics.english_stemmer import stem
+from paligemma_jax.evaluation.caption_metrics import BLEU, CIDEr, RougeL, stem, tokenize
 
 pytestmark = pytest.mark.parity
 WORDS = (

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.evaluation.metrics import (
+from paligemma_jax.evaluation.detection_metrics import (
     BoxDetection,
     FoundBoxes,
     ObjectMask,
     ReferringSegmentation,
     TrueBoxes,
-    bootstrap,
     box_detection,
     referring_segmentation,
 )
+from paligemma_jax.evaluation.metric import bootstrap
 
 LABELS = ["a", "b", "c", "d"]
 FIGURES = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()

@@ -7,24 +7,26 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.evaluation.metrics import (
+from paligemma_jax.evaluation.answer_metrics import (
+    indel_similarity,
+    levenshtein,
+    longest_common_subsequence,
+    normalized_distance,
+    perplexity,
+    reading,
+)
+from paligemma_jax.evaluation.caption_metrics import (
     CIDEr,
     Meteor,
     bleu,
     cider,
-    indel_similarity,
-    levenshtein,
     meteor,
-    metric_for,
-    normalized_distance,
-    perplexity,
-    reading,
     rouge_l,
+    stem,
     tokenize,
 )
-from paligemma_jax.evaluation.metrics.by_group import Grouped
-from paligemma_jax.evaluation.metrics.edit_distance import longest_common_subsequence
-from paligemma_jax.evaluation.metrics.english_stemmer import stem
+from paligemma_jax.evaluation.metric import Grouped
+from paligemma_jax.evaluation.tasks import metric_for
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "caption_metrics.json").read_text())
 

@@ -1,1 +1,0 @@
-"""From pictures and prompts to answers, in batches: what a pipeline is made of."""

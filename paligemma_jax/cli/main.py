@@ -1,0 +1,135 @@
+"""Where the `paligemma` command starts and ends: its parser, its errors and its exit codes."""
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from paligemma_jax import __version__
+from paligemma_jax.cli import (
+    box_commands,
+    checkpoint_commands,
+    demo,
+    evaluate,
+    text_commands,
+    train,
+)
+from paligemma_jax.cli.options import HelpFormatter
+from paligemma_jax.errors import PaliGemmaError
+
+OK, ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 130, 141  # and argparse's 2 for wrong usage
+
+_EPILOG = """\
+Examples:
+  paligemma demo                                  what the embedded model can do, in one picture
+  paligemma caption photo.jpg                     a short description
+  paligemma answer photo.jpg "what colour is the car?"
+  paligemma detect photo.jpg "cat ; dog" --out boxes.png
+  paligemma segment photo.jpg cat --out masks.png --json
+  paligemma classify photo.jpg "cat ; dog ; bird"
+  cat photo.jpg | paligemma ocr -                 a picture from standard input
+  paligemma caption *.jpg --json                  one JSON document a line and picture
+
+Models (--model):
+  "demo", the default, comes with this package. It knows only coloured shapes, words and numbers
+  on plain pictures. For photos take a published PaliGemma or PaliGemma 2: accept its licence at
+  Hugging Face (or Kaggle), log in (hf auth login), and name it; it is downloaded once:
+    paligemma caption photo.jpg --model paligemma2-3b-mix-448
+  "mix" models answer at once; "pt" models are for fine-tuning. All names: paligemma models
+  A directory of Hugging Face's, a big_vision .npz, and an https address are taken too.
+
+Exit codes: 0 done; 1 an error, said in one message; 2 wrong usage; 130 interrupted.
+Files are written whole or not at all, and never over others (without --force).
+Every command has help of its own: paligemma detect --help
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="paligemma",
+        description=textwrap.fill(
+            "Ask PaliGemma and PaliGemma 2 about pictures and videos: captions, answers, text, "
+            "counts, boxes, masks, and how likely given answers are.",
+            88,
+        ),
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"paligemma {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    for add in (
+        text_commands.add_words,
+        text_commands.add_text,
+        box_commands.add_detect,
+        box_commands.add_segment,
+        text_commands.add_compare,
+        demo.add_mask,
+        checkpoint_commands.add_convert,
+        checkpoint_commands.add_quantize,
+        train.add,
+        checkpoint_commands.add_info,
+        checkpoint_commands.add_models,
+        evaluate.add_evaluate,
+        evaluate.add_bench,
+        demo.add_demo,
+    ):
+        add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; `argv` is that of the process if not given."""
+    if argv is None:
+        _prepare_process()
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads on. Without this the interpreter would complain when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(train.take_settings(sys.argv[1:] if argv is None else argv))
+    if args.command is None:
+        parser.print_help()
+        return OK
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        print("paligemma: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except PaliGemmaError as e:
+        if args.debug:
+            raise
+        return _fail(str(e))
+    except Exception as e:
+        if args.debug or not _out_of_memory(e):
+            raise  # BrokenPipeError, or a defect of ours: the traceback is what helps
+        return _fail(
+            "There is not enough memory for this. A smaller model, picture batch or answer fits. "
+            "Try: --dtype bfloat16 --batch-size 1"
+        )
+
+
+def _prepare_process() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # Answers may hold letters that the terminal's encoding lacks.
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+
+
+def _fail(message: str) -> int:
+    print(f"paligemma: error: {message}", file=sys.stderr)
+    return ERROR
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
