@@ -1,6 +1,6 @@
 """Attention layers of the language model alone, for a T4 with 16 GB: big_vision's notebook.
 
-    paligemma train --config configs/attention_only_t4.py:data=train.jsonl --workdir DIR
+    paligemma train --config attention_only_t4:data=train.jsonl --workdir DIR
 
 Plain gradient descent keeps no moments, and everything that is frozen is in float16. LoRA
 (lora_24gb.py, qlora.py) learns as much with less memory.
@@ -8,12 +8,12 @@ Plain gradient descent keeps no moments, and everything that is frozen is in flo
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.training.config import load_beside
+from paligemma_jax.training.config import load_config
 from paligemma_jax.training.optimizer import SGD, Cosine, Examples, Share, Steps
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = load_beside(__file__, "base.py", arg)
+    config = load_config(f"base:{arg}")
     with config.unlocked():
         config.trainable = "llm/layers/attn/.*"
         config.method = SGD()

@@ -1,7 +1,7 @@
 """Every setting of a training run, with what it is good for. Other files here change some of them.
 
-    paligemma train --config configs/base.py:data=my_dataset --workdir runs/mine
-    paligemma train --config configs/base.py:data=my_dataset,size=10b,resolution=448 --workdir ...
+    paligemma train --config base:data=my_dataset --workdir runs/mine
+    paligemma train --config base:data=my_dataset,size=10b,resolution=448 --workdir ...
     paligemma train ... --config.learning_rate=3e-5 --config.duration='Epochs(3)'
 
 Arguments: `model`, anything that `from_pretrained` takes; or `version` (1: PaliGemma, 2: PaliGemma

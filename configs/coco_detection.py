@@ -1,6 +1,6 @@
 """Detection on a data set in COCO's layout, or exported by Roboflow as COCO.
 
-    paligemma train --config configs/coco_detection.py:data=DIR,validation=DIR --workdir DIR
+    paligemma train --config coco_detection:data=DIR,validation=DIR --workdir DIR
 
 Boxes come in random order, as none is right, and prompts ask for a few classes that are not there.
 Resolution 448 finds small things better: 38.5 instead of 30.4 mAP on COCO (PaliGemma 2, table 11).
@@ -9,11 +9,11 @@ Resolution 448 finds small things better: 38.5 instead of 30.4 mAP on COCO (Pali
 from ml_collections import ConfigDict
 
 from paligemma_jax.data.transforms import AskForSome, ShuffleBoxes
-from paligemma_jax.training.config import load_beside
+from paligemma_jax.training.config import load_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = load_beside(__file__, "base.py", arg)
+    config = load_config(f"base:{arg}")
     with config.unlocked():
         config.transforms = (AskForSome(most=8, negatives=4), ShuffleBoxes())
         config.text_length = 512  # a box takes five tokens or more

@@ -2,7 +2,7 @@
 
     {"image": "cat.jpg", "prefix": "caption en", "suffix": "a cat on a sofa"}
 
-    paligemma train --config configs/jsonl.py:data=train.jsonl,validation=valid.jsonl --workdir DIR
+    paligemma train --config jsonl:data=train.jsonl,validation=valid.jsonl --workdir DIR
 
 Arguments are those of configs/base.py, which explains every setting.
 """
@@ -10,11 +10,11 @@ Arguments are those of configs/base.py, which explains every setting.
 from ml_collections import ConfigDict
 
 from paligemma_jax.training.checkpoints import Best
-from paligemma_jax.training.config import load_beside
+from paligemma_jax.training.config import load_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = load_beside(__file__, "base.py", arg)
+    config = load_config(f"base:{arg}")
     with config.unlocked():
         if config.validation is not None:
             config.best = Best("validation_loss")

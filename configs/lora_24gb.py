@@ -1,6 +1,6 @@
 """Adapters of low rank on a 3B model, for a card of 24 GB such as an RTX 3090, 4090, L4 or A10G.
 
-    paligemma train --config configs/lora_24gb.py:data=train.jsonl --workdir DIR
+    paligemma train --config lora_24gb:data=train.jsonl --workdir DIR
 
 WORKDIR/adapter is for PEFT, and so for Hugging Face and Roboflow; WORKDIR/model is merged.
 """
@@ -10,12 +10,12 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from paligemma_jax.models.lora import LoRA
-from paligemma_jax.training.config import load_beside
+from paligemma_jax.training.config import load_config
 from paligemma_jax.training.optimizer import Epochs
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = load_beside(__file__, "base.py", arg)
+    config = load_config(f"base:{arg}")
     with config.unlocked():
         config.lora = LoRA(rank=16, alpha=32.0)  # every product of the language model's layers
         config.learning_rate = 2e-4

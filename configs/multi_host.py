@@ -1,6 +1,6 @@
 """Several machines, or a TPU pod: the same command on each of them.
 
-    paligemma train --config configs/multi_host.py:data=DIR,size=10b,chips=8 --workdir DIR \\
+    paligemma train --config multi_host:data=DIR,size=10b,chips=8 --workdir DIR \\
         --distributed                                # SLURM, TPU pods and GKE know the rest
     paligemma train ... --distributed 10.0.0.1:1234,0,2   # coordinator, this process, processes
 
@@ -12,14 +12,14 @@ they go on from the last checkpoint, with any number of machines.
 from ml_collections import ConfigDict
 
 from paligemma_jax.models.sharding import Axes
-from paligemma_jax.training.config import load_beside
+from paligemma_jax.training.config import load_config
 from paligemma_jax.training.optimizer import Steps
 
 
 def get_config(arg: str = "") -> ConfigDict:
     words = [word for word in arg.split(",") if word]
     chips = [word for word in words if word.startswith("chips=")]
-    config = load_beside(__file__, "base.py", ",".join(w for w in words if w not in chips))
+    config = load_config("base:" + ",".join(w for w in words if w not in chips))
     with config.unlocked():
         config.mesh = Axes(data=-1, fsdp=int(chips[-1].removeprefix("chips=")) if chips else 1)
         config.batch_size = 256

@@ -1,6 +1,6 @@
 """Adapters beside weights of 4 bits: a 3B model in 8 GB, a 10B one in 16 GB.
 
-    paligemma train --config configs/qlora.py:data=train.jsonl,size=10b --workdir DIR
+    paligemma train --config qlora:data=train.jsonl,size=10b --workdir DIR
 
 WORKDIR/model has the adapters merged into the weights as they were before rounding.
 """
@@ -10,11 +10,11 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from paligemma_jax.models.quantization_config import Int4
-from paligemma_jax.training.config import load_beside
+from paligemma_jax.training.config import load_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = load_beside(__file__, "lora_24gb.py", arg)
+    config = load_config(f"lora_24gb:{arg}")
     with config.unlocked():
         config.quantize = Int4()
         config.step = dataclasses.replace(config.step, microbatches=8)

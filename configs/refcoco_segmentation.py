@@ -1,6 +1,6 @@
 """Segmentation of what an expression refers to, as PaliGemma on RefCOCO.
 
-    paligemma train --config configs/refcoco_segmentation.py:data=DIR --workdir DIR
+    paligemma train --config refcoco_segmentation:data=DIR --workdir DIR
 
 `data` is COCO's layout, whose masks become <seg> tokens by the checkpoint's mask codec; or JSON
 lines that have them already: {"image": ..., "prefix": "segment left cat", "suffix": "<loc....".
@@ -12,12 +12,12 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from paligemma_jax.data.transforms import ShuffleBoxes
-from paligemma_jax.training.config import load_beside
+from paligemma_jax.training.config import load_config
 from paligemma_jax.training.optimizer import Epochs
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = load_beside(__file__, "base.py", arg)
+    config = load_config(f"base:{arg}")
     with config.unlocked():
         if config.train is not None and not config.train.path.endswith(".jsonl"):
             config.train = dataclasses.replace(config.train, masks=True)

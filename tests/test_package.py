@@ -33,13 +33,14 @@ def test_every_package_is_named_in_setup_cfg():
     named = settings["options"]["packages"].split()
     directories = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("*.py")}
     found = [".".join(directory.parts) for directory in directories]
-    assert sorted(named) == sorted([*found, "paligemma_jax.checkpoints"])
+    assert sorted(named) == sorted([*found, "paligemma_jax.checkpoints", "paligemma_jax.configs"])
 
 
 def data_files() -> set[str]:
     """Names in a wheel of everything besides modules that the package needs."""
     inside = [PACKAGE / "py.typed", *(PACKAGE / "demo" / "fonts").iterdir()]
     beside = [path for path in (ROOT / "checkpoints").rglob("*") if path.is_file()]
+    beside += (ROOT / "configs").rglob("*.py")
     return {path.relative_to(ROOT).as_posix() for path in inside} | {
         f"paligemma_jax/{path.relative_to(ROOT).as_posix()}" for path in beside
     }

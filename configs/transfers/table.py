@@ -5,7 +5,7 @@ All: Adam (b2 0.999), gradients clipped to 1.0, cosine with 5 % warm-up, every w
 the row freezes the image encoder. PaliGemma 2 used the same and smaller learning rates; see
 configs/base.py.
 
-    paligemma train --config configs/transfers/cococap.py:data=DIR,resolution=448 --workdir DIR
+    paligemma train --config transfers/cococap:data=DIR,resolution=448 --workdir DIR
 
 Arguments:
   data         prepared data set of tensorflow-datasets (the directory of its version, in
@@ -54,7 +54,7 @@ from paligemma_jax.data.readers import (
 from paligemma_jax.data.record import Transform
 from paligemma_jax.data.transforms import EachAnswerInTurn, LowerCase, RandomAnswer
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.training.config import Data, load_beside, parse_arg
+from paligemma_jax.training.config import Data, load_config, parse_arg
 from paligemma_jax.training.optimizer import SGD, Adam, Epochs, Examples, Method, Share, Steps
 
 LANGUAGES = (
@@ -289,14 +289,14 @@ def get_config(arg: str = "") -> ConfigDict:
     if args.task not in TRANSFERS:
         raise ConfigError(
             f"There is no transfer {args.task!r}. {', '.join(TRANSFERS)} fit. Write for example "
-            "--config configs/transfers/table.py:task=vqav2"
+            "--config transfers/table:task=vqav2"
         )
     task = TRANSFERS[args.task]
     best = task.best.get(args.resolution) or task.best[max(task.best)]
     freeze = args.freeze_vit in ("True", "yes", "1") if args.freeze_vit else best.freeze_vit
     names = dict(model=args.model, version=args.version, size=args.size, resolution=args.resolution)
     base = ",".join(f"{name}={value}" for name, value in names.items())
-    config = load_beside(__file__, "../base.py", base)
+    config = load_config(f"base:{base}")
     reader = task.reader
     if isinstance(reader, Outlined):
         reader = dataclasses.replace(reader, size=args.resolution)

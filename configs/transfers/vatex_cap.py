@@ -5,8 +5,8 @@ Arguments and hyperparameters are in table.py.
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.training.config import load_beside
+from paligemma_jax.training.config import load_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    return load_beside(__file__, "table.py", f"task=vatex_cap,{arg}")
+    return load_config(f"transfers/table:task=vatex_cap,{arg}")

@@ -20,10 +20,10 @@ _EPILOG = """\
 Examples:
   paligemma train --check my_dataset                what is wrong with the data
   paligemma train --check --config my_config.py     the same of what the file trains on
-  paligemma train --config configs/jsonl.py:data=my_dataset --workdir runs/mine
-  paligemma train --config configs/lora_24gb.py:data=my_dataset --workdir runs/lora
-  paligemma train --config configs/transfers/cococap.py:resolution=448 --workdir runs/cococap
-  paligemma train --config configs/jsonl.py --workdir runs/mine \\
+  paligemma train --config jsonl:data=my_dataset --workdir runs/mine
+  paligemma train --config lora_24gb:data=my_dataset --workdir runs/lora
+  paligemma train --config transfers/cococap:resolution=448 --workdir runs/cococap
+  paligemma train --config jsonl --workdir runs/mine \\
       --config.learning_rate=3e-5 --config.duration='Epochs(3)' --config.lora='LoRA(rank=16)'
   paligemma caption photo.jpg --model runs/mine/model
 
@@ -47,7 +47,9 @@ def add(commands: Any) -> None:
         _EPILOG,
     )
     parser.add_argument(
-        "--config", metavar="FILE[:ARGS]", help="configuration, such as configs/jsonl.py:size=10b"
+        "--config",
+        metavar="NAME[:ARGS]",
+        help="configuration: a name such as jsonl:size=10b, or a Python file",
     )
     parser.add_argument("--workdir", metavar="DIR", help="where everything is written")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """Everything that a training run is told, as typed values.
 
-Configuration files: "configs/x.py:size=10b,resolution=448" and `--config.x.y=value`.
+Configurations by name or file: "jsonl:size=10b,resolution=448" and `--config.x.y=value`.
 
 A file has `get_config(arg: str) -> ConfigDict`. Values are numbers, text, and the objects of
 `paligemma_jax.training.choices`, whose fields can be changed like keys; new ones are written as in
@@ -260,27 +260,37 @@ def _say(value: Any) -> str:
     return text if len(text) < 2000 and " at 0x" not in text else type(value).__name__
 
 
-def load_config(spec: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ConfigDict:
-    """The configuration of a file; what follows the first colon goes to its `get_config`.
+def load_config(spec: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Any:
+    """The ConfigDict of "NAME:ARGS", to be changed and returned as one's own.
 
-    `overrides` are "name=value" or "name.field=value". Raises ConfigError, listing every override
-    that does not fit.
+    NAME is a configuration of configs/, such as "jsonl", or the path of a Python file; ARGS go to
+    its `get_config`. `overrides` are "name=value" or "name.field=value". Raises ConfigError,
+    listing the configurations there are, or every override that cannot be applied.
     """
     text = os.fspath(spec)
-    path, _, arg = text.partition(".py:") if ".py:" in text else (text.removesuffix(".py"), "", "")
-    config = _get_config(Path(f"{path}.py").expanduser())(arg)
+    name, _, arg = text.partition(".py:" if ".py" in text else ":")
+    config = _get_config(_config_path(name.removesuffix(".py")))(arg)
     if not isinstance(config, ConfigDict):
         raise ConfigError(
-            f"get_config of {path}.py returned {type(config).__name__}. An ml_collections "
-            "ConfigDict fits. Begin with a copy of configs/base.py"
+            f"get_config of {name} must return an ml_collections ConfigDict, got "
+            f"{type(config).__name__}. Begin with a copy of configs/base.py"
         )
     override(config, overrides)
     return config
 
 
-def load_beside(file: str, name: str, arg: str = "") -> Any:
-    """The ConfigDict of the file `name` beside `file`, to change and return as one's own."""
-    return load_config(f"{Path(file).parent / name}:{arg}")
+def config_directory() -> Path:
+    """Where configs/ is: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """The names of the configurations that come with the library."""
+    directory = config_directory()
+    paths = (path.relative_to(directory) for path in directory.rglob("*.py"))
+    return sorted(path.with_suffix("").as_posix() for path in paths if path.stem != "__init__")
 
 
 def parse_arg(arg: str, **defaults: Any) -> Any:
@@ -445,14 +455,20 @@ def _example(defaults: Mapping[str, Any]) -> str:
     return f"{name}={value}"
 
 
+def _config_path(name: str) -> Path:
+    """The file of a configuration: one of configs/, or else a path with or without ".py"."""
+    shipped, given = config_directory() / f"{name}.py", Path(f"{name}.py").expanduser()
+    for path in (given, shipped) if os.path.dirname(name) else (shipped, given):
+        if path.is_file():
+            return path
+    names = config_names()
+    raise ConfigError(
+        f"There is no configuration {name!r}.{_nearest(name, names)} There are: "
+        f"{', '.join(names)}; or give the path of a Python file with get_config(arg)"
+    )
+
+
 def _get_config(path: Path) -> Any:
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path()
-        names = sorted(str(folder / entry.name) for entry in folder.glob("*.py"))
-        raise ConfigError(
-            f"There is no configuration file {path}.{_nearest(str(path), names)} A Python file "
-            "with get_config(arg) fits. See configs/base.py"
-        )
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

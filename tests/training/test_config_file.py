@@ -107,11 +107,22 @@ def test_file_with_argument_and_overrides(tmp_path: Path):
     assert config.bad_loss == StopAtBadLoss(2.0)
     with pytest.raises(ConfigError, match="'resolutoin' is unknown. Did you mean resolution"):
         load_config(f"{path}:resolutoin=448")
-    with pytest.raises(ConfigError, match="no configuration file .*min.py. Did you mean .*mine.py"):
-        load_config(tmp_path / "min.py")
     path.write_text("x = 1")
     with pytest.raises(ConfigError, match="no function get_config"):
         load_config(path)
+
+
+def test_configs_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for spec in ("jsonl:data=DIR", "jsonl.py:data=DIR", "transfers/vqav2:data=DIR"):
+        assert TrainConfig.from_config(load_config(spec)).train.path == "DIR"
+    with pytest.raises(ConfigError, match="'jsnl'. Did you mean jsonl.* There are: .*lora_24gb"):
+        load_config("jsnl:data=DIR")
+    assert load_config("jsonl.py").train is None
+    Path("jsonl.py").write_text(FILE)  # a bare name is the shipped one, a path the user's
+    assert load_config("jsonl").model != load_config("./jsonl.py:size=10b").model
+    Path("mine.py").write_text(FILE)
+    assert load_config("mine:size=10b").model == "paligemma2-10b-pt-224"
 
 
 def test_argument_of_a_file():
