@@ -1,5 +1,7 @@
 """Every error a user can cause: what does not fit, what would, and the call that mends it."""
 
+from collections.abc import Sequence
+
 
 class PaliGemmaError(ValueError):
     """Base of all errors raised on purpose by this library."""
@@ -45,3 +47,15 @@ class MissingExtraError(PaliGemmaError, ImportError):
 
     def __reduce__(self) -> tuple[type["MissingExtraError"], tuple[str, str]]:
         return type(self), self._about  # it may be raised in a worker process
+
+
+_MOST_PROBLEMS = 20
+
+
+def problem_list(problems: Sequence[str]) -> str:
+    """Problems for an error message: "(2 problems):" and an indented line each, at most twenty."""
+    lines = list(problems[:_MOST_PROBLEMS])
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"... and {len(problems) - _MOST_PROBLEMS} more")
+    count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+    return f"({count}):\n  " + "\n  ".join(lines)
