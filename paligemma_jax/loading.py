@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from paligemma_jax.config import VARIANTS, PaliGemmaConfig
-from paligemma_jax.demo.tasks import demo_checkpoint
+from paligemma_jax.demo import demo_checkpoint
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.filesystem import user_cache
 from paligemma_jax.hub.catalogue import find_published, find_source

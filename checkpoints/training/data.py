@@ -27,9 +27,10 @@ import numpy as np
 import sentencepiece
 from PIL import Image, ImageDraw
 
-from paligemma_jax.demo.render import draw_picture, render
+from checkpoints.training.prompts import MaskCodes, sample_examples, sample_segment
+from paligemma_jax.demo.render import draw_image, render
 from paligemma_jax.demo.scene import (
-    COLOURS,
+    COLORS,
     HELD_OUT,
     KINDS,
     PAGES,
@@ -48,16 +49,7 @@ from paligemma_jax.demo.scene import (
     sample_text,
     split_rng,
 )
-from paligemma_jax.demo.tasks import (
-    LANGUAGES,
-    SAMPLERS,
-    Example,
-    MaskCodes,
-    examples,
-    same_answer,
-    sample_examples,
-    sample_segment,
-)
+from paligemma_jax.demo.tasks import LANGUAGES, SAMPLERS, Example, examples, same_answer
 from paligemma_jax.processing.tokenizer import LOC_PIECES, SEG_PIECES, Tokenizer, append_user_pieces
 
 _TRIES = 16  # words thrown at a page; about five find room
@@ -78,10 +70,10 @@ def _touch(a: Box, b: Box) -> bool:
     return a[0] < b[2] + room and b[0] < a[2] + room and a[1] < b[3] + room and b[1] < a[3] + room
 
 
-COLOUR_NAMES = tuple(COLOURS)
+COLOR_NAMES = tuple(COLORS)
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 # Class 0 is "nothing" in each; the last kind is a text.
-NUM_KINDS, NUM_COLOURS, NUM_CHARACTERS = len(KINDS) + 2, len(COLOURS) + 1, len(CHARACTERS) + 1
+NUM_KINDS, NUM_COLORS, NUM_CHARACTERS = len(KINDS) + 2, len(COLORS) + 1, len(CHARACTERS) + 1
 _EM = 128
 
 
@@ -99,7 +91,7 @@ def patch_targets(
     for shape in shapes:
         patches = _inside(y, x, shape.box)
         kind[patches] = 1 + KINDS.index(shape.kind)
-        colour[patches] = 1 + COLOUR_NAMES.index(shape.colour)
+        colour[patches] = 1 + COLOR_NAMES.index(shape.color)
         box[patches] = shape.box
     for text in texts:
         patches = _inside(y, x, text.box)
@@ -262,8 +254,8 @@ def _picture(
     shapes: Sequence[Shape], texts: Sequence[Text], background: int, larger: bool, size: int
 ) -> np.ndarray:
     if not larger:
-        return draw_picture(shapes, texts, background, size)
-    large = Image.fromarray(draw_picture(shapes, texts, background, 2 * size))
+        return draw_image(shapes, texts, background, size)
+    large = Image.fromarray(draw_image(shapes, texts, background, 2 * size))
     return np.asarray(large.resize((size, size), Image.Resampling.BILINEAR))
 
 

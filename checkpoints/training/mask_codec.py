@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from checkpoints.training.prompts import codec_crops
 from paligemma_jax.demo.scene import HELD_OUT, TRAINING
-from paligemma_jax.demo.tasks import codec_crops
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
 from paligemma_jax.weights.mask_vae import mask_vae_bytes
 

@@ -41,16 +41,16 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from checkpoints.training.data import (
     NUM_CHARACTERS,
-    NUM_COLOURS,
+    NUM_COLORS,
     NUM_KINDS,
     BatchConfig,
     PictureConfig,
     build_tokenizer,
     make_batch,
 )
+from checkpoints.training.prompts import MaskCodes, build_mask_codes
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
 from paligemma_jax.demo.scene import HELD_OUT, TRAINING
-from paligemma_jax.demo.tasks import MaskCodes, build_mask_codes
 from paligemma_jax.models.paligemma import PaliGemma, from_params, to_params
 from paligemma_jax.processing.masks import MaskCodec
 from paligemma_jax.processing.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ from paligemma_jax.weights.mask_vae import load_mask_vae
 
 GROUPS = ("short", "long", "pair")
 NUM_LOC = 1024
-PROBE_SIZES = (NUM_KINDS, NUM_COLOURS, NUM_CHARACTERS, 4)
+PROBE_SIZES = (NUM_KINDS, NUM_COLORS, NUM_CHARACTERS, 4)
 
 
 def soft_targets(tokenizer: Tokenizer, sigma: float) -> np.ndarray:

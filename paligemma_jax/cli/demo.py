@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +38,18 @@ if TYPE_CHECKING:
     from paligemma_jax.config import PaliGemmaConfig
     from paligemma_jax.demo.showcase import Showcase
     from paligemma_jax.processing.detections import Detections, Segmentations
+    from paligemma_jax.processing.location_tokens import Box
     from paligemma_jax.processing.processor import Processor
     from paligemma_jax.viz.attention_mask import AttentionMaskView
 
 
 SEED = 7
-LEAST_OVERLAP = 0.5  # IoU of a mask that counts as right
+LEAST_OVERLAP = 0.5  # IoU of a box or a mask that counts as right
+PROMPTS = (
+    *[f"caption {language}" for language in ("en", "es", "de", "fr")],
+    "answer en how many shapes are there?",
+    "ocr",
+)  # about an image of the user's
 PICTURE_SIZE = 672  # pixels; six times the model's, for people to look at
 _demo_EPILOG = """\
 Examples:
@@ -93,7 +100,7 @@ def run_demo(args: argparse.Namespace) -> int:
     from PIL import Image
 
     from paligemma_jax.demo.render import render
-    from paligemma_jax.demo.showcase import questions_without_answers, showcase
+    from paligemma_jax.demo.showcase import showcase
     from paligemma_jax.processing.image import load_image
 
     out = free_name(Path("paligemma-demo.png")) if args.out is None else Path(args.out).expanduser()
@@ -104,7 +111,7 @@ def run_demo(args: argparse.Namespace) -> int:
         prompts = [example.prompt for example in shown.examples]
     else:
         shown, image = None, load_image(args.picture)
-        prompts = questions_without_answers()
+        prompts = list(PROMPTS)
     _ask_and_show(args, image, prompts, shown, out)
     print(_NEXT)
     return 0
@@ -159,7 +166,6 @@ def _compare(
     import numpy as np
 
     from paligemma_jax.demo.render import shape_mask
-    from paligemma_jax.demo.showcase import boxes_agree
     from paligemma_jax.evaluation.detection_metrics import paired_overlaps
     from paligemma_jax.processing.detections import Detections
 
@@ -174,6 +180,20 @@ def _compare(
         Row(question, text, truth, fine)
         for question, text, truth, fine in zip(questions, texts, truths, right, strict=False)
     ]
+
+
+def boxes_agree(found: "Sequence[Box]", right: "Sequence[Box]") -> bool:
+    """Whether the two pair off: same label, and an overlap of at least LEAST_OVERLAP (IoU)."""
+    from paligemma_jax.processing.detections import intersection_over_union
+
+    left = list(found)
+    for box in right:
+        same = [other for other in left if other.label == box.label]
+        overlaps = intersection_over_union([box], same)[0]
+        if not same or overlaps.max() < LEAST_OVERLAP:
+            return False
+        left.remove(same[int(overlaps.argmax())])
+    return not left
 
 
 LONGEST = 16_384  # tokens; masks take the square of that in bytes

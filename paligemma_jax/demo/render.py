@@ -1,7 +1,4 @@
-"""Draws scenes: the same scene looks the same at every size.
-
-Backgrounds of the demo world: muted textures on which every colour stays visible.
-"""
+"""Draws scenes of the demo world on muted textures; a scene looks the same at every size."""
 
 import functools
 import math
@@ -26,19 +23,19 @@ def _enlarge(field: np.ndarray, size: int, method: Image.Resampling) -> np.ndarr
 
 
 def _ramp(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Returns the coordinate along a random direction, f32[size, size], spanning about 1."""
+    """The coordinate along a random direction, f32[size, size], spanning about 1."""
     turn = rng.uniform(0, 2 * math.pi)
     y, x = _grid(size)
     return np.float32(math.sin(turn)) * y + np.float32(math.cos(turn)) * x
 
 
-def gradient(rng: np.random.Generator, size: int) -> np.ndarray:
+def _gradient(rng: np.random.Generator, size: int) -> np.ndarray:
     """A smooth ramp in a random direction."""
     ramp = _ramp(rng, size)
     return (ramp - ramp.min()) / (ramp.max() - ramp.min())
 
 
-def clouds(rng: np.random.Generator, size: int) -> np.ndarray:
+def _clouds(rng: np.random.Generator, size: int) -> np.ndarray:
     """Smooth value noise of two octaves."""
     cells = int(rng.integers(3, 8))
     coarse = _enlarge(rng.random((cells, cells)), size, Image.Resampling.BICUBIC)
@@ -46,13 +43,13 @@ def clouds(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.clip(0.7 * coarse + 0.3 * fine, 0, 1)
 
 
-def stripes(rng: np.random.Generator, size: int) -> np.ndarray:
+def _stripes(rng: np.random.Generator, size: int) -> np.ndarray:
     """Soft-edged stripes in a random direction."""
     wave = np.sin(_ramp(rng, size) * np.float32(2 * math.pi / rng.uniform(0.06, 0.22)))
     return np.clip(0.5 + rng.uniform(0.6, 3) * wave, 0, 1)
 
 
-def checks(rng: np.random.Generator, size: int) -> np.ndarray:
+def _checks(rng: np.random.Generator, size: int) -> np.ndarray:
     """A soft-edged chequerboard."""
     y, x = _grid(size)
     rate, shift = math.pi / rng.uniform(0.05, 0.16), rng.uniform(0, 6)
@@ -60,18 +57,18 @@ def checks(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.clip(0.5 + 2 * wave, 0, 1)
 
 
-def speckle(rng: np.random.Generator, size: int) -> np.ndarray:
+def _speckle(rng: np.random.Generator, size: int) -> np.ndarray:
     """Scattered soft dots."""
     cells = int(rng.integers(20, 50))
     dots = (rng.random((cells, cells)) < rng.uniform(0.1, 0.3)).astype(np.float32)
     return _enlarge(dots, size, Image.Resampling.BILINEAR)
 
 
-TEXTURES = (gradient, clouds, stripes, checks, speckle)
+TEXTURES = (_gradient, _clouds, _stripes, _checks, _speckle)
 
 
-def render_background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Returns a texture between two muted mid tones, uint8[size, size, 3]."""
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A texture between two muted mid tones, uint8[size, size, 3]."""
     field = TEXTURES[int(rng.integers(len(TEXTURES)))](rng, size)
     tone, difference = rng.uniform(104, 150), rng.uniform(8, 26) * rng.choice((-1, 1))
     tint, other_tint = rng.uniform(-18, 18, 3), rng.uniform(-9, 9, 3)
@@ -80,16 +77,16 @@ def render_background(rng: np.random.Generator, size: int) -> np.ndarray:
     return (first + field[..., None] * step).astype(np.uint8)
 
 
-def add_noise(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
-    """Returns uint8[size, size, 3] with grain of a random strength added."""
+def _add_grain(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+    """uint8[size, size, 3] with grain of a random strength added."""
     size = pixels.shape[0]
     strength = np.float32(rng.uniform(2, 9))
-    if rng.random() < 0.5:  # grey grain
+    if rng.random() < 0.5:  # gray grain
         grain = rng.standard_normal((GRAIN, GRAIN), np.float32) * strength
         if size != GRAIN:
             grain = _enlarge(grain, size, Image.Resampling.BILINEAR)
         grain = grain[..., None]
-    else:  # coloured grain
+    else:  # colored grain
         grain = rng.standard_normal((GRAIN, GRAIN, 3), np.float32) * strength
         if size != GRAIN:
             bytes_ = (np.clip(grain, -40, 40) * 3 + 128).astype(np.uint8)
@@ -103,12 +100,12 @@ SUPERSAMPLING = 4  # masks are drawn this much larger and averaged down
 
 
 def _pixel_frame(box: Box, size: int) -> tuple[int, int, int, int]:
-    """Returns the whole pixels (left, top, right, bottom) that a normalised box touches."""
+    """The whole pixels (left, top, right, bottom) that a normalized box touches."""
     y1, x1, y2, x2 = (value * size for value in box)
     return math.floor(x1), math.floor(y1), math.ceil(x2), math.ceil(y2)
 
 
-def shape_coverage(shape: Shape, size: int) -> tuple[Image.Image, int, int]:
+def _shape_coverage(shape: Shape, size: int) -> tuple[Image.Image, int, int]:
     """How much of each pixel a shape covers (mode "L"), and the left and top of that part."""
     left, top, right, bottom = _pixel_frame(shape.box, size)
     scale = SUPERSAMPLING
@@ -127,19 +124,14 @@ def shape_coverage(shape: Shape, size: int) -> tuple[Image.Image, int, int]:
 
 
 def shape_mask(shape: Shape, size: int) -> np.ndarray:
-    """Returns bool[size, size]: the pixels that are mostly the shape's."""
-    coverage, left, top = shape_coverage(shape, size)
+    """bool[size, size]: the pixels that are mostly the shape's."""
+    coverage, left, top = _shape_coverage(shape, size)
     mask = Image.new("L", (size, size))
     mask.paste(coverage, (left, top))
     return np.asarray(mask) >= 128
 
 
-def _draw_shape(canvas: Image.Image, shape: Shape) -> None:
-    coverage, left, top = shape_coverage(shape, canvas.width)
-    canvas.paste(shape.rgb, (left, top), coverage)
-
-
-def _draw_plate(canvas: Image.Image, text: Text, colour: tuple[int, int, int]) -> None:
+def _draw_plate(canvas: Image.Image, text: Text, color: tuple[int, int, int]) -> None:
     size, scale = canvas.width, SUPERSAMPLING // 2
     y1, x1, y2, x2 = text.box
     frame = (y1 - PLATE_EDGE, x1 - PLATE_EDGE, y2 + PLATE_EDGE, x2 + PLATE_EDGE)
@@ -147,7 +139,7 @@ def _draw_plate(canvas: Image.Image, text: Text, colour: tuple[int, int, int]) -
     mask = Image.new("L", ((right - left) * scale, (bottom - top) * scale))
     edges = (0, 0, mask.width - 1, mask.height - 1)
     ImageDraw.Draw(mask).rounded_rectangle(edges, 0.025 * size * scale, fill=255)
-    canvas.paste(colour, (left, top), mask.reduce(scale))
+    canvas.paste(color, (left, top), mask.reduce(scale))
 
 
 def _draw_text(canvas: Image.Image, text: Text) -> None:
@@ -173,20 +165,21 @@ def _draw_text(canvas: Image.Image, text: Text) -> None:
 
 
 def render(scene: Scene, size: int) -> np.ndarray:
-    """Returns the picture of a scene, uint8[size, size, 3] RGB, the same for the same scene."""
-    return draw_picture(scene.shapes, scene.texts, scene.background, size)
+    """The image of a scene, uint8[size, size, 3] RGB, the same for the same scene."""
+    return draw_image(scene.shapes, scene.texts, scene.background, size)
 
 
-def draw_picture(
+def draw_image(
     shapes: Iterable[Shape], texts: Iterable[Text], background: int, size: int
 ) -> np.ndarray:
-    """Returns uint8[size, size, 3]: shapes, then texts, on the background of a seed."""
+    """uint8[size, size, 3]: shapes, then texts, on the background of a seed."""
     rng = np.random.default_rng(background)
-    canvas = Image.fromarray(render_background(rng, size))
+    canvas = Image.fromarray(_background(rng, size))
     for shape in shapes:
-        _draw_shape(canvas, shape)
+        coverage, left, top = _shape_coverage(shape, size)
+        canvas.paste(shape.rgb, (left, top), coverage)
     for text in texts:
         if text.plate is not None:
             _draw_plate(canvas, text, text.plate)
         _draw_text(canvas, text)
-    return add_noise(rng, np.asarray(canvas))
+    return _add_grain(rng, np.asarray(canvas))

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from paligemma_jax.cli.demo import PICTURE_SIZE, SEED
+from paligemma_jax.cli.demo import PICTURE_SIZE, SEED, boxes_agree
 from paligemma_jax.cli.output import Row, render_table
-from paligemma_jax.demo.showcase import Showcase, boxes_agree, showcase
+from paligemma_jax.demo.showcase import Showcase, showcase
 from paligemma_jax.processing.location_tokens import Box, format_answer
 from tests.cli.conftest import Run
 

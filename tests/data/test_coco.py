@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paligemma_jax.data.coco import CocoDetection, CocoSegmentation
-from paligemma_jax.demo.tasks import demo_checkpoint
+from paligemma_jax.demo import demo_checkpoint
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.processing.location_tokens import parse_answer
 from paligemma_jax.processing.masks import RLE, MaskCodec

@@ -1,4 +1,4 @@
-"""Prompts and answers: right for fixed scenes, balanced over many."""
+"""Prompts, answers and captions: right for fixed scenes, balanced over many."""
 
 import collections
 import dataclasses
@@ -6,25 +6,27 @@ import re
 
 import numpy as np
 import pytest
-from flax import nnx
 
+from checkpoints.training.prompts import sample_examples
 from paligemma_jax.demo.scene import (
+    COLORS,
+    KINDS,
     TRAINING,
     Scene,
     Shape,
     Text,
-    box_around,
-    extent,
     sample_scene,
     split_rng,
 )
 from paligemma_jax.demo.tasks import (
+    GRAMMARS,
+    LANGUAGES,
     SAMPLERS,
     Example,
     Label,
-    MaskCodes,
-    codec_crop,
+    caption,
     count_answer,
+    describe,
     detect_answer,
     examples,
     location_tokens,
@@ -32,18 +34,13 @@ from paligemma_jax.demo.tasks import (
     plural,
     region,
     same_answer,
-    sample_examples,
-    sample_segment,
-    segment_answer,
 )
-from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
-from paligemma_jax.processing.masks import MaskCodec
 
 
 def shape(name: str, y: float, x: float, side: float = 0.2) -> Shape:
-    colour, kind = name.split()
+    color, kind = name.split()
     half = side / 2
-    return Shape(kind=kind, colour=colour, box=(y - half, x - half, y + half, x + half))
+    return Shape(kind=kind, color=color, box=(y - half, x - half, y + half, x + half))
 
 
 SCENE = Scene(
@@ -61,11 +58,12 @@ WORD = Text(string="SUN", box=(0.1, 0.1, 0.3, 0.6), font="DejaVuSans", capital=0
 
 @pytest.fixture(scope="module")
 def drawn() -> list[tuple[Scene, Example]]:
+    weights = dict.fromkeys(SAMPLERS, 0.08) | {"count": 0.16, "detect": 0.2, "ocr": 0.2}
     pairs = []
     for index in range(1200):
         rng = split_rng(9, TRAINING, index)
         scene = sample_scene(rng)
-        pairs += [(scene, example) for example in sample_examples(scene, rng, 4)]
+        pairs += [(scene, example) for example in sample_examples(scene, rng, 4, weights)]
     return pairs
 
 
@@ -103,7 +101,7 @@ def test_what_is_absent_is_left_out():
 
 
 def test_locations_stay_in_range():
-    whole = Shape(kind="square", colour="red", box=(0.0, -0.01, 1.0, 1.01))
+    whole = Shape(kind="square", color="red", box=(0.0, -0.01, 1.0, 1.01))
     assert location_tokens(whole) == "<loc0000><loc0000><loc1023><loc1023>"
 
 
@@ -159,7 +157,7 @@ def test_questions_name_unique_things(drawn: list[tuple[Scene, Example]]):
             match = re.fullmatch(r"answer en what (colou?r) is the (\w+)\?", example.prompt)
             assert match is not None
             spellings[match[1]] += 1
-            assert [s.colour for s in scene.shapes if s.kind == match[2]] == [example.answer]
+            assert [s.color for s in scene.shapes if s.kind == match[2]] == [example.answer]
         if example.task == "where":
             name = example.prompt.removeprefix("answer en where is the ")[:-1]
             places = [region(s) for s in scene.shapes if name in (s.name, s.kind)]
@@ -188,50 +186,52 @@ def test_existence_is_true(drawn: list[tuple[Scene, Example]]):
             assert example.answer == ("yes" if there else "no")
 
 
-def test_weights_choose_the_tasks():
-    rng = np.random.default_rng(0)
-    only = sample_examples(SCENE, rng, 3, {"count": 1.0})
-    assert len(only) == 3 and {example.task for example in only} == {"count"}
-    assert len(sample_examples(SCENE, rng, 5, {"caption_en": 1.0})) == 5
-    with pytest.raises(ValueError, match="caption_en"):
-        sample_examples(Scene(shapes=(), text=WORD, background=0), rng, 1, {"colour": 1.0})
+@pytest.mark.parametrize(
+    ("language", "several", "two", "one"),
+    [
+        ("en", "a white star, a red circle, a blue square and a word",
+         "a purple cross and a number", "a black triangle"),
+        ("es", "una estrella blanca, un círculo rojo, un cuadrado azul y una palabra",
+         "una cruz morada y un número", "un triángulo negro"),
+        ("de", "ein weißer Stern, ein roter Kreis, ein blaues Quadrat und ein Wort",
+         "ein violettes Kreuz und eine Zahl", "ein schwarzes Dreieck"),
+        ("fr", "une étoile blanche, un cercle rouge, un carré bleu et un mot",
+         "une croix violette et un nombre", "un triangle noir"),
+    ],
+)  # fmt: skip
+def test_captions(language: str, several: str, two: str, one: str):
+    names = (("red circle", 0.5), ("blue square", 0.8), ("white star", 0.2))
+    shapes = tuple(shape(name, 0.5, x) for name, x in names)
+    number = dataclasses.replace(WORD, string="42")
+    assert caption(Scene(shapes=shapes, text=WORD, background=0), language) == several
+    cross = (shape("purple cross", 0.5, 0.5),)
+    assert caption(Scene(shapes=cross, text=number, background=0), language) == two
+    triangle = (shape("black triangle", 0.5, 0.5),)
+    assert caption(Scene(shapes=triangle, text=None, background=0), language) == one
 
 
-CODES = MaskCodes(
-    {("circle", 0, 0): tuple(range(16)), ("square", 0, 0): (127,) * 16, ("star", 0, 5): (1,) * 16}
+@pytest.mark.parametrize(
+    ("language", "name", "expected"),
+    [
+        ("es", "yellow star", "una estrella amarilla"),
+        ("es", "green cross", "una cruz verde"),
+        ("es", "purple square", "un cuadrado morado"),
+        ("de", "green circle", "ein grüner Kreis"),
+        ("de", "yellow square", "ein gelbes Quadrat"),
+        ("de", "white cross", "ein weißes Kreuz"),
+        ("de", "purple star", "ein violetter Stern"),
+        ("fr", "green star", "une étoile verte"),
+        ("fr", "blue cross", "une croix bleue"),
+        ("fr", "white square", "un carré blanc"),
+        ("fr", "yellow triangle", "un triangle jaune"),
+    ],
 )
+def test_articles_and_adjectives_agree(language: str, name: str, expected: str):
+    assert describe(shape(name, 0.5, 0.5), language) == expected
 
 
-def test_segment_writes_box_then_codes_then_label():
-    circles = segment_answer(SCENE, [Label("red", "circle")], CODES)
-    assert circles.prompt == "segment red circle"
-    masks = "".join(f"<seg{i:03d}>" for i in range(16))
-    first, second = circles.answer.split(" ; ")
-    assert re.fullmatch(rf"(<loc\d{{4}}>){{4}}{masks} red circle", first)
-    assert re.fullmatch(rf"(<loc\d{{4}}>){{4}}{masks} red circle", second)
-    both = segment_answer(SCENE, [Label("blue", "square"), Label("red", "star")], CODES)
-    assert both.prompt == "segment blue square ; red star"
-    assert both.answer.count("<seg127>") == both.answer.count("<seg001>") == 16
-    assert segment_answer(SCENE, [Label("green", "circle")], CODES).answer == ""
-
-
-def test_segment_asks_for_two_masks_at_most():
-    counts = collections.Counter()
-    for seed in range(200):
-        example = sample_segment(SCENE, np.random.default_rng(seed), CODES)
-        assert example is not None
-        counts[example.answer.count("<seg") // 16] += 1
-    assert set(counts) == {0, 1, 2} and counts[0] < counts[1]
-
-
-def test_codes_of_a_shape_are_those_of_its_mask():
-    codec = MaskCodec(MaskVAE(MaskVAEConfig(embedding_dim=8), rngs=nnx.Rngs(0)))
-    star = Shape(kind="star", colour="red", box=(0.2, 0.3, 0.5, 0.6), angle=3.0, style=0.5)
-    height, width = extent("star", 3.0, 0.5)
-    large = dataclasses.replace(star, box=box_around(0.5, 0.5, 0.9 * height, 0.9 * width))
-    key = ("star", 6, 5)
-    codes = MaskCodes({key: tuple(codec.encode(codec_crop(large)[None])[0].tolist())})
-    assert len(codes.of(star)) == 16
-    # The small star's own crop decodes to nearly the same mask.
-    crops = codec_crop(large) > 0.5, codec_crop(star) > 0.5
-    assert (crops[0] & crops[1]).sum() / (crops[0] | crops[1]).sum() > 0.8
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_shape_has_its_own_name(language: str):
+    names = {describe(shape(f"{c} {k}", 0.5, 0.5), language) for c in COLORS for k in KINDS}
+    assert len(names) == len(COLORS) * len(KINDS)
+    assert set(GRAMMARS[language].nouns) == set(KINDS)

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from checkpoints.training.export import export
+from checkpoints.training.prompts import build_mask_codes
 from checkpoints.training.train import Recipe, initial_state, restore_state, train
-from paligemma_jax.demo.tasks import build_mask_codes
 from paligemma_jax.loading import from_pretrained
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
 from paligemma_jax.processing.masks import MaskCodec

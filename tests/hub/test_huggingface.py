@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paligemma_jax.demo.tasks import demo_checkpoint
+from paligemma_jax.demo import demo_checkpoint
 from paligemma_jax.errors import CheckpointError, MissingExtraError
 from paligemma_jax.hub import download as huggingface
 from paligemma_jax.hub.catalogue import HuggingFace

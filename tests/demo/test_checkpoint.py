@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from paligemma_jax.demo.tasks import demo_checkpoint
+from paligemma_jax.demo import demo_checkpoint
 from paligemma_jax.errors import CheckpointError
 
 
@@ -29,7 +29,7 @@ def test_found_beside_the_package_in_a_checkout(tmp_path: Path):
 def test_missing_one_is_one_clear_error(tmp_path: Path):
     (tmp_path / "checkpoints" / "demo").mkdir(parents=True)
     (tmp_path / "checkpoints" / "demo" / "tokenizer.model").touch()
-    with pytest.raises(CheckpointError, match="neither in .* nor in .*pip install"):
+    with pytest.raises(CheckpointError, match="found neither.*pip install"):
         demo_checkpoint(tmp_path / "paligemma_jax")
 
 
