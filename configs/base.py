@@ -12,7 +12,6 @@ several splits gives both.
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.data.batches import StopAtBadRecord
 from paligemma_jax.data.transforms import RandomAnswer
 from paligemma_jax.models.layers import KeepInputs
 from paligemma_jax.models.sharding import Axes, Rules
@@ -32,8 +31,8 @@ def get_config(arg: str = "") -> ConfigDict:
         model=args.model or f"{published}-pt-{args.resolution}",
         # Other pixels a side than the checkpoint's: its position embeddings are resampled.
         resolution=None,
-        # Of what is given, the directory's split "train" and "valid"; a file is taken whole. More
-        # data sets, by weight: Mixture(Part(Data("captions"), 3.0), Part(Data("boxes"), 1.0)).
+        # The splits "train" and "valid" of a directory; a file is taken whole. Several data sets
+        # by weight: Mixture(MixtureComponent("captions.jsonl", 3.0), MixtureComponent("boxes")).
         train=Data(args.data) if args.data else None,
         validation=Data(args.validation, "valid") if args.validation else None,
         # In turn: one of several answers, order of boxes, crops, JPEG, small letters, ...
@@ -42,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
         # Tokens of prompt and answer, the separators too. `paligemma train --check DATA` counts.
         text_length=128,
         on_overflow=Refuse(),  # Truncate() cuts as big_vision does
-        bad_records=StopAtBadRecord(),  # SkipBadRecords(0.01) leaves out up to 1 %, and says so
+        max_bad_records=0.0,  # 0.01 skips up to 1 % unusable records, and logs each
         workers=0,  # processes that read; 0 reads in threads, enough up to some hundred pictures/s
         # Rows of one update, of all devices together.
         batch_size=32,

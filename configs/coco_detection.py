@@ -8,14 +8,14 @@ Resolution 448 finds small things better: 38.5 instead of 30.4 mAP on COCO (Pali
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.data.transforms import AskForSome, ShuffleBoxes
+from paligemma_jax.data.transforms import SampleClasses, ShuffleBoxes
 from paligemma_jax.training.config import load_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
     config = load_config(f"base:{arg}")
     with config.unlocked():
-        config.transforms = (AskForSome(most=8, negatives=4), ShuffleBoxes())
+        config.transforms = (SampleClasses(max_present=8, max_negatives=4), ShuffleBoxes())
         config.text_length = 512  # a box takes five tokens or more
         config.sample_tokens = 256
     return config

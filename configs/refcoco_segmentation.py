@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
             config.train = dataclasses.replace(config.train, masks=True)
         if config.validation is not None and not config.validation.path.endswith(".jsonl"):
             config.validation = dataclasses.replace(config.validation, masks=True)
-        config.transforms = (ShuffleBoxes(labels_too=True),)
+        config.transforms = (ShuffleBoxes(shuffle_labels=True),)
         config.text_length = 128  # a mask and its box take 20 tokens
         config.batch_size = 64
         config.duration = Epochs(100)

@@ -40,19 +40,19 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from paligemma_jax.data.readers import (
-    Answer,
     Caption,
+    CycleObjects,
     Fields,
     MultipleChoice,
-    OneReferred,
     Outlined,
+    QuestionAnswer,
     Reader,
     Referring,
     ScienceQuestion,
     ShuffleOptions,
 )
 from paligemma_jax.data.record import Transform
-from paligemma_jax.data.transforms import EachAnswerInTurn, LowerCase, RandomAnswer
+from paligemma_jax.data.transforms import CycleAnswers, LowerCase, RandomAnswer
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.training.config import Data, load_config, parse_arg
 from paligemma_jax.training.optimizer import SGD, Adam, Epochs, Examples, Method, Share, Steps
@@ -96,7 +96,7 @@ class Transfer:
     length: int
     best: Mapping[int, Best]
     measure: str
-    transforms: tuple[Transform, ...] = (EachAnswerInTurn(),)
+    transforms: tuple[Transform, ...] = (CycleAnswers(),)
     smoothing: float = 0.0
     dropout: float = 0.0
     method: Method = Adam()
@@ -108,11 +108,11 @@ def both(epochs: float, rate: float, decay: float, batch: int = 256) -> dict[int
     return {size: Best(epochs, rate, decay, batch) for size in (224, 448)}
 
 
-ASK = Answer("image", "question", "answer")
-ASK_ANY = Answer("image", "question", "answers")
-ASK_VIDEO = Answer("images", "question", "answer")
+ASK = QuestionAnswer("image", "question", "answer")
+ASK_ANY = QuestionAnswer("image", "question", "answers")
+ASK_VIDEO = QuestionAnswer("images", "question", "answer")
 TELL_VIDEO = Caption("images", "captions")
-LOWER = (EachAnswerInTurn(), LowerCase(prefix=False))
+LOWER = (CycleAnswers(), LowerCase(prefix=False))
 
 TRANSFERS: dict[str, Transfer] = {
     # Captions.
@@ -146,7 +146,7 @@ TRANSFERS: dict[str, Transfer] = {
     # Questions.
     "vqav2": Transfer(
         "vqa/3.0.0", "train+validation[:-10240]", "train+validation", "validation[-10240:]",
-        Answer("image", "question_text", "answers"), 32,
+        QuestionAnswer("image", "question_text", "answers"), 32,
         {224: Best(10, 1e-5, 1e-6), 448: Best(10, 1e-5, 0.0)}, "VQA accuracy",
     ),
     "okvqa": Transfer(
@@ -156,7 +156,7 @@ TRANSFERS: dict[str, Transfer] = {
     ),
     "aokvqa_da": Transfer(
         "a_ok_vqa/1.0.0", "train", "train+val", "val",
-        Answer("image", "question", "direct_answers"), 32,
+        QuestionAnswer("image", "question", "direct_answers"), 32,
         both(10, 5e-6, 0.0, 128), "VQA accuracy",
     ),
     "aokvqa_mc": Transfer(
@@ -177,7 +177,7 @@ TRANSFERS: dict[str, Transfer] = {
     ),
     "nlvr2": Transfer(
         "nlvr2", "train", "train+dev", "dev",
-        Answer(("image_left", "image_right"), "sentence", "label"), 64,
+        QuestionAnswer(("image_left", "image_right"), "sentence", "label"), 64,
         {224: Best(3, 1e-5, 1e-6), 448: Best(10, 3e-6, 3e-7)}, "accuracy",
     ),
     "science_qa": Transfer(
@@ -242,7 +242,7 @@ TRANSFERS: dict[str, Transfer] = {
         "ref_coco_bv/refcocox_combined/1.4.0", "train", "train", "validation", Referring(), 48,
         {224: Best(100, 3e-5, 0.0, dropout=0.1), 448: Best(100, 1e-5, 0.0),
          896: Best(100, 1e-5, 0.0, 64)},
-        "mean IoU", (OneReferred(), EachAnswerInTurn()), smoothing=0.3,
+        "mean IoU", (CycleObjects(), CycleAnswers()), smoothing=0.3,
     ),
     # Videos, as several pictures: 16 frames (MSVD 8) of a stride of 30, 70, 9, 9, 26, 7.
     "activitynet_cap": Transfer(

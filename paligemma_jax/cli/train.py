@@ -155,7 +155,7 @@ def _say_memory(config: Any) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     """Looks at data instead of training; 1 if training would stop at it."""
-    from paligemma_jax.data.check import check
+    from paligemma_jax.data.check import check_data
     from paligemma_jax.loading import load_processor
     from paligemma_jax.training.config import (
         Data,
@@ -179,7 +179,7 @@ def _check(args: argparse.Namespace) -> int:
             images, reader = config.train.images, config.train.reader
     sheet = Path(args.workdir or ".") / "data_check.png"
     with count_bar(args, "records") as progress:
-        report = check(
+        report = check_data(
             data,
             processor,
             length,

@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -151,44 +151,19 @@ class Skipped:
     reason: str
 
 
-@runtime_checkable
-class BadRecords(Protocol):
-    """Policy for records that cannot be used."""
-
-    def check(self, skipped: int, records: int, last: Skipped) -> None:
-        """Raises DatasetError if `skipped` different records of `records` are too many."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class StopAtBadRecord:
-    """The first one stops training with a DatasetError; the default."""
-
-    def check(self, skipped: int, records: int, last: Skipped) -> None:
+def check_skipped(skipped: int, records: int, last: Skipped, most: float) -> None:
+    """Raises DatasetError if `skipped` different records are more than the fraction `most`."""
+    if not most:
         raise DatasetError(
-            f"Record {last.number} of {records} cannot be used: {last.reason} "
-            "See all such records with: paligemma train --check DATA; "
-            "or leave a few out knowingly: bad_records=SkipBadRecords()"
+            f"Record {last.number} of {records} cannot be used: {last.reason} List all such records "
+            "with: paligemma train --check DATA; or skip some of them: max_bad_records=0.01"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class SkipBadRecords:
-    """Others take their place, each is counted and logged, and too many stop training.
-
-    `most` is the part of the source's records that may be bad; one always may.
-    """
-
-    most: float = 0.01
-
-    def check(self, skipped: int, records: int, last: Skipped) -> None:
-        if skipped > max(1, self.most * records):
-            raise DatasetError(
-                f"{skipped} of {records} records cannot be used, more than {self.most:.1%}. The "
-                f"last is number {last.number}: {last.reason} "
-                "Mend the data (paligemma train --check DATA lists all), or allow more: "
-                f"bad_records=SkipBadRecords(most={min(1.0, 2 * skipped / records):.2g})"
-            )
+    if skipped > max(1, most * records):
+        raise DatasetError(
+            f"{skipped} of {records} records cannot be used, more than {most:.1%}; the last is "
+            f"number {last.number}: {last.reason} List all with: paligemma train --check DATA; or "
+            f"allow more: max_bad_records={min(1.0, 2 * skipped / records):.2g}"
+        )
 
 
 _TRIES = 64  # other records to take the place of a bad one
@@ -213,7 +188,7 @@ class BatchSource:
     batch_size: int
     length: int
     on_overflow: Overflow
-    bad_records: BadRecords
+    max_bad_records: float
     process_index: int
     process_count: int
     batches: int
@@ -255,7 +230,7 @@ class BatchSource:
             skipped.append(bad)
             # The policy has its say here too, or a source of bad records only would be read whole.
             different = len({skip.number for skip in skipped})
-            self.bad_records.check(different, self.order.records, bad)
+            check_skipped(different, self.order.records, bad, self.max_bad_records)
             choose = choose or np.random.default_rng([self.order.seed, place, 1])
             draw = self.order.replace(draw, choose)
         raise DatasetError(
@@ -316,7 +291,7 @@ def _stack(pictures: Sequence[np.ndarray | None], ids: Sequence[str]) -> np.ndar
 
 
 @dataclasses.dataclass(frozen=True)
-class Joined:
+class ConcatSource:
     """The records of all sources, numbered through; shuffled they are mixed by their sizes."""
 
     sources: tuple[RecordSource, ...]
@@ -343,7 +318,7 @@ ROUND = 1 << 16  # records, at most, after which parts come in the same sequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MixtureComponent:
     """One data set of a `Mixture`.
 
     Attributes:
@@ -362,31 +337,31 @@ class Part:
         if not number or not math.isfinite(weight) or weight <= 0:
             raise ConfigError(
                 f"The weight of a part is {weight!r}. A positive, finite number fits. Leave the "
-                "part out, or write for example: Part(records, weight=2.0)"
+                "part out, or write for example: MixtureComponent(records, weight=2.0)"
             )
-        if isinstance(self.records, Mixture | Part):
+        if isinstance(self.records, Mixture | MixtureComponent):
             raise ConfigError(
                 f"A part holds a {type(self.records).__name__}. A path, a source or a list of "
-                "records fits. Put all parts into one mixture: Mixture(Part(a, 3), Part(b, 1))"
+                "records fits. Put all parts into one mixture: Mixture(MixtureComponent(a, 3), MixtureComponent(b, 1))"
             )
         if transforms is not None and not isinstance(transforms, tuple | list):
             raise ConfigError(
                 f"The transforms of a part are {transforms!r}. A tuple of them fits. Write for "
-                "example: Part(records, transforms=(RandomAnswer(),))"
+                "example: MixtureComponent(records, transforms=(RandomAnswer(),))"
             )
 
     def __repr__(self) -> str:
         records, own = self.records, self.transforms
         told = f"{type(records).__name__} of {len(records)}" if _is_rows(records) else repr(records)
         more = "" if own is None else f", transforms={own!r}"
-        return f"Part({told}, weight={self.weight!r}{more})"
+        return f"MixtureComponent({told}, weight={self.weight!r}{more})"
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Mixture:
     """Data sets to train on together, by weights.
 
-        Mixture(Part("captions.jsonl", 3.0), Part(Data("coco", reader=...), 1.0))
+        Mixture(MixtureComponent("captions.jsonl", 3.0), MixtureComponent(Data("coco", reader=...), 1.0))
 
     Three of four records come from the captions then, however many there are. After any number of
     records each part has had its share of them, give or take less than one record. Each part is
@@ -397,34 +372,34 @@ class Mixture:
     and training draw from it by weight. Weights whose shares are no whole numbers of 65,536 records
     or fewer are rounded to such.
 
-    Raises ConfigError for no parts, what is no `Part`, and a weight too small beside the others.
+    Raises ConfigError for no parts, what is no `MixtureComponent`, and a weight too small beside the others.
     """
 
-    parts: tuple[Part, ...] = dataclasses.field(init=False)
+    components: tuple[MixtureComponent, ...] = dataclasses.field(init=False)
 
-    def __init__(self, *parts: Part):
+    def __init__(self, *parts: MixtureComponent):
         if not parts:
             raise ConfigError(
                 "The mixture has no parts. At least one fits. Write for example: "
-                "Mixture(Part(captions, 3.0), Part(boxes, 1.0))"
+                "Mixture(MixtureComponent(captions, 3.0), MixtureComponent(boxes, 1.0))"
             )
         for place, part in enumerate(parts):
-            if not isinstance(part, Part):
+            if not isinstance(part, MixtureComponent):
                 raise ConfigError(
-                    f"Part {place} of the mixture is a {type(part).__name__}. A Part fits. Write "
-                    "for example: Mixture(Part(captions, 3.0), Part(boxes, 1.0))"
+                    f"Component {place} of the mixture is a {type(part).__name__}. A MixtureComponent fits. Write "
+                    "for example: Mixture(MixtureComponent(captions, 3.0), MixtureComponent(boxes, 1.0))"
                 )
-        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "components", parts)
         if not all(self.shares):
             small = self.shares.index(0)
             raise ConfigError(
-                f"Part {small} of the mixture has the weight {parts[small].weight!r}, less than a "
+                f"Component {small} of the mixture has the weight {parts[small].weight!r}, less than a "
                 f"record of {ROUND:,}. A larger one fits, or no such part. Write for example: "
-                f"Part(records, weight={sum(float(part.weight) for part in parts) / 1000:.2g})"
+                f"MixtureComponent(records, weight={sum(float(part.weight) for part in parts) / 1000:.2g})"
             )
 
     def __repr__(self) -> str:
-        return f"Mixture({', '.join(map(repr, self.parts))})"
+        return f"Mixture({', '.join(map(repr, self.components))})"
 
     def __len__(self) -> int:
         return len(self._joined)
@@ -436,7 +411,7 @@ class Mixture:
     def shares(self) -> tuple[int, ...]:
         """Records of each part in a round of their sum, in smallest whole numbers."""
         # As they are written: 0.1 is a tenth here, which no float is.
-        weights = [Fraction(str(float(part.weight))) for part in self.parts]
+        weights = [Fraction(str(float(part.weight))) for part in self.components]
         whole = [int(x * math.lcm(*(w.denominator for w in weights))) for x in weights]
         whole = [x // math.gcd(*whole) for x in whole]
         return tuple(whole) if sum(whole) <= ROUND else _rounded(whole)
@@ -451,7 +426,7 @@ class Mixture:
         return Mixture(
             *(
                 dataclasses.replace(part, records=open_one(part.records, place))
-                for place, part in enumerate(self.parts)
+                for place, part in enumerate(self.components)
             )
         )
 
@@ -462,7 +437,7 @@ class Mixture:
 
     def transforms(self, default: Sequence[Transform]) -> tuple[tuple[Transform, ...], ...]:
         """Those of each part; `default` where it has none of its own."""
-        own = [part.transforms for part in self.parts]
+        own = [part.transforms for part in self.components]
         return tuple(tuple(default if one is None else one) for one in own)
 
     def titles(self) -> list[str]:
@@ -486,15 +461,15 @@ class Mixture:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @functools.cached_property
-    def _joined(self) -> Joined:
-        for place, part in enumerate(self.parts):
+    def _joined(self) -> ConcatSource:
+        for place, part in enumerate(self.components):
             if _is_rows(part.records) or not _has_records(part.records):
                 raise DatasetError(
-                    f"Part {place} of the mixture, {part!r}, is no source of records yet, or an "
-                    "empty one. A source fits. Open it, with open_source(path) or RowSource(list); "
+                    f"Component {place} of the mixture, {part!r}, is no source of records yet, or an "
+                    "empty one. A source fits. Open it, with open_source(path) or SequenceSource(list); "
                     "finetune does so itself."
                 )
-        return Joined(tuple(part.records for part in self.parts))
+        return ConcatSource(tuple(part.records for part in self.components))
 
 
 def _is_rows(records: Any) -> bool:
@@ -583,7 +558,7 @@ def make_batches(
     process_index: int = 0,
     process_count: int = 1,
     on_overflow: Overflow | None = None,
-    bad_records: BadRecords | None = None,
+    max_bad_records: float = 0.0,
 ) -> "Batches":
     """An iterator of `TrainBatch`.
 
@@ -606,7 +581,8 @@ def make_batches(
         must keep its own work under `if __name__ == "__main__":`.
       process_index, process_count: which part of each batch this process is to have.
       on_overflow: `Refuse()`, the default, makes a text that does not fit a bad record.
-      bad_records: `StopAtBadRecord()`, the default, or `SkipBadRecords()`.
+      max_bad_records: fraction of the records that may be unusable; such are skipped, and one may
+        always be. 0.0: the first one is an error.
 
     Raises:
       MissingExtraError: without grain.
@@ -634,7 +610,7 @@ def make_batches(
         batch_size=batch_size,
         length=length,
         on_overflow=on_overflow or Refuse(),
-        bad_records=bad_records or StopAtBadRecord(),
+        max_bad_records=max_bad_records,
         process_index=process_index,
         process_count=process_count,
         batches=batches,
@@ -788,7 +764,7 @@ class Batches(Iterator[TrainBatch]):
                 skip = Skipped(number, reason)
                 self.skipped += (skip,)
                 records = self._maker.order.records
-                self._maker.bad_records.check(len(self.skipped), records, skip)
+                check_skipped(len(self.skipped), records, skip, self._maker.max_bad_records)
                 _log.warning(
                     "Left out record %d (%d of %d so far): %s",
                     number, len(self.skipped), records, reason,

@@ -23,7 +23,14 @@ from PIL import Image, ImageDraw
 
 from paligemma_jax.data.batches import Mixture
 from paligemma_jax.data.readers import Reader
-from paligemma_jax.data.record import ImageFolder, Kind, Problem, Record, RecordSource, Transform
+from paligemma_jax.data.record import (
+    ImageFolder,
+    Problem,
+    ProblemKind,
+    Record,
+    RecordSource,
+    Transform,
+)
 from paligemma_jax.data.sources import find_splits, open_source
 from paligemma_jax.data.transforms import ASK
 from paligemma_jax.drawing import draw, drawable, load_font
@@ -104,10 +111,10 @@ class Inspector:
         opened = self._pictures(record) if self._open_pictures(number) else []
         for picture in opened:
             if picture.fault:
-                problems.append(Problem(Kind.PICTURE, record.id, picture.fault))
+                problems.append(Problem(ProblemKind.PICTURE, record.id, picture.fault))
             elif record.size is not None and picture.size != record.size:
                 text = f"it is {_by(picture.size)}, and the data says {_by(record.size)}"
-                problems.append(Problem(Kind.SIZE, record.id, text))
+                problems.append(Problem(ProblemKind.SIZE, record.id, text))
         if any(picture.fault for picture in opened):
             return Inspected(number, record.id, tuple(problems))
         try:
@@ -117,7 +124,7 @@ class Inspector:
             return _unreadable(number, record.id, e)
         if tokens is not None and self._length is not None and tokens > self._length + 1:
             text = f"{tokens} tokens; {self._length + 1} fit"
-            problems.append(Problem(Kind.LONG, record.id, text))
+            problems.append(Problem(ProblemKind.LONG, record.id, text))
         names = [picture.digest for picture in opened] or [_name(one) for one in record.images]
         return Inspected(
             number=number,
@@ -164,10 +171,10 @@ def repeated(found: Sequence[Inspected]) -> list[Problem]:
     for one in found:
         if one.key and first.setdefault(one.key, one.place) != one.place:
             text = f"the same as {first[one.key]}"
-            problems.append(Problem(Kind.REPEATED, one.place, text))
+            problems.append(Problem(ProblemKind.REPEATED, one.place, text))
     ids = collections.Counter(one.place for one in found if one.key)
     return problems + [
-        Problem(Kind.REPEATED, place, f"the id of {count} records")
+        Problem(ProblemKind.REPEATED, place, f"the id of {count} records")
         for place, count in ids.items()
         if count > 1
     ]
@@ -176,38 +183,41 @@ def repeated(found: Sequence[Inspected]) -> list[Problem]:
 def _text_problems(record: Record) -> list[Problem]:
     problems = []
 
-    def tell(kind: Kind, text: str) -> None:
+    def tell(kind: ProblemKind, text: str) -> None:
         problems.append(Problem(kind, record.id, text))
 
     if record.prefix != record.prefix.strip():
-        tell(Kind.TEXT, f"the prompt {record.prefix[-40:]!r}; the line break after it comes alone")
+        tell(
+            ProblemKind.TEXT,
+            f"the prompt {record.prefix[-40:]!r}; the line break after it comes alone",
+        )
     for answer in record.answers or (record.suffix,):
         if not answer.strip():
-            tell(Kind.EMPTY, f"{record.prefix[:60]!r} has no answer")
+            tell(ProblemKind.EMPTY, f"{record.prefix[:60]!r} has no answer")
         elif answer != answer.strip():
-            tell(Kind.TEXT, f"the answer {answer[-40:]!r}")
+            tell(ProblemKind.TEXT, f"the answer {answer[-40:]!r}")
         asked = ASK.fullmatch(record.prefix)
         if "<loc" not in answer and "<seg" not in answer:
             if asked and answer.strip():
-                tell(Kind.BOX, f"{answer[:60]!r} answers {asked[1]} without a box")
+                tell(ProblemKind.BOX, f"{answer[:60]!r} answers {asked[1]} without a box")
             continue
         parsed = parse_answer(answer)
         for piece in parsed.unused:
-            tell(Kind.BOX, f"{piece.text[:60]!r}: {piece.reason}")
+            tell(ProblemKind.BOX, f"{piece.text[:60]!r}: {piece.reason}")
         try:
             wanted = split_labels(asked[2]) if asked else ()
         except PaliGemmaError as e:
-            tell(Kind.LABEL, f"the prompt {record.prefix[:60]!r}: {e}")
+            tell(ProblemKind.LABEL, f"the prompt {record.prefix[:60]!r}: {e}")
             wanted = ()
         for thing in parsed.objects:
             if mark := _BAD_MARK.search(thing.label):
-                tell(Kind.BOX, f"{mark[0]!r} is out of range or out of place")
+                tell(ProblemKind.BOX, f"{mark[0]!r} is out of range or out of place")
             elif wanted and thing.label not in wanted:
-                tell(Kind.LABEL, f"{thing.label!r} is not among {', '.join(wanted)[:60]}")
+                tell(ProblemKind.LABEL, f"{thing.label!r} is not among {', '.join(wanted)[:60]}")
             if thing.y1 == thing.y2 or thing.x1 == thing.x2:
-                tell(Kind.BOX, f"the box of {thing.label!r} has no area")
+                tell(ProblemKind.BOX, f"the box of {thing.label!r} has no area")
             if asked and asked[1] == "segment" and thing.codes is None:
-                tell(Kind.BOX, f"{thing.label!r} has no mask")
+                tell(ProblemKind.BOX, f"{thing.label!r} has no mask")
     return problems
 
 
@@ -224,7 +234,7 @@ def _open(image: ImageSource) -> _Opened:
 
 
 def _unreadable(number: int, place: str, error: Exception) -> Inspected:
-    return Inspected(number, place, (Problem(Kind.UNREADABLE, place, str(error)),))
+    return Inspected(number, place, (Problem(ProblemKind.UNREADABLE, place, str(error)),))
 
 
 def _name(image: ImageSource) -> str:
@@ -287,7 +297,7 @@ class DatasetReport:
         """Whether training would go through all records without stopping or skipping."""
         return not any(problem.kind.stops_training for problem in self.problems)
 
-    def count(self, kind: Kind) -> int:
+    def count(self, kind: ProblemKind) -> int:
         """Problems of one kind."""
         return sum(problem.kind is kind for problem in self.problems)
 
@@ -326,7 +336,7 @@ def _split_lines(split: SplitReport) -> Iterator[str]:
     if split.tokens.size:
         yield from _token_lines(split)
     kinds = collections.Counter(problem.kind for problem in split.problems)
-    for kind in Kind:
+    for kind in ProblemKind:
         if kinds[kind]:
             yield f"  {'*' if kind.stops_training else '-'} {kinds[kind]:,} {kind.value}"
             found = [problem for problem in split.problems if problem.kind is kind]
@@ -431,7 +441,7 @@ def _drawn(picture: Image.Image, suffix: str, codec: MaskCodec | None) -> Image.
 _SAMPLES = 12
 
 
-def check(
+def check_data(
     path_or_source: str | os.PathLike[str] | RecordSource,
     processor: Processor | None = None,
     length: int | None = None,
@@ -495,11 +505,6 @@ def check(
     return report
 
 
-def check_dataset(source: RecordSource, processor: Processor, length: int) -> DatasetReport:
-    """`check` of one source, with tokens."""
-    return check(source, processor, length)
-
-
 def _chosen(count: int, most: int | None) -> set[int] | range:
     if most is None or most >= count:
         return range(count)
@@ -537,7 +542,9 @@ def _shared(
         for picture in one.pictures:
             split, place = seen.setdefault(picture, (name, one.place))
             if split != name:
-                problems.append(Problem(Kind.SHARED, one.place, f"its picture is that of {place}"))
+                problems.append(
+                    Problem(ProblemKind.SHARED, one.place, f"its picture is that of {place}")
+                )
     return problems
 
 
@@ -547,7 +554,7 @@ def _samples(
     """Records that can be read, drawn at random, in order."""
     stopping = {
         one.number for one in found for problem in one.problems if problem.kind.stops_training
-        and problem.kind is not Kind.LONG
+        and problem.kind is not ProblemKind.LONG
     }  # fmt: skip
     good = [one.number for one in found if one.number not in stopping]
     rng = np.random.default_rng(seed)

@@ -18,15 +18,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from paligemma_jax.data.readers import Corners, XYWHPixels, clip
-from paligemma_jax.data.record import ImageFolder, Kind, Problem, Record, check_number, short_name
+from paligemma_jax.data.readers import Corners, box_corners, clip
+from paligemma_jax.data.record import (
+    ImageFolder,
+    Problem,
+    ProblemKind,
+    Record,
+    check_number,
+    short_name,
+)
 from paligemma_jax.errors import DatasetError, InvalidMaskError, InvalidPromptError
 from paligemma_jax.processing import prompts
 from paligemma_jax.processing.location_tokens import Box, format_answer
 from paligemma_jax.processing.masks import MaskCodec, encode_masks, mask_from_coco
 from paligemma_jax.processing.prompts import split_labels
-
-_BOXES = XYWHPixels()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,23 +191,23 @@ class _Reading:
         if picture is None or label is None:
             what = "picture" if picture is None else "class"
             self.problems.append(
-                Problem(Kind.BOX, place, f"its {what} is not in the file; left out")
+                Problem(ProblemKind.BOX, place, f"its {what} is not in the file; left out")
             )
             return
         if entry.get("iscrowd") and not self.crowds:
             return
         try:
             numbers = [float(value) for value in entry["bbox"]]
-            corners, told = clip(_BOXES.corners(numbers, *picture[1:]))
+            corners, told = clip(box_corners(numbers, "xywh", *picture[1:]))
         except DatasetError as e:
-            self.problems.append(Problem(Kind.BOX, place, f"{e} Left out."))
+            self.problems.append(Problem(ProblemKind.BOX, place, f"{e} Left out."))
             return
         except (KeyError, TypeError, ValueError):
             text = f"its bbox is {str(_get(entry, 'bbox'))[:60]}, not four numbers; left out"
-            self.problems.append(Problem(Kind.BOX, place, text))
+            self.problems.append(Problem(ProblemKind.BOX, place, text))
             return
         if told:
-            self.problems.append(Problem(Kind.BOX, place, told))
+            self.problems.append(Problem(ProblemKind.BOX, place, told))
         found = CocoObject(place, label, corners, entry.get("segmentation"))
         objects[entry["image_id"]].append(found)
 
@@ -247,7 +252,7 @@ def _encode(file: CocoFile, codec: MaskCodec) -> tuple[list[list[Box]], tuple[Pr
             try:
                 mask = _mask(thing, picture.height, picture.width)
             except InvalidMaskError as e:
-                problems.append(Problem(Kind.BOX, thing.place, f"{e} Left out."))
+                problems.append(Problem(ProblemKind.BOX, thing.place, f"{e} Left out."))
                 continue
             waiting.append((number, thing.label, mask))
             if len(waiting) == _TOGETHER:
@@ -285,7 +290,9 @@ def _read(path: Path, key: str) -> tuple[list[list[Box]], tuple[Problem, ...]] |
             [Box(label, y1, x1, y2, x2, tuple(codes)) for label, y1, x1, y2, x2, codes in row]
             for row in values["objects"]
         ]
-        problems = tuple(Problem(Kind.BOX, place, text) for place, text in values["left out"])
+        problems = tuple(
+            Problem(ProblemKind.BOX, place, text) for place, text in values["left out"]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return boxes, problems

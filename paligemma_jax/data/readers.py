@@ -27,7 +27,13 @@ from PIL import Image, UnidentifiedImageError
 
 from paligemma_jax.data.record import Record
 from paligemma_jax.data.transforms import place_in_turn
-from paligemma_jax.errors import DatasetError, InvalidMaskError, InvalidPromptError, PaliGemmaError
+from paligemma_jax.errors import (
+    ConfigError,
+    DatasetError,
+    InvalidMaskError,
+    InvalidPromptError,
+    PaliGemmaError,
+)
 from paligemma_jax.processing import prompts
 from paligemma_jax.processing.image import ImageSource, load_image, resize_bilinear_antialias
 from paligemma_jax.processing.location_tokens import Box, format_answer
@@ -55,7 +61,7 @@ class Reader(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictured:
+class ImageColumns:
     """A reader of rows with pictures; `image` is their column, or a tuple of several."""
 
     image: str | tuple[str, ...] = "image"
@@ -67,7 +73,7 @@ class Pictured:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fields(Pictured):
+class Fields(ImageColumns):
     """Rows that hold the prompt and the answer; a list of answers gives `Record.answers`.
 
     A list of pictures under `image`, or under its plural, gives several for one prompt. Also for
@@ -96,7 +102,7 @@ class Fields(Pictured):
 
 
 @dataclasses.dataclass(frozen=True)
-class Caption(Pictured):
+class Caption(ImageColumns):
     """`caption en`; `text` is a column with one caption or several."""
 
     text: str = "caption"
@@ -108,7 +114,7 @@ class Caption(Pictured):
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer(Pictured):
+class QuestionAnswer(ImageColumns):
     """`answer en ...`; `answers` is a column with one answer or several, or with a number."""
 
     question: str = "question"
@@ -130,7 +136,7 @@ class Answer(Pictured):
 
 
 @dataclasses.dataclass(frozen=True)
-class Ocr(Pictured):
+class Ocr(ImageColumns):
     """`ocr`; `text` is a column with what can be read."""
 
     text: str = "text"
@@ -242,7 +248,7 @@ _RED = (255, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
-class MultipleChoice(Pictured):
+class MultipleChoice(ImageColumns):
     """A question with choices, as A-OKVQA and AI2D were learnt; the answer is a choice's text.
 
     `answer` is a column with the text, or with the number of the choice from 0 up. The two spaces
@@ -265,7 +271,7 @@ class MultipleChoice(Pictured):
 
 
 @dataclasses.dataclass(frozen=True)
-class ScienceQuestion(Pictured):
+class ScienceQuestion(ImageColumns):
     """ScienceQA: question, hint (or "N/A") and lettered options; "The answer is B."
 
     `answer` is a column with the number of the choice from 0 up.
@@ -397,10 +403,10 @@ class ReferringRecord(Record):
 
 
 @dataclasses.dataclass(frozen=True)
-class Referring(Pictured):
+class Referring(ImageColumns):
     """Rows of one picture, its objects and the expressions of each: a `ReferringRecord`.
 
-    `OneReferred` chooses among them. Masks are encoded when they are first met, and the codes kept.
+    `CycleObjects` chooses among them. Masks are encoded when they are first met, and the codes kept.
 
     Attributes:
       masks: column of PNG files or arrays [H, W] or [H, W, 3], one an object, of the whole picture.
@@ -454,7 +460,7 @@ class Referring(Pictured):
 
 
 @dataclasses.dataclass(frozen=True)
-class OneReferred:
+class CycleObjects:
     """One object of a `ReferringRecord`, another every epoch until all have come, and any name."""
 
     seed: int = 0
@@ -512,38 +518,27 @@ def _key(mask: Any, box: Any) -> bytes:
 Corners = tuple[float, float, float, float]  # y1, x1, y2, x2 as fractions of the picture
 
 
-@runtime_checkable
-class BoxLayout(Protocol):
-    """Four numbers of a box in a picture of width x height pixels -> its corners."""
+def box_corners(numbers: Sequence[float], box_format: str, width: int, height: int) -> Corners:
+    """Four numbers of a box in a picture of width x height pixels -> its corners.
 
-    def corners(self, numbers: Sequence[float], width: int, height: int) -> Corners: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class XYWHPixels:
-    """x, y of the top left corner, width, height in pixels: COCO's."""
-
-    def corners(self, numbers: Sequence[float], width: int, height: int) -> Corners:
-        x, y, w, h = numbers
-        return y / height, x / width, (y + h) / height, (x + w) / width
-
-
-@dataclasses.dataclass(frozen=True)
-class XYXYPixels:
-    """x1, y1, x2, y2 in pixels: Pascal VOC's."""
-
-    def corners(self, numbers: Sequence[float], width: int, height: int) -> Corners:
-        x1, y1, x2, y2 = numbers
-        return y1 / height, x1 / width, y2 / height, x2 / width
-
-
-@dataclasses.dataclass(frozen=True)
-class YXYXFractions:
-    """y1, x1, y2, x2 as fractions of the picture: TensorFlow Datasets'."""
-
-    def corners(self, numbers: Sequence[float], width: int, height: int) -> Corners:
-        y1, x1, y2, x2 = numbers
-        return y1, x1, y2, x2
+    `box_format` is "xywh" (COCO), "xyxy" (Pascal VOC) or "yxyx" in pixels, with "rel_" in front
+    ("rel_yxyx": TensorFlow Datasets) as fractions of the picture. Raises ConfigError for others.
+    """
+    order = box_format.removeprefix("rel_")
+    if order not in ("xywh", "xyxy", "yxyx"):
+        raise ConfigError(
+            f"box_format must be 'xywh', 'xyxy' or 'yxyx', or one of them after 'rel_', got "
+            f"{box_format!r}"
+        )
+    first, second, third, fourth = numbers
+    if order == "xywh":
+        third, fourth = first + third, second + fourth
+    x1, y1, x2, y2 = (
+        (second, first, fourth, third) if order == "yxyx" else (first, second, third, fourth)
+    )
+    if not box_format.startswith("rel_"):
+        x1, y1, x2, y2 = x1 / width, y1 / height, x2 / width, y2 / height
+    return y1, x1, y2, x2
 
 
 def clip(corners: Sequence[float], slack: float = 1e-3) -> tuple[Corners, str]:
@@ -587,14 +582,14 @@ class Detect:
       classes: what every prompt asks for; labels that are numbers count in it. Without, a prompt
         asks for what is in its picture, and rows without objects are an error.
       boxes, labels: columns, such as those of Hugging Face's COCO-like data sets.
-      layout: the order and the units of the numbers of a box.
+      box_format: order and units of the numbers of a box, see `box_corners`.
     """
 
     classes: tuple[str, ...] = ()
     image: str = "image"
     boxes: str = "objects.bbox"
     labels: str = "objects.category"
-    layout: BoxLayout = XYWHPixels()
+    box_format: str = "xywh"
 
     @property
     def image_fields(self) -> tuple[str, ...]:
@@ -612,7 +607,7 @@ class Detect:
         for name, numbers in zip(names, boxes, strict=True):
             try:
                 values = [float(value) for value in numbers]
-                corners, _ = clip(self.layout.corners(values, width, height))
+                corners, _ = clip(box_corners(values, self.box_format, width, height))
             except (TypeError, ValueError) as e:
                 told = str(e) if isinstance(e, DatasetError) else f"the box {numbers} is none."
                 raise DatasetError(f"{self.boxes!r}: {told}") from e

@@ -93,7 +93,7 @@ def check_number(index: int, length: int, what: object) -> int:
     return index % length
 
 
-class Kind(enum.Enum):
+class ProblemKind(enum.Enum):
     """Kinds of problems; the value is their heading in a report."""
 
     UNREADABLE = "records that cannot be read"
@@ -111,14 +111,19 @@ class Kind(enum.Enum):
     @property
     def stops_training(self) -> bool:
         """Whether training stops at such a record, unless it is told to skip."""
-        return self in (Kind.UNREADABLE, Kind.PICTURE, Kind.SIZE, Kind.LONG)
+        return self in (
+            ProblemKind.UNREADABLE,
+            ProblemKind.PICTURE,
+            ProblemKind.SIZE,
+            ProblemKind.LONG,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One problem: where it is, such as "train.jsonl:17", and what it is."""
 
-    kind: Kind
+    kind: ProblemKind
     place: str
     text: str
 

@@ -26,8 +26,8 @@ from paligemma_jax.data.coco import CocoDetection, CocoSegmentation
 from paligemma_jax.data.readers import Fields, Reader, Referring
 from paligemma_jax.data.record import (
     ImageFolder,
-    Kind,
     Problem,
+    ProblemKind,
     Record,
     RecordSource,
     check_number,
@@ -122,7 +122,7 @@ class JsonlSource:
     def problems(self) -> tuple[Problem, ...]:
         """Blank lines: what is wrong with records is told when they are read."""
         return tuple(
-            Problem(Kind.BLANK, f"{short_name(self.path)}:{number}", "the line is blank")
+            Problem(ProblemKind.BLANK, f"{short_name(self.path)}:{number}", "the line is blank")
             for number in self.blank_lines
         )
 
@@ -355,7 +355,7 @@ def open_source(
     if place.suffix == ".jsonl":
         return JsonlSource(place, images, reader)
     if images is None:
-        images = coco_pictures(place)
+        images = coco_image_folder(place)
     if codec is not None:
         return CocoSegmentation(place, codec, images)
     return CocoDetection(place, images)
@@ -401,7 +401,7 @@ def _candidates(path: Path) -> Iterator[tuple[str, Path]]:
             yield match[1], file
 
 
-def coco_pictures(file: Path) -> Path | None:
+def coco_image_folder(file: Path) -> Path | None:
     """COCO keeps pictures beside the folder of annotations, in one of the split's name."""
     match = re.fullmatch(r"instances_([a-z]+\d*)", file.stem)
     if match and file.parent.name == "annotations":
@@ -432,7 +432,7 @@ def _place(name: str) -> tuple[int, str]:
     return order.index(name) if name in order else len(order), name
 
 
-class RowSource:
+class SequenceSource:
     """Entries of `rows`, anything with a length and numbered entries: `Record`s or mappings.
 
     A `datasets.Dataset` of Hugging Face is one; of a `DatasetDict` take a split. `reader` makes a
@@ -486,4 +486,4 @@ class RowSource:
             raise DatasetError(f"{place}: {e}") from e
 
     def __repr__(self) -> str:
-        return f"RowSource({type(self.rows).__name__} of {len(self)}, name={self.name!r})"
+        return f"SequenceSource({type(self.rows).__name__} of {len(self)}, name={self.name!r})"

@@ -25,7 +25,6 @@ import math
 import re
 import zlib
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -59,10 +58,10 @@ class LowerCase:
 class ShuffleBoxes:
     """The objects of an answer in random order, so that none is learnt.
 
-    With `labels_too` those that the prompt asks for as well. Answers without objects stay.
+    With `shuffle_labels` those that the prompt asks for as well. Answers without objects stay.
     """
 
-    labels_too: bool = False
+    shuffle_labels: bool = False
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         objects = objects_of(record)
@@ -70,7 +69,7 @@ class ShuffleBoxes:
             order = rng.permutation(len(objects))
             suffix = format_answer([objects[int(place)] for place in order])
             record = dataclasses.replace(record, suffix=suffix)
-        asked = ASK.fullmatch(record.prefix) if self.labels_too else None
+        asked = ASK.fullmatch(record.prefix) if self.shuffle_labels else None
         if asked:
             labels = list(split_labels(asked[2]))
             labels = [labels[int(place)] for place in rng.permutation(len(labels))]
@@ -79,20 +78,20 @@ class ShuffleBoxes:
 
 
 @dataclasses.dataclass(frozen=True)
-class AskForSome:
+class SampleClasses:
     """A prompt that asks for some of the classes: those that are there, and others that are not.
 
     Attributes:
       classes: all that can be asked for; without, those of the record's own prompt.
-      most: how many of those present are asked for, drawn at random; all if None. The boxes of the
+      max_present: how many of those present are asked for, drawn at random; all if None. The boxes of the
         others leave the answer.
-      negatives: how many absent ones are asked for, up to this number, drawn anew each time.
+      max_negatives: how many absent ones are asked for, up to this number, drawn anew each time.
         A record without objects is asked for at least one.
     """
 
     classes: tuple[str, ...] = ()
-    most: int | None = None
-    negatives: int = 0
+    max_present: int | None = None
+    max_negatives: int = 0
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         asked = ASK.fullmatch(record.prefix)
@@ -105,12 +104,12 @@ class AskForSome:
         if unknown:
             raise DatasetError(
                 f"{record.id} has objects of {', '.join(unknown)}, which is none of the classes. "
-                "All classes of the data fit. Add them: AskForSome(classes=(...))"
+                "All classes of the data fit. Add them: SampleClasses(classes=(...))"
             )
-        count = len(present) if self.most is None else min(self.most, len(present))
+        count = len(present) if self.max_present is None else min(self.max_present, len(present))
         chosen = [present[int(place)] for place in rng.permutation(len(present))[:count]]
         absent = [label for label in known if label not in present]
-        wanted = int(rng.integers(self.negatives + 1)) if self.negatives else 0
+        wanted = int(rng.integers(self.max_negatives + 1)) if self.max_negatives else 0
         wanted = min(len(absent), max(wanted, 0 if chosen else 1))
         others = [absent[int(place)] for place in rng.permutation(len(absent))[:wanted]]
         labels = chosen + others
@@ -142,7 +141,7 @@ def objects_of(record: Record) -> tuple[Box, ...]:
     return answer.objects
 
 
-Part = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+Region = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 _TRIES = 10
 
 
@@ -164,7 +163,7 @@ class RandomCrop:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         return _crop(record, self.visible, lambda w, h: self._draw(w, h, rng))
 
-    def _draw(self, width: int, height: int, rng: np.random.Generator) -> Part:
+    def _draw(self, width: int, height: int, rng: np.random.Generator) -> Region:
         side = max(1, round(self.part * min(width, height)))
         left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
         return left, top, left + side, top + side
@@ -197,7 +196,7 @@ class InceptionCrop:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         return _crop(record, self.visible, lambda w, h: self._draw(w, h, rng))
 
-    def _draw(self, width: int, height: int, rng: np.random.Generator) -> Part:
+    def _draw(self, width: int, height: int, rng: np.random.Generator) -> Region:
         for _ in range(100):  # as TensorFlow's sample_distorted_bounding_box
             area = rng.uniform(self.area, 1) * width * height
             ratio = math.exp(rng.uniform(-math.log(self.ratio), math.log(self.ratio)))
@@ -208,7 +207,7 @@ class InceptionCrop:
         return 0, 0, width, height
 
 
-def _crop(record: Record, visible: float, draw: Callable[[int, int], Part]) -> Record:
+def _crop(record: Record, visible: float, draw: Callable[[int, int], Region]) -> Record:
     """Crops the one picture of a record; others stay, as parts of several would not match."""
     if len(record.images) != 1:
         return record
@@ -228,7 +227,7 @@ def _crop(record: Record, visible: float, draw: Callable[[int, int], Part]) -> R
     return dataclasses.replace(record, images=(picture,), suffix=suffix, size=size)
 
 
-def _inside(thing: Box, part: Part, picture: Image.Image) -> tuple[Box | None, float]:
+def _inside(thing: Box, part: Region, picture: Image.Image) -> tuple[Box | None, float]:
     """The object as it stands in a part of the picture, and the share of it that is there."""
     left, top, right, bottom = part
     x = [(v * picture.width - left) / (right - left) for v in (thing.x1, thing.x2)]
@@ -260,7 +259,7 @@ class RandomAnswer:
 
 
 @dataclasses.dataclass(frozen=True)
-class EachAnswerInTurn:
+class CycleAnswers:
     """Another answer every epoch, until all have come: big_vision's `choice_no_replacement`.
 
     The order is random, and another one for each record.
@@ -295,112 +294,6 @@ def place_in_turn(record: Record, count: int, seed: int) -> int:
 
 def _only(record: Record, answer: str) -> Record:
     return dataclasses.replace(record, suffix=answer, answers=())
-
-
-@runtime_checkable
-class Kernel(Protocol):
-    """Weights by distance (in pixels of the coarser picture), none beyond `radius`."""
-
-    @property
-    def radius(self) -> float: ...
-
-    def __call__(self, distance: np.ndarray) -> np.ndarray: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Triangle:
-    """Bilinear."""
-
-    radius: float = 1.0
-
-    def __call__(self, distance: np.ndarray) -> np.ndarray:
-        return np.maximum(0, 1 - np.abs(distance))
-
-
-@dataclasses.dataclass(frozen=True)
-class Area:
-    """The mean of the pixels under the output pixel, each by the part of it that is under it."""
-
-    radius: float = 1.0
-
-    def __call__(self, distance: np.ndarray) -> np.ndarray:
-        return (np.abs(distance) < 0.5).astype(float)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cubic:
-    """Piecewise cubic with B, C of Mitchell and Netravali: 0, 1/2 is Keys' (a = -1/2)."""
-
-    b: float = 0.0
-    c: float = 0.5
-    radius: float = 2.0
-
-    def __call__(self, distance: np.ndarray) -> np.ndarray:
-        x, b, c = np.abs(distance), self.b, self.c
-        near = (12 - 9 * b - 6 * c) * x**3 + (-18 + 12 * b + 6 * c) * x**2 + (6 - 2 * b)
-        far = (-b - 6 * c) * x**3 + (6 * b + 30 * c) * x**2 + (-12 * b - 48 * c) * x
-        far += 8 * b + 24 * c
-        return np.where(x < 1, near, np.where(x < 2, far, 0)) / 6
-
-
-@dataclasses.dataclass(frozen=True)
-class Lanczos:
-    """A sinc under the first lobe of a wider one."""
-
-    radius: float = 3.0
-
-    def __call__(self, distance: np.ndarray) -> np.ndarray:
-        inside = np.abs(distance) < self.radius
-        return np.where(inside, np.sinc(distance) * np.sinc(distance / self.radius), 0)
-
-
-MITCHELL = Cubic(1 / 3, 1 / 3)
-
-
-def resize(pixels: np.ndarray, size: int, kernel: Kernel, antialias: bool) -> np.ndarray:
-    """uint8[size, size, C] of uint8[H, W, C]; clipped and truncated, as big_vision does."""
-    height, width, channels = pixels.shape
-    rows = weights(height, size, kernel, antialias) @ pixels.reshape(height, -1).astype(np.float32)
-    columns = weights(width, size, kernel, antialias)
-    both = np.einsum("xw,ywc->yxc", columns, rows.reshape(size, width, channels), optimize=True)
-    # float32 sums of weights that add to one may stay just below the whole number.
-    return np.clip(both + 1e-3, 0, 255).astype(np.uint8)
-
-
-def weights(source: int, target: int, kernel: Kernel, antialias: bool) -> np.ndarray:
-    """f32[target, source]: what each pixel of a line counts for each of the resized line."""
-    scale = source / target
-    centre = (np.arange(target)[:, None] + 0.5) * scale
-    if isinstance(kernel, Area):  # the overlap is exact: a sampled box would be all or nothing
-        low = np.maximum(centre - scale / 2, np.arange(source))
-        high = np.minimum(centre + scale / 2, np.arange(source) + 1)
-        found = np.maximum(0, high - low)
-    else:
-        stretch = max(scale, 1.0) if antialias else 1.0
-        found = kernel((np.arange(source) + 0.5 - centre) / stretch)
-    return (found / found.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomResize:
-    """Resizes to the model's size with a kernel, and with or without antialias, at random.
-
-    `size` in pixels is that of the processor, `processor.image.size`, which then leaves pictures as
-    they are. It squashes to a square, so it comes after crops.
-    """
-
-    size: int
-    kernels: tuple[Kernel, ...] = (Triangle(), Cubic(), Lanczos(), Area(), MITCHELL)
-
-    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        # One way for all frames: they show the same thing.
-        kernel = self.kernels[int(rng.integers(len(self.kernels)))]
-        antialias = bool(rng.integers(2))
-
-        def change(picture: Image.Image) -> Image.Image:
-            return Image.fromarray(resize(np.asarray(picture), self.size, kernel, antialias))
-
-        return _each(dataclasses.replace(record, size=None), change)
 
 
 @dataclasses.dataclass(frozen=True)

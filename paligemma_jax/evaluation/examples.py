@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from paligemma_jax.data.coco import read_coco
-from paligemma_jax.data.readers import Pictured
+from paligemma_jax.data.readers import ImageColumns
 from paligemma_jax.data.record import ImageFolder, Record
-from paligemma_jax.data.sources import coco_pictures, find_splits, open_source
+from paligemma_jax.data.sources import coco_image_folder, find_splits, open_source
 from paligemma_jax.errors import DatasetError, InvalidImageError, InvalidPromptError
 from paligemma_jax.evaluation.metric import Misfit, refuse
 from paligemma_jax.evaluation.tasks import (
@@ -177,7 +177,7 @@ def _of_coco(benchmark: Benchmark, path: Path) -> Iterator[Line]:
             "boxes fits. Measure: paligemma eval --task detection"
         )
     file = read_coco(path)
-    folder = ImageFolder(coco_pictures(path) or path.parent)
+    folder = ImageFolder(coco_image_folder(path) or path.parent)
     for picture in file.pictures:
         size = np.array([picture.width, picture.height] * 2)
         objects = [
@@ -195,7 +195,7 @@ class _RowRecord(Record):
 
 
 @dataclasses.dataclass(frozen=True)
-class _WholeRow(Pictured):
+class _WholeRow(ImageColumns):
     """Keeps every column."""
 
     def __call__(self, row: Row, place: str) -> Record:

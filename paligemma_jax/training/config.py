@@ -23,10 +23,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.data.batches import Joined, Mixture, Part, SkipBadRecords, StopAtBadRecord
+from paligemma_jax.data.batches import ConcatSource, Mixture, MixtureComponent
 from paligemma_jax.data.readers import Reader
 from paligemma_jax.data.record import Record, RecordSource, Transform
-from paligemma_jax.data.sources import RowSource, open_source
+from paligemma_jax.data.sources import SequenceSource, open_source
 from paligemma_jax.data.transforms import RandomAnswer
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.loading import find_checkpoint
@@ -70,7 +70,8 @@ class TrainConfig:
       validation_transforms: those made to validation records; None: the same ones.
       text_length: tokens of prompt and answer.
       on_overflow: what happens to longer ones.
-      bad_records: what happens to records that cannot be used.
+      max_bad_records: fraction of unusable records that are skipped and logged; 0.0: the first
+        one is an error.
       workers: processes that read ahead.
       batch_size: rows of one update, over all devices and processes.
       duration: how long to train.
@@ -108,7 +109,7 @@ class TrainConfig:
     validation_transforms: tuple[Transform, ...] | None = None
     text_length: int = 128
     on_overflow: Overflow = Refuse()
-    bad_records: StopAtBadRecord | SkipBadRecords = StopAtBadRecord()
+    max_bad_records: float = 0.0
     workers: int = 0
     batch_size: int = 32
     duration: Duration = Epochs(1)
@@ -522,10 +523,10 @@ def open_records(
         return given.opened(
             lambda one, place: open_records(one, f"{what}[{place}]", split=split, codec=codec)
         )
-    if isinstance(given, Part):
+    if isinstance(given, MixtureComponent):
         raise ConfigError(
             f"{what} is a part of a mixture, without the mixture. All parts together fit: "
-            "Mixture(Part(captions, 3.0), Part(boxes, 1.0))"
+            "Mixture(MixtureComponent(captions, 3.0), MixtureComponent(boxes, 1.0))"
         )
     if isinstance(given, Data):
         if given.masks and codec is None:
@@ -541,15 +542,17 @@ def open_records(
             codec=codec if given.masks else None,
         )
     if isinstance(given, tuple) and any(not isinstance(one, Mapping | Record) for one in given):
-        if any(isinstance(one, Mixture | Part) for one in given):
+        if any(isinstance(one, Mixture | MixtureComponent) for one in given):
             raise ConfigError(
                 f"{what} is a tuple with a mixture or a part of one in it. One mixture of all "
-                "fits: Mixture(Part(captions, 3.0), Part(boxes, 1.0))"
+                "fits: Mixture(MixtureComponent(captions, 3.0), MixtureComponent(boxes, 1.0))"
             )
-        return Joined(tuple(open_records(one, what, split=split, codec=codec) for one in given))
+        return ConcatSource(
+            tuple(open_records(one, what, split=split, codec=codec) for one in given)
+        )
     if not isinstance(given, list | tuple) and _is_source(given):
         return given
-    return RowSource(given, name=what)
+    return SequenceSource(given, name=what)
 
 
 def first_records(source: RecordSource, count: int) -> list[Record]:

@@ -515,7 +515,7 @@ class Validation:
             process_index=part,
             process_count=parts,
             on_overflow=config.on_overflow,
-            bad_records=config.bad_records,
+            max_bad_records=config.max_bad_records,
         ) as batches:
             for number, one in zip(range(self._batches), batches, strict=False):
                 first = number * size + part * local
@@ -779,7 +779,7 @@ class _Training:
             process_index=part,
             process_count=parts,
             on_overflow=config.on_overflow,
-            bad_records=config.bad_records,
+            max_bad_records=config.max_bad_records,
         )
 
     def _place(self, one: TrainBatch) -> Batch:

@@ -78,7 +78,8 @@ def test_check_and_plan_of_a_mixture(run: Run, picture: Path, config: str, tmp_p
         lines = [json.dumps(row | {"suffix": f"noise {i}"}) + "\n" for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     captions, boxes = tmp_path / "captions.jsonl", tmp_path / "boxes.jsonl"
-    mixture = f"--config.train=Mixture(Part({str(captions)!r}, 3.0), Part(Data({str(boxes)!r})))"
+    mixture = f"--config.train=Mixture(MixtureComponent({str(captions)!r}, 3.0), "
+    mixture += f"MixtureComponent(Data({str(boxes)!r})))"
     given = ["--config", config, mixture, "--workdir", tmp_path]
     good = run("train", "--check", *given)
     assert good.code == 0 and "part 0, 75.0% of what is drawn" in good.out
@@ -87,7 +88,9 @@ def test_check_and_plan_of_a_mixture(run: Run, picture: Path, config: str, tmp_p
     boxes.write_text("{oops\n" + json.dumps(row) + "\n")
     bad = run("train", "--check", *given)
     assert bad.code == 1 and "boxes.jsonl:1" in bad.out
-    wrong = run("train", "--check", "--config", config, "--config.train=Mixture(Part('x', -1))")
+    wrong = run(
+        "train", "--check", "--config", config, "--config.train=Mixture(MixtureComponent('x', -1))"
+    )
     assert wrong.code == 1 and "The weight of a part is -1" in wrong.err
     assert run("train", "--check").code == 2
 

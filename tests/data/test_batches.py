@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paligemma_jax.data.batches import Batches, SkipBadRecords, make_batches
+from paligemma_jax.data.batches import Batches, make_batches
 from paligemma_jax.data.record import Record
-from paligemma_jax.data.sources import RowSource
+from paligemma_jax.data.sources import SequenceSource
 from paligemma_jax.errors import ConfigError, DatasetError
 from paligemma_jax.processing.processor import Processor, Truncate
 from tests.data.records import Numbers, add_chance, all_ids
@@ -77,12 +77,12 @@ def test_any_division_among_processes_gives_the_same_batch(make):
 
 @pytest.mark.parametrize("at", [0, 1, 5])
 def test_going_on_gives_the_batches_that_would_have_come(make, at: int):
-    batches = make(Numbers(9, bad=(3,)), transforms=[add_chance], bad_records=SkipBadRecords())
+    batches = make(Numbers(9, bad=(3,)), transforms=[add_chance], max_bad_records=0.01)
     for _ in range(at):
         next(batches)
     state = batches.state()
     expected = [next(batches) for _ in range(4)]
-    again = make(Numbers(9, bad=(3,)), transforms=[add_chance], bad_records=SkipBadRecords())
+    again = make(Numbers(9, bad=(3,)), transforms=[add_chance], max_bad_records=0.01)
     again.restore(state)
     assert again.position == at
     for wanted in expected:
@@ -117,13 +117,13 @@ def test_state_of_other_data_is_refused(make):
 
 def test_a_bad_record_stops_unless_told_otherwise(make):
     source = Numbers(10, bad=(3, 7))
-    with pytest.raises(DatasetError, match="numbers:[37]: it is damaged.*SkipBadRecords"):
+    with pytest.raises(DatasetError, match="numbers:[37]: it is damaged.*max_bad_records"):
         list(make(source, epochs=1))
 
 
 def test_bad_records_are_skipped_counted_and_logged(make, caplog: pytest.LogCaptureFixture):
     source = Numbers(10, bad=(3, 7))
-    batches = make(source, epochs=2, batch_size=5, bad_records=SkipBadRecords(most=0.2))
+    batches = make(source, epochs=2, batch_size=5, max_bad_records=0.2)
     ids = [name for batch in batches for name in batch.ids]
     assert len(ids) == 20 and not {"numbers:3", "numbers:7"} & set(ids)
     assert sorted(skip.number for skip in batches.skipped) == [3, 7]
@@ -131,23 +131,23 @@ def test_bad_records_are_skipped_counted_and_logged(make, caplog: pytest.LogCapt
 
 
 def test_too_many_bad_records_stop(make):
-    with pytest.raises(DatasetError, match="more than 10.0%.*most=0.[46]"):
-        list(make(Numbers(10, bad=(3, 7)), epochs=1, bad_records=SkipBadRecords(most=0.1)))
+    with pytest.raises(DatasetError, match="more than 10.0%.*max_bad_records=0.[46]"):
+        list(make(Numbers(10, bad=(3, 7)), epochs=1, max_bad_records=0.1))
     with pytest.raises(DatasetError, match="64 records one after another"):
-        next(make(Numbers(10, bad=tuple(range(10))), bad_records=SkipBadRecords(most=1.0)))
+        next(make(Numbers(10, bad=tuple(range(10))), max_bad_records=1.0))
 
 
 def test_what_cannot_be_encoded_is_a_bad_record(make):
     rows = [{"image": np.zeros((4, 4, 3), np.uint8), "prefix": "caption en", "suffix": "a"}] * 4
-    long = RowSource([*rows, rows[0] | {"suffix": "a long answer " * 9}])
+    long = SequenceSource([*rows, rows[0] | {"suffix": "a long answer " * 9}])
     with pytest.raises(DatasetError, match="record:4: The text has .* tokens"):
         next(make(long, batch_size=5))
     cut = make(long, batch_size=5, on_overflow=Truncate())
     assert next(cut).batch.tokens.shape == (5, 13) and cut.cut == 1
-    missing = RowSource([*rows, rows[0] | {"image": "nowhere.png"}])
+    missing = SequenceSource([*rows, rows[0] | {"image": "nowhere.png"}])
     with pytest.raises(DatasetError, match="record:4: The picture nowhere.png does not exist"):
         next(make(missing, batch_size=5))
-    several = RowSource([rows[0] | {"suffix": ["a", "b"]}] * 4)
+    several = SequenceSource([rows[0] | {"suffix": ["a", "b"]}] * 4)
     with pytest.raises(DatasetError, match="record:0 has 2 answers.*RandomAnswer"):
         next(make(several, shuffle=False))
 
@@ -155,7 +155,7 @@ def test_what_cannot_be_encoded_is_a_bad_record(make):
 def test_pictures_of_another_size_than_their_boxes_are_bad(make):
     record = dataclasses.replace(Numbers(4)[0], size=(4, 6))
     with pytest.raises(DatasetError, match="6 x 4 pixels, and the data says 4 x 6"):
-        next(make(RowSource([record] * 4)))
+        next(make(SequenceSource([record] * 4)))
 
 
 def test_number_of_pictures(make):
@@ -197,15 +197,15 @@ def test_state_is_small_and_readable(make):
 @pytest.mark.slow
 def test_workers_change_nothing(make):
     plain = make(Numbers(11, bad=(3,)), transforms=[add_chance], epochs=3,
-                 bad_records=SkipBadRecords())  # fmt: skip
+                 max_bad_records=0.01)  # fmt: skip
     with make(Numbers(11, bad=(3,)), transforms=[add_chance], epochs=3, workers=2,
-              bad_records=SkipBadRecords()) as spread:  # fmt: skip
+              max_bad_records=0.01) as spread:  # fmt: skip
         first = [next(spread) for _ in range(3)]
         state = spread.state()
         assert spread.skipped or state
     expected = list(plain)
     again = make(Numbers(11, bad=(3,)), transforms=[add_chance], epochs=3, workers=1,
-                 bad_records=SkipBadRecords())  # fmt: skip
+                 max_bad_records=0.01)  # fmt: skip
     again.restore(state)
     found = first + list(again)
     assert all_ids(found) == all_ids(expected)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data.readers import OneReferred, Referring
+from paligemma_jax.data.readers import CycleObjects, Referring
 from paligemma_jax.data.record import Record
 from paligemma_jax.data.sources import decoders_of, find_splits, open_source, plain_row
 from paligemma_jax.errors import DatasetError
@@ -178,7 +178,7 @@ def test_every_object_comes_before_any_comes_again():
     reader = Referring(codec=CODEC)
     record = reader(objects(["a"], ["b", "c"], ["d"]), "train:0")
     rng = np.random.default_rng(0)
-    rounds = [OneReferred()(dataclasses.replace(record, epoch=n), rng) for n in range(30)]
+    rounds = [CycleObjects()(dataclasses.replace(record, epoch=n), rng) for n in range(30)]
     for start in range(0, 30, 3):
         assert len({one.suffix for one in rounds[start : start + 3]}) == 3
     assert {one.prefix for one in rounds} == {"a", "b", "c", "d"}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data.check import check, check_dataset, target_text
-from paligemma_jax.data.record import Kind, Record
-from paligemma_jax.data.sources import RowSource
+from paligemma_jax.data.check import check_data, target_text
+from paligemma_jax.data.record import ProblemKind, Record
+from paligemma_jax.data.sources import SequenceSource
 from paligemma_jax.data.transforms import ShuffleBoxes
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.processing.masks import MaskCodec
@@ -38,8 +38,8 @@ def _row(tmp_path: Path, write_picture):
     return row
 
 
-def problems(report) -> dict[Kind, list[str]]:
-    found: dict[Kind, list[str]] = {}
+def problems(report) -> dict[ProblemKind, list[str]]:
+    found: dict[ProblemKind, list[str]] = {}
     for one in report.problems:
         found.setdefault(one.kind, []).append(f"{one.place}: {one.text}")
     return found
@@ -49,7 +49,7 @@ def test_good_data(tmp_path: Path, row, write_lines, processor: Processor):
     rows = [row(0), row(1, suffix=f"{DOG} ; {CAT}"), row(2, prefix="caption en", suffix="a cat")]
     write_lines(tmp_path / "train" / "annotations.jsonl", rows)
     sheet = tmp_path / "out" / "sheet.png"
-    report = check(tmp_path, processor, 128, sheet=sheet)
+    report = check_data(tmp_path, processor, 128, sheet=sheet)
     assert report.fits and not report.problems
     (split,) = report.splits
     assert (split.records, split.opened, split.labels) == (3, 3, {"cat": 2, "dog": 1})
@@ -89,23 +89,23 @@ def test_everything_wrong_is_named(tmp_path: Path, row, write_lines, processor: 
         row(14, ".", suffix="<loc0005><loc0002><loc0005><loc0004> cat"),
         row(15, ".", suffix=CAT.replace(" cat", " <seg200> cat")),
     ]
-    report = check(write_lines(tmp_path / "x.jsonl", bad), processor, 40)
+    report = check_data(write_lines(tmp_path / "x.jsonl", bad), processor, 40)
     assert not report.fits
     found = problems(report)
     places = {kind: [text.split(": ")[0] for text in texts] for kind, texts in found.items()}
-    unreadable = " ".join(found[Kind.UNREADABLE])
+    unreadable = " ".join(found[ProblemKind.UNREADABLE])
     assert all(f"x.jsonl:{line}: " in unreadable for line in (2, 4, 7))
-    assert len(found[Kind.UNREADABLE]) == 3
-    assert places[Kind.BLANK] == ["x.jsonl:3"]
-    assert places[Kind.PICTURE] == ["x.jsonl:5", "x.jsonl:6"]
-    assert "does not exist" in found[Kind.PICTURE][0]
-    assert places[Kind.EMPTY] == ["x.jsonl:8"]
-    boxes = set(places[Kind.BOX])
+    assert len(found[ProblemKind.UNREADABLE]) == 3
+    assert places[ProblemKind.BLANK] == ["x.jsonl:3"]
+    assert places[ProblemKind.PICTURE] == ["x.jsonl:5", "x.jsonl:6"]
+    assert "does not exist" in found[ProblemKind.PICTURE][0]
+    assert places[ProblemKind.EMPTY] == ["x.jsonl:8"]
+    boxes = set(places[ProblemKind.BOX])
     assert boxes == {f"x.jsonl:{line}" for line in (9, 10, 11, 13, 17, 18, 19)}
-    assert places[Kind.LABEL] == ["x.jsonl:12"]
-    assert set(places[Kind.TEXT]) == {"x.jsonl:14", "x.jsonl:15"}
-    assert places[Kind.LONG] == ["x.jsonl:15"]
-    assert found[Kind.REPEATED] == ["x.jsonl:16: the same as x.jsonl:1"]
+    assert places[ProblemKind.LABEL] == ["x.jsonl:12"]
+    assert set(places[ProblemKind.TEXT]) == {"x.jsonl:14", "x.jsonl:15"}
+    assert places[ProblemKind.LONG] == ["x.jsonl:15"]
+    assert found[ProblemKind.REPEATED] == ["x.jsonl:16: the same as x.jsonl:1"]
     text = str(report)
     assert "* 3 records that cannot be read" in text and "- 1 empty answers" in text
     assert "1 of 13 do not fit length=40" in text
@@ -116,10 +116,12 @@ def test_everything_wrong_is_named(tmp_path: Path, row, write_lines, processor: 
 def test_pictures_in_two_splits(tmp_path: Path, row, write_lines):
     write_lines(tmp_path / "train" / "annotations.jsonl", [row(0), row(1)])
     write_lines(tmp_path / "valid" / "annotations.jsonl", [row(2, "valid"), row(1, "valid")])
-    report = check(tmp_path)
+    report = check_data(tmp_path)
     assert [split.name for split in report.splits] == ["train", "valid"]
     assert problems(report) == {
-        Kind.SHARED: ["valid/annotations.jsonl:2: its picture is that of train/annotations.jsonl:2"]
+        ProblemKind.SHARED: [
+            "valid/annotations.jsonl:2: its picture is that of train/annotations.jsonl:2"
+        ]
     }
     assert report.fits and "All fit with length=" not in str(report)
 
@@ -133,9 +135,9 @@ def test_coco_sizes_and_problems_of_the_source(tmp_path: Path, write_picture):
     }
     path = tmp_path / "x.json"
     path.write_text(json.dumps(data))
-    found = problems(check(path))
-    assert found[Kind.SIZE] == ["x.json:image 1: it is 20 x 10, and the data says 10 x 20"]
-    assert found[Kind.BOX][0].startswith("x.json:annotation 5: the box")
+    found = problems(check_data(path))
+    assert found[ProblemKind.SIZE] == ["x.json:image 1: it is 20 x 10, and the data says 10 x 20"]
+    assert found[ProblemKind.BOX][0].startswith("x.json:annotation 5: the box")
 
 
 def test_records_of_any_kind_and_transforms(processor: Processor):
@@ -146,8 +148,10 @@ def test_records_of_any_kind_and_transforms(processor: Processor):
         Record((picture, picture), "answer en ?", "yes", "two", answers=("yes", "certainly")),
     ]
     codec = AllInside(None)  # pyright: ignore[reportArgumentType]
-    plain = check_dataset(RowSource(records), processor, 64)
-    report = check(RowSource(records), processor, 64, codec=codec, transforms=[ShuffleBoxes()])
+    plain = check_data(SequenceSource(records), processor, 64)
+    report = check_data(
+        SequenceSource(records), processor, 64, codec=codec, transforms=[ShuffleBoxes()]
+    )
     assert not report.problems and plain.splits[0].tokens[0] == report.splits[0].tokens[0]
     assert plain.sheet is not None and report.sheet is not None
     assert plain.sheet.size == report.sheet.size
@@ -158,10 +162,12 @@ def test_records_of_any_kind_and_transforms(processor: Processor):
 def test_only_some_pictures(tmp_path: Path, row, write_lines):
     lines = write_lines(tmp_path / "train" / "x.jsonl", [row(i) for i in range(5)])
     calls = []
-    report = check(lines, most_pictures=2, progress=lambda done, total: calls.append((done, total)))
+    report = check_data(
+        lines, most_pictures=2, progress=lambda done, total: calls.append((done, total))
+    )
     assert report.splits[0].opened == 2 and calls[-1] == (5, 5)
 
 
 def test_nothing_to_check(tmp_path: Path):
     with pytest.raises(DatasetError, match="no data at"):
-        check(tmp_path / "nowhere")
+        check_data(tmp_path / "nowhere")

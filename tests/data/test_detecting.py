@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paligemma_jax.data.readers import Detect, Segment, XYXYPixels
-from paligemma_jax.data.sources import RowSource
+from paligemma_jax.data.readers import Detect, Segment
+from paligemma_jax.data.sources import SequenceSource
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.processing.location_tokens import parse_answer
 from paligemma_jax.processing.masks import MaskCodec
@@ -26,15 +26,15 @@ def row(boxes: Any, labels: Any) -> dict[str, Any]:
 
 def test_boxes():
     rows = [row([[1, 2, 3, 4]], [0]), row([], []), row([[1, 2, 3, 4]], ["cat"])]
-    source = RowSource(rows, Detect(("cat", "dog")))
+    source = SequenceSource(rows, Detect(("cat", "dog")))
     assert [source[i].suffix for i in range(3)] == [CAT, "", CAT]
     assert source[1].prefix == "detect cat ; dog" and source[0].size == (20, 10)
-    present = RowSource(rows, Detect())
+    present = SequenceSource(rows, Detect())
     assert present[2].prefix == "detect cat"
-    corners = RowSource([row([[1, 2, 4, 6]], ["cat"])], Detect(layout=XYXYPixels()))
+    corners = SequenceSource([row([[1, 2, 4, 6]], ["cat"])], Detect(box_format="xyxy"))
     assert corners[0].suffix == CAT
     listed = {"image": PICTURE, "objects": [{"bbox": [1, 2, 3, 4], "category": "cat"}]}
-    assert RowSource([listed], Detect())[0].suffix == CAT
+    assert SequenceSource([listed], Detect())[0].suffix == CAT
 
 
 def test_masks():
@@ -42,13 +42,13 @@ def test_masks():
     mask[2:6, 1:4] = 1
     things = {"segmentation": [mask, [[1, 2, 4, 2, 4, 6, 1, 6]]], "category": ["cat", "dog"]}
     reader = Segment(Zeros(None), ("cat", "dog"))  # pyright: ignore[reportArgumentType]
-    record = RowSource([{"image": PICTURE, "objects": things}], reader)[0]
+    record = SequenceSource([{"image": PICTURE, "objects": things}], reader)[0]
     first, second = parse_answer(record.suffix).objects
     assert record.prefix == "segment cat ; dog" and first.codes == (0,) * 16
     assert (first.y1, first.x1, first.y2, first.x2) == (second.y1, second.x1, second.y2, second.x2)
     things["segmentation"] = [mask * 0, mask]
     with pytest.raises(DatasetError, match=r"'objects.segmentation': masks\[0\].* is empty"):
-        RowSource([{"image": PICTURE, "objects": things}], reader)[0]
+        SequenceSource([{"image": PICTURE, "objects": things}], reader)[0]
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,4 @@ def test_masks():
 )
 def test_rows_that_do_not_fit(boxes: Any, labels: Any, classes: tuple[str, ...], message: str):
     with pytest.raises(DatasetError, match=f"record:0: .*{message}"):
-        RowSource([row(boxes, labels)], Detect(classes))[0]
+        SequenceSource([row(boxes, labels)], Detect(classes))[0]

@@ -13,13 +13,12 @@ import paligemma_jax as pg
 from paligemma_jax.data.batches import (
     Batches,
     Mixture,
-    Part,
-    SkipBadRecords,
+    MixtureComponent,
     interleave,
     make_batches,
 )
-from paligemma_jax.data.check import check
-from paligemma_jax.data.sources import RowSource
+from paligemma_jax.data.check import check_data
+from paligemma_jax.data.sources import SequenceSource
 from paligemma_jax.errors import ConfigError, DatasetError
 from paligemma_jax.processing.processor import Processor
 from tests.data.records import Numbers, add_chance
@@ -48,7 +47,7 @@ def say_epoch(record: pg.data.Record, rng: np.random.Generator) -> pg.data.Recor
     return dataclasses.replace(record, id=f"{record.id} {record.epoch}")
 
 
-MIXED = Mixture(Part(Named("a", 5), 3.0), Part(Named("b", 7), 1.0))
+MIXED = Mixture(MixtureComponent(Named("a", 5), 3.0), MixtureComponent(Named("b", 7), 1.0))
 
 
 @pytest.fixture(name="make")
@@ -92,12 +91,12 @@ def test_no_part_is_ever_a_record_off_its_share(shares: tuple[int, ...]):
     ],
 )
 def test_weights_are_taken_as_they_are_written(weights: tuple[float, ...], shares: Any):
-    assert Mixture(*(Part([], weight) for weight in weights)).shares == shares
+    assert Mixture(*(MixtureComponent([], weight) for weight in weights)).shares == shares
 
 
 def test_weights_without_small_shares_are_rounded_to_65536ths():
     weights = (1 / 3, 2 / 7, 123457.0 / 1e6)
-    shares = Mixture(*(Part([], weight) for weight in weights)).shares
+    shares = Mixture(*(MixtureComponent([], weight) for weight in weights)).shares
     assert sum(shares) <= 65536
     np.testing.assert_allclose(
         np.array(shares) / sum(shares), np.array(weights) / sum(weights), atol=1 / 65536
@@ -118,7 +117,9 @@ def test_each_part_is_gone_through_by_itself_each_epoch_in_its_own_order(make):
 
 
 def test_one_source_in_two_parts_comes_in_two_orders(make):
-    twice = Mixture(*(Part(Named("x", 50), transforms=(one,)) for one in (say_epoch, add_chance)))
+    twice = Mixture(
+        *(MixtureComponent(Named("x", 50), transforms=(one,)) for one in (say_epoch, add_chance))
+    )
     found = ids(make(twice), 25)
     first = [one.split()[0] for one in found if one.endswith(" 0")]
     assert sorted(first) == sorted(one for one in found if not one.endswith(" 0"))
@@ -132,7 +133,7 @@ def test_two_processes_have_the_two_halves_of_each_batch(make):
         both = halves[0][start // 2 : start // 2 + 2] + halves[1][start // 2 : start // 2 + 2]
         assert both == whole[start : start + 4]
     # While no part comes round, no record is in both.
-    large = Mixture(Part(Named("a", 99), 2), Part(Named("b", 99), 1))
+    large = Mixture(MixtureComponent(Named("a", 99), 2), MixtureComponent(Named("b", 99), 1))
     left, right = (
         set(ids(make(large, batch_size=2, process_index=i, process_count=2), 30)) for i in (0, 1)
     )
@@ -141,14 +142,16 @@ def test_two_processes_have_the_two_halves_of_each_batch(make):
 
 @pytest.mark.parametrize("at", [1, 6, 17])
 def test_going_on_anywhere_gives_the_batches_that_would_have_come(make, at: int):
-    bad = Mixture(Part(Named("a", 5, bad=(3,)), 2), Part(Named("b", 7), 1, (add_chance, say_epoch)))
-    policy = SkipBadRecords(most=0.2)
-    batches = make(bad, bad_records=policy, batch_size=3)
+    bad = Mixture(
+        MixtureComponent(Named("a", 5, bad=(3,)), 2),
+        MixtureComponent(Named("b", 7), 1, (add_chance, say_epoch)),
+    )
+    batches = make(bad, max_bad_records=0.2, batch_size=3)
     for _ in range(at):
         next(batches)
     state = batches.state()
     expected = [next(batches) for _ in range(4)]
-    again = make(pickle.loads(pickle.dumps(bad)), bad_records=policy, batch_size=3)
+    again = make(pickle.loads(pickle.dumps(bad)), max_bad_records=0.2, batch_size=3)
     again.restore(state)
     for wanted in expected:
         found = next(again)
@@ -159,10 +162,12 @@ def test_going_on_anywhere_gives_the_batches_that_would_have_come(make, at: int)
 
 def test_place_in_other_shares_is_refused(make):
     state = make().state()
-    same = Mixture(Part(Named("a", 5), 6.0), Part(Named("b", 7), 2.0))
+    same = Mixture(MixtureComponent(Named("a", 5), 6.0), MixtureComponent(Named("b", 7), 2.0))
     make(same).restore(state)
     with pytest.raises(DatasetError, match="data is"):
-        make(Mixture(Part(Named("a", 5), 2.0), Part(Named("b", 7)))).restore(state)
+        make(
+            Mixture(MixtureComponent(Named("a", 5), 2.0), MixtureComponent(Named("b", 7)))
+        ).restore(state)
 
 
 @pytest.mark.slow
@@ -179,37 +184,46 @@ def test_workers_change_nothing(make):
 def test_check_reports_each_part(processor: Processor):
     picture = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
     row = {"image": picture, "prefix": "caption en", "suffix": "a cat"}
-    captions = RowSource([row, row | {"suffix": ""}], name="captions")
-    questions = RowSource([row | {"suffix": "yes" + " yes" * 30}], name="questions")
+    captions = SequenceSource([row, row | {"suffix": ""}], name="captions")
+    questions = SequenceSource([row | {"suffix": "yes" + " yes" * 30}], name="questions")
     drawn = collections.Counter()
 
     def count(record: pg.data.Record, rng: np.random.Generator) -> pg.data.Record:
         drawn[record.id] += 1
         return record
 
-    mixed = Mixture(Part(captions, 3), Part(questions, 1, transforms=(count,)))
-    report = check(mixed, processor, 16)
+    mixed = Mixture(
+        MixtureComponent(captions, 3), MixtureComponent(questions, 1, transforms=(count,))
+    )
+    report = check_data(mixed, processor, 16)
     kinds = [[problem.kind.name for problem in split.problems] for split in report.splits]
     assert kinds == [["EMPTY"], ["LONG"]]  # and no picture is called shared between splits
     assert drawn["questions:0"] and set(drawn) == {"questions:0"}
     text = str(report)
-    assert "part 0, 75.0% of what is drawn, each record 1.12 times an epoch: RowSource(" in text
-    assert "part 1, 25.0% of what is drawn, each record 0.75 times an epoch: RowSource(" in text
+    assert (
+        "part 0, 75.0% of what is drawn, each record 1.12 times an epoch: SequenceSource(" in text
+    )
+    assert (
+        "part 1, 25.0% of what is drawn, each record 0.75 times an epoch: SequenceSource(" in text
+    )
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: Mixture(), "has no parts.*Mixture\\(Part"),
-        (lambda: Part("x", 0), "weight of a part is 0. A positive"),
-        (lambda: Part("x", float("nan")), "weight of a part is nan"),
-        (lambda: Part("x", "3"), "weight of a part is '3'"),  # pyright: ignore[reportArgumentType]
-        (lambda: Part("x", True), "weight of a part is True"),
-        (lambda: Part(MIXED), "holds a Mixture.*all parts into one"),
-        (lambda: Part(Part("x")), "holds a Part"),
-        (lambda: Mixture(("x", 3.0)), "Part 0 of the mixture is a tuple"),  # pyright: ignore
-        (lambda: Part("x", 1, add_chance), "transforms of a part are"),  # pyright: ignore
-        (lambda: Mixture(Part("x", 1e9), Part("y")), "Part 1 .* weight 1.0, less than a record"),
+        (lambda: Mixture(), "has no parts.*Mixture\\(MixtureComponent"),
+        (lambda: MixtureComponent("x", 0), "weight of a part is 0. A positive"),
+        (lambda: MixtureComponent("x", float("nan")), "weight of a part is nan"),
+        (lambda: MixtureComponent("x", "3"), "weight of a part is '3'"),  # pyright: ignore[reportArgumentType]
+        (lambda: MixtureComponent("x", True), "weight of a part is True"),
+        (lambda: MixtureComponent(MIXED), "holds a Mixture.*all parts into one"),
+        (lambda: MixtureComponent(MixtureComponent("x")), "holds a MixtureComponent"),
+        (lambda: Mixture(("x", 3.0)), "Component 0 of the mixture is a tuple"),  # pyright: ignore
+        (lambda: MixtureComponent("x", 1, add_chance), "transforms of a part are"),  # pyright: ignore
+        (
+            lambda: Mixture(MixtureComponent("x", 1e9), MixtureComponent("y")),
+            "Component 1 .* weight 1.0, less than a record",
+        ),
     ],
 )
 def test_what_is_no_mixture_is_one_message(wrong: Any, message: str):
@@ -219,5 +233,7 @@ def test_what_is_no_mixture_is_one_message(wrong: Any, message: str):
 
 def test_parts_that_are_not_opened(make):
     for records in ("train.jsonl", [], [{"image": "x.png"}], None):
-        with pytest.raises(DatasetError, match="Part 1 of the mixture, .*is no source of records"):
-            make(Mixture(Part(Named("a", 5)), Part(records)))
+        with pytest.raises(
+            DatasetError, match="Component 1 of the mixture, .*is no source of records"
+        ):
+            make(Mixture(MixtureComponent(Named("a", 5)), MixtureComponent(records)))

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from paligemma_jax.data.readers import (
-    Answer,
     Caption,
     MultipleChoice,
     Outlined,
+    QuestionAnswer,
     ScienceQuestion,
     ShuffleOptions,
 )
-from paligemma_jax.data.sources import RowSource
+from paligemma_jax.data.sources import SequenceSource
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.processing.image import load_image
 
@@ -23,16 +23,16 @@ ROW = {
 
 
 def test_multiple_choice():
-    record = RowSource([ROW], MultipleChoice())[0]
+    record = SequenceSource([ROW], MultipleChoice())[0]
     assert record.prefix == "answer en  which? choose from: a b \t c, d \t (B) e"
     assert record.suffix == "c, d"
-    assert RowSource([ROW | {"answer": "a b"}], MultipleChoice())[0].suffix == "a b"
+    assert SequenceSource([ROW | {"answer": "a b"}], MultipleChoice())[0].suffix == "a b"
     with pytest.raises(DatasetError, match="'answer' is 3, and there are 3 choices"):
-        RowSource([ROW | {"answer": 3}], MultipleChoice())[0]
+        SequenceSource([ROW | {"answer": 3}], MultipleChoice())[0]
 
 
 def test_science_questions_and_their_options_shuffled():
-    record = RowSource([ROW | {"choices": ["x", "y", "z"]}], ScienceQuestion())[0]
+    record = SequenceSource([ROW | {"choices": ["x", "y", "z"]}], ScienceQuestion())[0]
     options = "Options: (A) x, (B) y, (C) z"
     assert record.prefix == f"Question: which?\nContext: N/A\n{options}\nAnswer:"
     assert record.suffix == "The answer is B."
@@ -44,12 +44,12 @@ def test_science_questions_and_their_options_shuffled():
         assert f"({letter}) y" in found.prefix
         seen.add(found.prefix)
     assert len(seen) == 6
-    words = RowSource([ROW], Answer(answers="question"))[0]
+    words = SequenceSource([ROW], QuestionAnswer(answers="question"))[0]
     assert ShuffleOptions()(words, rng) == words
 
 
 def test_an_outlined_widget():
-    source = RowSource([ROW], Outlined(Caption(text="question"), size=9))
+    source = SequenceSource([ROW], Outlined(Caption(text="question"), size=9))
     drawn = np.asarray(load_image(source[0].images[0]))
     red = (drawn == (255, 0, 0)).all(axis=-1)
     expected = np.zeros((9, 9), bool)
@@ -57,11 +57,11 @@ def test_an_outlined_widget():
     expected[3:8, 1:4] = False
     np.testing.assert_array_equal(red, expected)
     with pytest.raises(DatasetError, match="record:0: 'bbox' is"):
-        RowSource([ROW | {"bbox": [0.5, 0, 0.1, 1]}], source.reader)[0]
+        SequenceSource([ROW | {"bbox": [0.5, 0, 0.1, 1]}], source.reader)[0]
 
 
 def test_numbers_as_answers_and_pictures_of_two_columns():
-    record = RowSource([ROW], Answer(("left", "right")))[0]
+    record = SequenceSource([ROW], QuestionAnswer(("left", "right")))[0]
     assert record.suffix == "1" and len(record.images) == 2
     frames = ROW | {"image": np.zeros((3, 10, 20, 3), np.uint8)}
-    assert len(RowSource([frames], Answer())[0].images) == 3
+    assert len(SequenceSource([frames], QuestionAnswer())[0].images) == 3

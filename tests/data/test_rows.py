@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data.readers import Answer, Caption, Fields, Ocr
+from paligemma_jax.data.readers import Caption, Fields, Ocr, QuestionAnswer
 from paligemma_jax.data.record import Record
-from paligemma_jax.data.sources import RowSource
+from paligemma_jax.data.sources import SequenceSource
 from paligemma_jax.errors import DatasetError
 
 PICTURE = np.zeros((2, 2, 3), np.uint8)
@@ -31,13 +31,13 @@ class Dataset:
 
 
 def test_lists_of_dicts_and_records():
-    source = RowSource([ROW, Record((PICTURE,), "p", "s", "mine")], name="list")
+    source = SequenceSource([ROW, Record((PICTURE,), "p", "s", "mine")], name="list")
     assert (source[0].prefix, source[0].suffix, source[0].id) == ("caption en", "a cat", "list:0")
     assert source[0].images[0] is PICTURE and source[-1].id == "mine"
 
 
 def test_dataset_of_hugging_face():
-    source = RowSource(Dataset(), Answer(answers="answers.text"))
+    source = SequenceSource(Dataset(), QuestionAnswer(answers="answers.text"))
     record = source[0]
     assert record.prefix == "answer en what is it?" and record.answers == ("a", "b")
     with pytest.raises(DatasetError, match="record:1 cannot be read: OSError: image file is trunc"):
@@ -46,9 +46,9 @@ def test_dataset_of_hugging_face():
 
 def test_prompts_of_tasks():
     row = {"image": {"bytes": b"png", "path": None}, "caption": b"ein Hund", "text": "STOP"}
-    record = RowSource([row], Caption(language="de"))[0]
+    record = SequenceSource([row], Caption(language="de"))[0]
     assert (record.prefix, record.suffix, record.images) == ("caption de", "ein Hund", (b"png",))
-    assert RowSource([row], Ocr())[0].prefix == "ocr"
+    assert SequenceSource([row], Ocr())[0].prefix == "ocr"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_prompts_of_tasks():
 )
 def test_what_is_no_sequence(rows: Any, message: str):
     with pytest.raises(DatasetError, match=message):
-        RowSource(rows)
+        SequenceSource(rows)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_what_is_no_sequence(rows: Any, message: str):
         ({"image": PICTURE}, Fields(), "record:0: the field 'prefix' is missing; there is image"),
         (ROW | {"image": []}, Fields(), "an empty list"),
         (ROW | {"suffix": b"\xff"}, Fields(), "not UTF-8"),
-        (ROW | {"question": " ", "answer": "a"}, Answer(), "question: The question is ' '"),
+        (ROW | {"question": " ", "answer": "a"}, QuestionAnswer(), "question: The question is ' '"),
     ],
 )
 def test_rows_that_are_no_records(row: Any, reader: Any, message: str):
     with pytest.raises(DatasetError, match=message):
-        RowSource([row], reader)[0]
+        SequenceSource([row], reader)[0]

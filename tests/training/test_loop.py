@@ -15,6 +15,7 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import paligemma_jax as pg
+from paligemma_jax.data.batches import Mixture, MixtureComponent
 from paligemma_jax.errors import CheckpointError, ConfigError, DatasetError
 from paligemma_jax.models.lora import TRAINABLE, LoRA
 from paligemma_jax.models.sharding import Axes
@@ -193,15 +194,17 @@ def test_mixture_goes_on_where_it_was(store: Path, tmp_path: Path):
     made = records()
     for place in range(8):
         made[place]["id"] = f"first{place}"
-    mixture = pg.Mixture(pg.Part(made[:8], 3.0), pg.Part(made[8:], 1.0, transforms=()))
-    held_out = pg.Mixture(pg.Part(records(5)), pg.Part(made[:2]))
+    mixture = Mixture(
+        MixtureComponent(made[:8], 3.0), MixtureComponent(made[8:], 1.0, transforms=())
+    )
+    held_out = Mixture(MixtureComponent(records(5)), MixtureComponent(made[:2]))
     mixed = tiny_run(store, train=mixture, validation=held_out, duration=Epochs(2))
     whole = train(mixed, tmp_path / "whole")
     assert whole.step == 6 and whole.metrics["validation_loss"] > 0  # 2 epochs of 12 by 4
     with pytest.raises(Killed):
         train(mixed, tmp_path / "killed", progress=at(5, kill))
-    with pytest.raises(ConfigError, match="train is Mixture.Part.list of 12, weight=1"):
-        train(tiny_run(store, train=pg.Mixture(pg.Part(made))), tmp_path / "killed")
+    with pytest.raises(ConfigError, match="train is Mixture.MixtureComponent.list of 12, weight=1"):
+        train(tiny_run(store, train=Mixture(MixtureComponent(made))), tmp_path / "killed")
     assert train(mixed, tmp_path / "killed").finished
     require_same_run(tmp_path / "killed", tmp_path / "whole")
 
