@@ -21,7 +21,8 @@ os.environ["XLA_FLAGS"] = _flags.strip()
 
 jax.config.update("jax_default_matmul_precision", "highest")  # as the references were made
 # Programs here run once or twice: compiling them well costs more than it saves.
-jax.config.update("jax_disable_most_optimizations", True)
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_enable_compilation_cache", False)  # of this process; commands keep theirs
 
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from paligemma_jax.training.step import token_nll
-from tests.goldens import HUGGING_FACE, Golden, assert_close, hugging_face, hugging_face_images
+from tests.goldens import (
+    HUGGING_FACE,
+    Golden,
+    assert_as_exact,
+    assert_close,
+    hugging_face,
+    hugging_face_images,
+)
 
 WINDOW = {"pg2_sw": 6}  # the others have Gemma 2's 4096, which no sequence here reaches
 
@@ -28,8 +35,11 @@ def test_vision(name: str):
     images = jnp.asarray(hugging_face_images(golden)[:1])
     encode = jax.jit(lambda model, images: (model.img.encode(images), model.encode_images(images)))
     encoded, features = encode(model, images)
-    assert_close(encoded, golden["vision_last_hidden"])
-    assert_close(features, golden["image_features"])
+    image, reference = hugging_face_images(golden)[0], golden.reference()
+    assert_as_exact(encoded, golden["vision_last_hidden"], reference.encode(image)[None])
+    expected = golden["image_features"]
+    exact = reference.embed_image(image).reshape(expected.shape)
+    assert_as_exact(features.reshape(expected.shape), expected, exact)
 
 
 @pytest.mark.parametrize("name", HUGGING_FACE)
@@ -37,12 +47,18 @@ def test_logits_and_loss(name: str):
     golden = hugging_face(name)
     patches = golden.config.img.num_patches
     logits = forward(golden, WINDOW.get(name))
-    assert_close(logits, golden["logits"][:, patches:, : golden.config.llm.vocab_size])
+    reference = golden.reference(sliding_window=WINDOW.get(name))
+    image_tokens = reference.embed_image(hugging_face_images(golden)[0])
+    ids, causal = golden["input_ids"][0, patches:], golden["token_type_ids"][0, patches:] == 1
+    exact = reference.logits(image_tokens, ids[~causal], ids[causal])[None]
+    theirs = golden["logits"][:, patches:, : golden.config.llm.vocab_size]
+    assert_as_exact(logits, theirs, exact)
     labels = golden["labels"][:, patches + 1 :]
     supervised = labels != -100
     nll = token_nll(logits[:, :-1], jnp.asarray(np.where(supervised, labels, 0), jnp.int32))
     # Hugging Face takes the mean over the batch's tokens; with one example it is ours too.
-    assert_close(np.asarray(nll)[supervised].mean(), golden["loss_real"])
+    loss = reference.loss(image_tokens, ids[~causal], ids[causal], np.r_[0, supervised[0]])
+    assert_as_exact(np.asarray(nll)[supervised].mean(), golden["loss_real"], loss)
 
 
 @pytest.mark.parametrize("name", HUGGING_FACE)
