@@ -29,6 +29,19 @@ def test_imports_are_light():
     assert not HEAVY & loaded
 
 
+def test_opening_a_model_loads_nothing_of_training_or_evaluation():
+    program = """
+        import json, sys
+        import paligemma_jax
+        paligemma_jax.from_pretrained
+        print(json.dumps(sorted(n for n in sys.modules if n.startswith("paligemma_jax."))))
+    """
+    loaded = json.loads(run_python(program))
+    assert "paligemma_jax.pipeline" in loaded
+    others = {"benchmark", "cli", "data", "evaluation", "training"}
+    assert not [name for name in loaded if name.split(".")[1] in others]
+
+
 def test_import_starts_no_backend():
     # jax refuses to change the number of devices once a backend has started.
     program = """

@@ -39,8 +39,8 @@ def test_every_package_is_named_in_setup_cfg():
 def data_files() -> set[str]:
     """Names in a wheel of everything besides modules that the package needs."""
     inside = [PACKAGE / "py.typed", *(PACKAGE / "demo" / "fonts").iterdir()]
-    beside = [path for path in (ROOT / "checkpoints").rglob("*") if path.is_file()]
-    beside += (ROOT / "configs").rglob("*.py")
+    beside = [ROOT / "checkpoints" / "README.md", *(ROOT / "configs").rglob("*.py")]
+    beside += (path for path in (ROOT / "checkpoints" / "demo").rglob("*") if path.is_file())
     return {path.relative_to(ROOT).as_posix() for path in inside} | {
         f"paligemma_jax/{path.relative_to(ROOT).as_posix()}" for path in beside
     }
@@ -49,7 +49,9 @@ def data_files() -> set[str]:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout to build in, without what earlier builds have left."""
-    left = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "tests")
+    left = shutil.ignore_patterns(
+        ".git", ".venv", ".*_cache", "__pycache__", "build", "dist", "*.egg-info"
+    )
     return shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "tree", ignore=left)
 
 
@@ -97,10 +99,18 @@ def test_wheel_from_the_checkout_equals_the_one_from_the_sdist(
 
 
 @pytest.mark.slow
-def test_sdist_holds_licence_and_settings(dist: Path):
+def test_tests_run_from_the_sdist(source: Path, dist: Path, tmp_path: Path):
     with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "setup.cfg", "pyproject.toml"} <= names
+        archive.extractall(tmp_path, filter="data")
+    (tree,) = tmp_path.iterdir()
+    for folder in ("tests", "configs", "checkpoints", "notebooks"):
+        wanted = {p.relative_to(source) for p in (source / folder).rglob("*") if p.is_file()}
+        assert wanted <= {p.relative_to(tree) for p in tree.rglob("*")}
+    for name in ("LICENSE", "README.md", "CHANGELOG.md", "setup.cfg", "pyproject.toml"):
+        assert (tree / name).is_file(), name
+    tests = ["tests/models/test_huggingface_goldens.py", "tests/processing/test_tokenizer.py"]
+    out = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], cwd=tree)
+    assert " passed" in out
 
 
 @pytest.mark.slow
