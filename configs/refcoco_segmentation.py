@@ -4,7 +4,7 @@
 
 `data` is COCO's layout, whose masks become <seg> tokens by the checkpoint's mask codec; or JSON
 lines that have them already: {"image": ..., "prefix": "segment left cat", "suffix": "<loc....".
-Hyperparameters are big_vision's for this task; transfers/refcoco_seg.py has its data set too.
+Hyperparameters are big_vision's for this task; transfers.py has its data set too.
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ Examples:
   paligemma train --check --config my_config.py     the same of what the file trains on
   paligemma train --config jsonl:data=my_dataset --workdir runs/mine
   paligemma train --config lora_24gb:data=my_dataset --workdir runs/lora
-  paligemma train --config transfers/cococap:resolution=448 --workdir runs/cococap
+  paligemma train --config transfers:task=cococap,resolution=448 --workdir runs/cococap
   paligemma train --config jsonl --workdir runs/mine \\
       --config.learning_rate=3e-5 --config.duration='Epochs(3)' --config.lora='LoRA(rank=16)'
   paligemma caption photo.jpg --model runs/mine/model

@@ -13,12 +13,10 @@ from paligemma_jax.data.readers import Caption as Caption
 from paligemma_jax.data.readers import CycleObjects as CycleObjects
 from paligemma_jax.data.readers import Detect as Detect
 from paligemma_jax.data.readers import Fields as Fields
-from paligemma_jax.data.readers import MultipleChoice as MultipleChoice
 from paligemma_jax.data.readers import Ocr as Ocr
 from paligemma_jax.data.readers import Outlined as Outlined
 from paligemma_jax.data.readers import QuestionAnswer as QuestionAnswer
 from paligemma_jax.data.readers import Referring as Referring
-from paligemma_jax.data.readers import ScienceQuestion as ScienceQuestion
 from paligemma_jax.data.readers import Segment as Segment
 from paligemma_jax.data.readers import ShuffleOptions as ShuffleOptions
 from paligemma_jax.data.record import ImageFolder as ImageFolder
@@ -31,6 +29,7 @@ from paligemma_jax.data.sources import SequenceSource as SequenceSource
 from paligemma_jax.data.sources import TfdsSource as TfdsSource
 from paligemma_jax.data.sources import find_splits as find_splits
 from paligemma_jax.data.sources import open_source as open_source
+from paligemma_jax.data.tasks import TaskReader as TaskReader
 from paligemma_jax.data.transforms import CycleAnswers as CycleAnswers
 from paligemma_jax.data.transforms import InceptionCrop as InceptionCrop
 from paligemma_jax.data.transforms import LowerCase as LowerCase

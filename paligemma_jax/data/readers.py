@@ -248,57 +248,8 @@ _RED = (255, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
-class MultipleChoice(ImageColumns):
-    """A question with choices, as A-OKVQA and AI2D were learnt; the answer is a choice's text.
-
-    `answer` is a column with the text, or with the number of the choice from 0 up. The two spaces
-    behind "answer en" and the tabs are big_vision's.
-    """
-
-    question: str = "question"
-    choices: str = "choices"
-    answer: str = "answer"
-
-    def __call__(self, row: Row, place: str) -> Record:
-        choices = texts_in(row, self.choices)
-        prefix = f"answer en  {text_in(row, self.question)} choose from: {_tabbed(choices)}"
-        answer = column(row, self.answer)
-        if isinstance(answer, int | np.integer):
-            answers = (choices[_checked(int(answer), choices, self.answer)],)
-        else:
-            answers = texts_in(row, self.answer)
-        return record_of(images_in(row, self.image), prefix, answers, place)
-
-
-@dataclasses.dataclass(frozen=True)
-class ScienceQuestion(ImageColumns):
-    """ScienceQA: question, hint (or "N/A") and lettered options; "The answer is B."
-
-    `answer` is a column with the number of the choice from 0 up.
-    """
-
-    question: str = "question"
-    hint: str = "hint"
-    choices: str = "choices"
-    answer: str = "answer"
-
-    def __call__(self, row: Row, place: str) -> Record:
-        choices = texts_in(row, self.choices)
-        number = column(row, self.answer)
-        if not isinstance(number, int | np.integer):
-            raise DatasetError(f"{self.answer!r} is {number!r}. The number of a choice fits.")
-        letter = _letter(_checked(int(number), choices, self.answer))
-        hint = text_in(row, self.hint) or "N/A"
-        prefix = (
-            f"Question: {text_in(row, self.question)}\nContext: {hint}\n"
-            f"Options: {_lettered(choices)}\nAnswer:"
-        )
-        return record_of(images_in(row, self.image), prefix, (f"The answer is {letter}.",), place)
-
-
-@dataclasses.dataclass(frozen=True)
 class ShuffleOptions:
-    """The options of a `ScienceQuestion` in random order, with the letter of the answer."""
+    """The options of a question of ScienceQA in random order, with the letter of the answer."""
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         found, chosen = _OPTIONS.search(record.prefix), _CHOSEN.fullmatch(record.suffix)
@@ -361,19 +312,6 @@ class Outlined:
             pixels[top : bottom + 1, [left, right]] = _RED
             drawn.append(Image.fromarray(pixels))
         return dataclasses.replace(record, images=tuple(drawn), size=None)
-
-
-def _checked(number: int, choices: tuple[str, ...], name: str) -> int:
-    if not 0 <= number < len(choices):
-        raise DatasetError(
-            f"{name!r} is {number}, and there are {len(choices)} choices. 0 to {len(choices) - 1} "
-            "fits. Correct the record."
-        )
-    return number
-
-
-def _tabbed(choices: tuple[str, ...]) -> str:
-    return " \t ".join(choices)
 
 
 def _lettered(choices: list[str] | tuple[str, ...]) -> str:

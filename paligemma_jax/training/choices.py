@@ -11,16 +11,15 @@ from paligemma_jax.data.readers import Caption as Caption
 from paligemma_jax.data.readers import CycleObjects as CycleObjects
 from paligemma_jax.data.readers import Detect as Detect
 from paligemma_jax.data.readers import Fields as Fields
-from paligemma_jax.data.readers import MultipleChoice as MultipleChoice
 from paligemma_jax.data.readers import Ocr as Ocr
 from paligemma_jax.data.readers import Outlined as Outlined
 from paligemma_jax.data.readers import QuestionAnswer as QuestionAnswer
 from paligemma_jax.data.readers import Referring as Referring
-from paligemma_jax.data.readers import ScienceQuestion as ScienceQuestion
 from paligemma_jax.data.readers import ShuffleOptions as ShuffleOptions
 from paligemma_jax.data.record import ImageFolder as ImageFolder
 from paligemma_jax.data.sources import JsonlSource as JsonlSource
 from paligemma_jax.data.sources import TfdsSource as TfdsSource
+from paligemma_jax.data.tasks import TaskReader as TaskReader
 from paligemma_jax.data.transforms import CycleAnswers as CycleAnswers
 from paligemma_jax.data.transforms import InceptionCrop as InceptionCrop
 from paligemma_jax.data.transforms import LowerCase as LowerCase

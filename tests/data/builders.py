@@ -141,7 +141,7 @@ BUILT = {
     "pope": Built(
         _DOCUMENTS | {"answer": "text", "thing": "text"}, "test",
         {"question": "Is there a cup in the image?", "answer": "no"},
-        "Is there a cup in the image?", ["no"],
+        "answer en Is there a cup in the image?", ["no"],
         "pope/pope_random/1.0.0 pope/pope_popular/1.0.0 pope/pope_adversarial/1.0.0",
     ),
     "rsvqa_hr": Built(

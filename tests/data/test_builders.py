@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from paligemma_jax.data.sources import decoders_of, find_splits, open_source, pl
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.processing.image import load_image
 from paligemma_jax.processing.masks import MaskCodec
-from paligemma_jax.training.config import Data, TrainConfig, load_config
+from paligemma_jax.training.config import Data, TrainConfig, config_directory, load_config
 from tests.data.builders import BUILT, Built
 
-TRANSFERS = Path(__file__).parents[2] / "configs" / "transfers"
 WITHOUT = {  # a public builder
     "nlvr2", "ocrvqa", "activitynet_cap", "activitynet_qa", "msrvtt_cap", "msrvtt_qa", "msvd_qa",
     "vatex_cap", "longcap100", "longcap100_l4",
@@ -35,7 +35,7 @@ CODEC = Sevens(None)  # pyright: ignore[reportArgumentType]
 
 
 def read(name: str, arg: str = "") -> TrainConfig:
-    return TrainConfig.from_config(load_config(f"{TRANSFERS / name}.py:root=DATA,{arg}"))
+    return TrainConfig.from_config(load_config(f"transfers:task={name},root=DATA,{arg}"))
 
 
 def places(config: TrainConfig) -> list[Data]:
@@ -151,8 +151,8 @@ def test_directories_and_splits(name: str):
 
 
 def test_every_transfer_is_of_a_builder_or_known_to_have_none():
-    files = {path.stem for path in TRANSFERS.glob("*.py")} - {"table"}
-    assert files == set(BUILT) | WITHOUT and not set(BUILT) & WITHOUT
+    transfers = runpy.run_path(str(config_directory() / "transfers.py"))["TRANSFERS"]
+    assert set(transfers) == set(BUILT) | WITHOUT and not set(BUILT) & WITHOUT
 
 
 def test_a_split_with_a_dash_is_found(tmp_path: Path):

@@ -5,13 +5,12 @@ import pytest
 
 from paligemma_jax.data.readers import (
     Caption,
-    MultipleChoice,
     Outlined,
     QuestionAnswer,
-    ScienceQuestion,
     ShuffleOptions,
 )
 from paligemma_jax.data.sources import SequenceSource
+from paligemma_jax.data.tasks import TaskReader
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.processing.image import load_image
 
@@ -23,16 +22,17 @@ ROW = {
 
 
 def test_multiple_choice():
-    record = SequenceSource([ROW], MultipleChoice())[0]
+    read = TaskReader("aokvqa_mc")
+    record = SequenceSource([ROW], read)[0]
     assert record.prefix == "answer en  which? choose from: a b \t c, d \t (B) e"
     assert record.suffix == "c, d"
-    assert SequenceSource([ROW | {"answer": "a b"}], MultipleChoice())[0].suffix == "a b"
-    with pytest.raises(DatasetError, match="'answer' is 3, and there are 3 choices"):
-        SequenceSource([ROW | {"answer": 3}], MultipleChoice())[0]
+    assert SequenceSource([ROW | {"answer": "a b"}], read)[0].suffix == "a b"
+    with pytest.raises(DatasetError, match="0 to 2 with 3 choices, got 3"):
+        SequenceSource([ROW | {"answer": 3}], read)[0]
 
 
 def test_science_questions_and_their_options_shuffled():
-    record = SequenceSource([ROW | {"choices": ["x", "y", "z"]}], ScienceQuestion())[0]
+    record = SequenceSource([ROW | {"choices": ["x", "y", "z"]}], TaskReader("science_qa"))[0]
     options = "Options: (A) x, (B) y, (C) z"
     assert record.prefix == f"Question: which?\nContext: N/A\n{options}\nAnswer:"
     assert record.suffix == "The answer is B."

@@ -114,7 +114,7 @@ def test_file_with_argument_and_overrides(tmp_path: Path):
 
 def test_configs_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    for spec in ("jsonl:data=DIR", "jsonl.py:data=DIR", "transfers/vqav2:data=DIR"):
+    for spec in ("jsonl:data=DIR", "jsonl.py:data=DIR", "transfers:task=vqav2,data=DIR"):
         assert TrainConfig.from_config(load_config(spec)).train.path == "DIR"
     with pytest.raises(ConfigError, match="'jsnl'. Did you mean jsonl.* There are: .*lora_24gb"):
         load_config("jsnl:data=DIR")
