@@ -37,14 +37,8 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.data.readers import (
-    CycleObjects,
-    Fields,
-    Outlined,
-    Reader,
-    Referring,
-    ShuffleOptions,
-)
+from paligemma_jax.data.object_readers import CycleObjects, Outlined, Referring
+from paligemma_jax.data.readers import Fields, Reader, ShuffleOptions
 from paligemma_jax.data.record import Transform
 from paligemma_jax.data.tasks import TASKS, TaskReader
 from paligemma_jax.data.transforms import CycleAnswers, LowerCase, RandomAnswer

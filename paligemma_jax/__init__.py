@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from paligemma_jax.config import GemmaConfig as GemmaConfig
     from paligemma_jax.config import PaliGemmaConfig as PaliGemmaConfig
     from paligemma_jax.config import SigLIPConfig as SigLIPConfig
-    from paligemma_jax.data.batches import Mixture as Mixture
-    from paligemma_jax.data.batches import MixtureComponent as MixtureComponent
+    from paligemma_jax.data.mixture import Mixture as Mixture
+    from paligemma_jax.data.mixture import MixtureComponent as MixtureComponent
     from paligemma_jax.drawing import draw as draw
     from paligemma_jax.drawing import draw_boxes as draw_boxes
     from paligemma_jax.errors import CheckpointError as CheckpointError
@@ -131,7 +131,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "benchmark.bench": "bench",
     "config": "GemmaConfig PaliGemmaConfig SigLIPConfig VARIANTS",
-    "data.batches": "Mixture MixtureComponent",
+    "data.mixture": "Mixture MixtureComponent",
     "drawing": "draw draw_boxes",
     "errors": (
         "CheckpointError ConfigError DatasetError InvalidImageError InvalidMaskError "

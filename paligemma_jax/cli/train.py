@@ -191,7 +191,7 @@ def _check(args: argparse.Namespace) -> int:
             progress=progress,
         )
     print(report)
-    return 0 if report.fits else 1
+    return 0 if report.ok else 1
 
 
 def _join(given: str) -> None:

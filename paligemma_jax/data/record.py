@@ -1,9 +1,4 @@
-"""One example of training data, and what gives them by number.
-
-What can be wrong with data, and where.
-
-Pictures that a data file names: files in one folder, and nothing outside it.
-"""
+"""The training record, what gives records by index, and what can be wrong with them."""
 
 import dataclasses
 import enum
@@ -21,18 +16,18 @@ from paligemma_jax.processing.image import ImageSource
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """Pictures, a prompt, and the answer to learn.
+    """Images, a prompt, and the answer to learn.
 
     Attributes:
-      images: what `load_image` takes, one entry a picture.
+      images: what `load_image` takes, one entry an image.
       prefix: the prompt, without the separating newline.
       suffix: the answer.
       id: names the record in reports, for example "train.jsonl:17".
       answers: all answers where there are several; `suffix` is the first. A transform such as
-        `RandomAnswer` chooses, and empties this.
-      size: width and height in pixels of the picture that locations refer to; None if not known.
-        A picture of another size is an error.
-      epoch: how often the source has been gone through before; the pipeline sets it.
+        `RandomAnswer` chooses one, and empties this.
+      size: width and height in pixels of the image that locations refer to; None if not known. An
+        image of another size is an error.
+      epoch: how often the source was gone through before; the pipeline sets it.
     """
 
     images: tuple[ImageSource, ...]
@@ -44,16 +39,16 @@ class Record:
     epoch: int = 0
 
 
-# Changes a record; must be picklable and draw all its chance from the generator.
+# Changes a record; must be picklable and take all randomness from the generator.
 Transform = Callable[[Record, np.random.Generator], Record]
 
 
 @runtime_checkable
 class RecordSource(Protocol):
-    """Records by number: any order, picklable, cheap to make.
+    """Records by index: any order, picklable, cheap to make.
 
-    `source[i]` raises DatasetError, naming the place, for a record that cannot be read. A source
-    may have `fingerprint() -> str`, which changes with its contents.
+    `source[i]` raises DatasetError, naming the record, for one that cannot be read. A source may
+    have `fingerprint() -> str`, which changes with its contents.
     """
 
     def __len__(self) -> int: ...
@@ -62,22 +57,22 @@ class RecordSource(Protocol):
 
 
 def fingerprint(source: RecordSource) -> str:
-    """A short text that changes with the contents of `source`, as far as it can be told cheaply.
+    """A short text that changes with the contents of `source`, as far as that is cheap to tell.
 
-    A source without its own is told by its length and by 32 of its records, pictures left out.
+    A source without its own has that of its length and of 32 of its records without images.
     """
     own = getattr(source, "fingerprint", None)
     if own is not None:
         return own()
-    digest = hashlib.sha256(str(len(source)).encode())
+    checksum = hashlib.sha256(str(len(source)).encode())
     for index in sorted({round(i) for i in np.linspace(0, len(source) - 1, 32)}):
         try:
             record = source[index]
-            parts = (record.id, record.prefix, record.suffix, *record.answers)
+            texts = (record.id, record.prefix, record.suffix, *record.answers)
         except DatasetError as e:
-            parts = (str(e),)
-        digest.update(repr(parts).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:32]
+            texts = (str(e),)
+        checksum.update(repr(texts).encode("utf-8", "surrogatepass"))
+    return checksum.hexdigest()[:32]
 
 
 def short_name(path: Path) -> str:
@@ -86,37 +81,39 @@ def short_name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}" if same else path.name
 
 
-def check_number(index: int, length: int, what: object) -> int:
+def check_index(index: int, length: int, source: object) -> int:
     """`index` from 0 up; a negative one counts from the end. Raises IndexError."""
     if not -length <= index < length:
-        raise IndexError(f"Record {index} of {what}, which has {length} records.")
+        raise IndexError(f"Record {index} of {source}, which has {length} records.")
     return index % length
+
+
+def shown(value: object) -> str:
+    """A value for an error message, with its type, in at most 60 characters."""
+    if value is None:
+        return "null"
+    return f"{str(value)[:40]!r} ({type(value).__name__})"
 
 
 class ProblemKind(enum.Enum):
     """Kinds of problems; the value is their heading in a report."""
 
     UNREADABLE = "records that cannot be read"
-    PICTURE = "pictures that are missing or broken"
-    SIZE = "pictures of another size than their boxes"
-    BOX = "boxes or masks that are none, or leave the picture"
+    IMAGE = "missing or broken images"
+    SIZE = "images of another size than their boxes"
+    BOX = "boxes or masks that are malformed or out of range"
     LABEL = "labels that the prompt does not ask for"
     EMPTY = "empty answers"
-    TEXT = "prompts and answers with space or line breaks around them"
-    BLANK = "blank lines, passed over"
-    LONG = "texts that do not fit"
-    REPEATED = "records that come more than once"
-    SHARED = "pictures that are in more than one split"
+    WHITESPACE = "prompts and answers with space or line breaks around them"
+    BLANK = "blank lines, skipped"
+    TOO_LONG = "texts that are too long"
+    DUPLICATE = "duplicate records"
+    SHARED = "images that are in more than one split"
 
     @property
     def stops_training(self) -> bool:
         """Whether training stops at such a record, unless it is told to skip."""
-        return self in (
-            ProblemKind.UNREADABLE,
-            ProblemKind.PICTURE,
-            ProblemKind.SIZE,
-            ProblemKind.LONG,
-        )
+        return self.name in ("UNREADABLE", "IMAGE", "SIZE", "TOO_LONG")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,15 +132,21 @@ class ImageFolder:
     root: Path
     links: bool = False
 
-    def path_of(self, name: str) -> Path:
-        """The path of a picture; raises DatasetError for a name that leads out of the folder.
+    @classmethod
+    def of(
+        cls, images: "str | os.PathLike[str] | ImageFolder | None", default: Path
+    ) -> "ImageFolder":
+        """The folder that is given, or else the default one."""
+        if isinstance(images, ImageFolder):
+            return images
+        return cls(default if images is None else Path(images).expanduser())
 
-        Whether there is such a file is not looked at.
-        """
+    def path_of(self, name: str) -> Path:
+        """The path of an image, which need not exist; DatasetError for a name outside `root`."""
         if not isinstance(name, str) or not name.strip() or "\0" in name:
             raise DatasetError(
-                f"The picture {name!r} has no name. The name of a file in {self.root} fits. "
-                'Write for example: "image": "cat.jpg"'
+                f"expected the name of an image file in {self.root}, got {name!r}. Write for "
+                'example: "image": "cat.jpg"'
             )
         path = Path(os.path.normpath(self.root / name))
         inside = path.is_relative_to(os.path.normpath(self.root))
@@ -151,7 +154,7 @@ class ImageFolder:
             inside = path.resolve().is_relative_to(self.root.resolve())
         if not inside:
             raise DatasetError(
-                f"The picture {name!r} leads out of the folder {self.root}. Files in it fit. "
-                "If you trust the data, name a folder that holds all: images=ImageFolder(Path('/'))"
+                f"the image {name!r} is outside of the folder {self.root}. If you trust the data, "
+                "name a folder that holds all images: images=ImageFolder(Path('/'))"
             )
         return path

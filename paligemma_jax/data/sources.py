@@ -1,14 +1,11 @@
-"""A path -> the source of records it holds, whatever the layout.
+"""Sources of records: JSON lines, TensorFlow Datasets, any sequence; and the layout of a path.
 
-Records in JSON lines, as Roboflow, big_vision and others write them.
+A line of JSON, as Roboflow, big_vision and others write it:
 
-{"image": "cat.jpg", "prefix": "detect cat", "suffix": "<loc0364><loc0504><loc0806><loc0605> cat"}
+    {"image": "a.jpg", "prefix": "detect cat", "suffix": "<loc0364><loc0504><loc0806><loc0605> cat"}
 
-Data sets prepared by TensorFlow Datasets, read without TensorFlow; needs the extra "data".
-
-Prepared with `file_format="array_record"`: `tfds build --file_format array_record`.
-
-Records from what Python holds already: a list of records or dicts, a Hugging Face dataset.
+TensorFlow Datasets are read without TensorFlow where they were prepared as array_record; that needs
+the extra "data".
 """
 
 import dataclasses
@@ -23,31 +20,34 @@ from typing import Any
 import numpy as np
 
 from paligemma_jax.data.coco import CocoDetection, CocoSegmentation
-from paligemma_jax.data.readers import Fields, Reader, Referring
+from paligemma_jax.data.object_readers import Referring
+from paligemma_jax.data.readers import Fields, Reader
 from paligemma_jax.data.record import (
     ImageFolder,
     Problem,
     ProblemKind,
     Record,
     RecordSource,
-    check_number,
+    check_index,
     short_name,
 )
 from paligemma_jax.errors import DatasetError, MissingExtraError
 from paligemma_jax.processing.masks import MaskCodec
 
 _BOM = b"\xef\xbb\xbf"
+_OBJECT = '{"image": "cat.jpg", "prefix": "caption en", "suffix": "a cat"}'
+_BUILD = "tfds build --file_format array_record"
 
 
 class JsonlSource:
-    """The lines of a file, read when they are asked for; only where they begin is kept.
+    """The lines of a file, read when they are asked for; only their offsets are kept.
 
     Args:
-      path: the file, in UTF-8. Blank lines are passed over, and counted in `blank_lines`.
-      images: the folder that names of pictures refer to; the file's own if not given.
+      path: the file, in UTF-8. Blank lines are skipped, and counted in `blank_lines`.
+      images: the folder that names of images refer to; the file's own if not given.
       reader: which fields a record is made of; "image", "prefix" and "suffix" if not given.
 
-    Raises DatasetError for a file that cannot be read, has no lines, or is no text.
+    Raises DatasetError for a file that cannot be read or has no lines.
     """
 
     def __init__(
@@ -57,8 +57,7 @@ class JsonlSource:
         reader: Reader | None = None,
     ):
         self.path = Path(path).expanduser()
-        folder = self.path.parent if images is None else images
-        self.images = folder if isinstance(folder, ImageFolder) else ImageFolder(Path(folder))
+        self.images = ImageFolder.of(images, self.path.parent)
         self.reader = reader or Fields()
         try:
             with self.path.open("rb") as file:
@@ -66,28 +65,28 @@ class JsonlSource:
                 self._scan(file)
         except OSError as e:
             raise DatasetError(
-                f"The data file {self.path} cannot be read: {e.strerror}. A file with a JSON "
-                f"object in each line fits. Look with: ls -l {self.path.parent}"
+                f"The data file {self.path} cannot be read: {e.strerror}. Look with: ls -l "
+                f"'{self.path.parent}'"
             ) from e
         if not len(self):
             raise DatasetError(
-                f"The data file {self.path} has no records. At least one line with a JSON object "
-                'fits, such as {"image": "cat.jpg", "prefix": "caption en", "suffix": "a cat"}.'
+                f"The data file {self.path} has no records, expected a JSON object on each line, "
+                f"such as {_OBJECT}"
             )
 
     def _scan(self, file: Any) -> None:
         starts, numbers, blank, position = [], [], [], 0
-        digest = hashlib.sha256()
+        checksum = hashlib.sha256()
         for number, line in enumerate(file, start=1):
             if number == 1:
                 if line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise DatasetError(
-                        f"The data file {self.path} is in UTF-16. UTF-8 fits. Convert it, for "
-                        f"example: iconv -f UTF-16 -t UTF-8 {self.path}"
+                        f"The data file {self.path} must be in UTF-8, got UTF-16. Convert it, for "
+                        f"example: iconv -f UTF-16 -t UTF-8 '{self.path}'"
                     )
                 if line.startswith(_BOM):
                     position, line = len(_BOM), line[len(_BOM) :]
-            digest.update(line)
+            checksum.update(line)
             if line.strip():
                 starts.append(position)
                 numbers.append(number)
@@ -97,30 +96,40 @@ class JsonlSource:
         self._starts = np.array(starts, np.int64)
         self._numbers = np.array(numbers, np.int64)
         self.blank_lines: tuple[int, ...] = tuple(blank)
-        self._digest = digest.hexdigest()[:32]
+        self._checksum = checksum.hexdigest()[:32]
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Record:
-        index = check_number(index, len(self), self.path)
+        index = check_index(index, len(self), self.path)
         place = f"{short_name(self.path)}:{self._numbers[index]}"
         with self.path.open("rb") as file:
             if _stamp(file.fileno()) != self._stamp:
                 raise DatasetError(
-                    f"The data file {self.path} has changed since it was opened. A file that "
-                    "stays as it is fits. Start again, or train on a copy."
+                    f"The data file {self.path} has changed since it was opened. Start again, or "
+                    "train on a copy."
                 )
             file.seek(self._starts[index])
             line = file.readline()
         try:
-            return self.reader(self._with_paths(_object(line)), place)
+            example = _json_object(line)
+            for name in self.reader.image_fields:
+                value = example.get(name)
+                if isinstance(value, str):
+                    example[name] = self.images.path_of(value)
+                elif isinstance(value, list):
+                    example[name] = [
+                        self.images.path_of(entry) if isinstance(entry, str) else entry
+                        for entry in value
+                    ]
+            return self.reader(example, place)
         except DatasetError as e:
             raise DatasetError(f"{self.path}:{self._numbers[index]}: {e}") from e
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Blank lines: what is wrong with records is told when they are read."""
+        """Blank lines; what is wrong with records is told when they are read."""
         return tuple(
             Problem(ProblemKind.BLANK, f"{short_name(self.path)}:{number}", "the line is blank")
             for number in self.blank_lines
@@ -128,58 +137,34 @@ class JsonlSource:
 
     def fingerprint(self) -> str:
         """Of the file's contents."""
-        return self._digest
+        return self._checksum
 
     def __repr__(self) -> str:
         return f"JsonlSource({str(self.path)!r})"
 
-    def _with_paths(self, row: dict[str, Any]) -> dict[str, Any]:
-        for name in self.reader.image_fields:
-            value = row.get(name)
-            if isinstance(value, str):
-                row[name] = self.images.path_of(value)
-            elif isinstance(value, list):
-                row[name] = [self.images.path_of(entry) for entry in value]
-        return row
 
-
-def _object(line: bytes) -> dict[str, Any]:
+def _json_object(line: bytes) -> dict[str, Any]:
     """The JSON object in a line; raises DatasetError."""
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_without_repeats)
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as e:
-        raise DatasetError(
-            f"the line is not UTF-8 at byte {e.start}. Text in UTF-8 fits. Save the file again."
-        ) from e
+        raise DatasetError(f"the line is not UTF-8 at byte {e.start}. Save the file again.") from e
     except (json.JSONDecodeError, RecursionError) as e:
         where = f" at character {e.pos}: {e.msg}" if isinstance(e, json.JSONDecodeError) else ""
         cut = "" if line.rstrip().endswith(b"}") else " The line seems to be cut short."
-        raise DatasetError(
-            f"the line is no JSON{where}.{cut} An object such as "
-            '{"image": "cat.jpg", "prefix": "caption en", "suffix": "a cat"} fits. Mend the line.'
-        ) from e
-    if not isinstance(row, dict):
-        raise DatasetError(
-            f"the line holds {_kind(row)} instead of an object. "
-            '{"image": "cat.jpg", "prefix": "caption en", "suffix": "a cat"} fits. Mend the line.'
-        )
-    return row
+        raise DatasetError(f"the line is not JSON{where}.{cut} Expected {_OBJECT}") from e
+    if not isinstance(value, dict):
+        raise DatasetError(f"expected {_OBJECT} on the line, got {json.dumps(value)[:40]}")
+    return value
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
+    found = dict(pairs)
+    if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise DatasetError(
-            f"the line gives {' and '.join(twice)} twice. Each field once fits. Mend the line."
-        )
-    return row
-
-
-def _kind(value: Any) -> str:
-    kinds: Mapping[type, str] = {list: "a list", str: "a text", type(None): "null"}
-    return kinds.get(type(value), "a number")
+        raise DatasetError(f"the line gives {' and '.join(twice)} twice. Write each field once.")
+    return found
 
 
 def _stamp(descriptor: int) -> tuple[int, int]:
@@ -187,8 +172,59 @@ def _stamp(descriptor: int) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+class SequenceSource:
+    """Records from anything with a length and entries by index: `Record`s or mappings.
+
+    A `datasets.Dataset` of Hugging Face is one; of a `DatasetDict` take a split. `reader` makes a
+    record of a mapping; without, its "image", "prefix" and "suffix" are taken. `name` goes into
+    the ids. Raises DatasetError for what has no length, and for an empty sequence.
+    """
+
+    def __init__(self, examples: Any, reader: Reader | None = None, name: str = "record"):
+        if isinstance(examples, Mapping):
+            raise DatasetError(
+                "Expected a list of records or one split of a dataset, got a mapping with the keys "
+                f"{', '.join(map(str, list(examples)[:6]))}. Take a split, such as dataset['train']"
+            )
+        if not hasattr(examples, "__len__") or not hasattr(examples, "__getitem__"):
+            raise DatasetError(
+                "Expected a list, or a dataset that is not streamed, got "
+                f"{type(examples).__name__}. Call list(...), or load it without streaming=True"
+            )
+        if not len(examples):
+            raise DatasetError("There are no records. Check how the list was made.")
+        self.examples = examples
+        self.reader = reader or Fields()
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Record:
+        index = check_index(index, len(self), self.name)
+        place = f"{self.name}:{index}"
+        try:
+            example = self.examples[index]
+        except Exception as e:  # a dataset that decodes images fails with whatever they hold
+            raise DatasetError(f"{place} cannot be read: {type(e).__name__}: {e}") from e
+        if isinstance(example, Record):
+            return example
+        if not isinstance(example, Mapping):
+            raise DatasetError(
+                f"{place}: expected a Record or a dict such as {_OBJECT}, got "
+                f"{type(example).__name__}"
+            )
+        try:
+            return self.reader(example, place)
+        except DatasetError as e:
+            raise DatasetError(f"{place}: {e}") from e
+
+    def __repr__(self) -> str:
+        return f"SequenceSource({type(self.examples).__name__} of {len(self)}, name={self.name!r})"
+
+
 class TfdsSource:
-    """One split of a prepared data set; pictures stay encoded until they are needed.
+    """One split of a prepared TensorFlow dataset; images stay encoded until they are needed.
 
     Args:
       path: the directory of the version, with its dataset_info.json.
@@ -207,70 +243,63 @@ class TfdsSource:
         self.reader = reader or Fields()
         if not (self.path / "dataset_info.json").is_file():
             raise DatasetError(
-                f"{self.path} is no prepared data set: it has no dataset_info.json. The directory "
-                "of a version fits, such as ~/tensorflow_datasets/coco_captions/2014/1.1.0. "
-                "Prepare one with: tfds build --file_format array_record"
+                f"{self.path} must be the directory of a prepared version, such as "
+                "~/tensorflow_datasets/coco_captions/2014/1.1.0; it has no dataset_info.json. "
+                f"Prepare one with: {_BUILD}"
             )
         self._open()
         if not len(self._data):
-            raise DatasetError(f"{self.path} has no examples in {split!r}. At least one fits.")
+            raise DatasetError(f"{self.path} has no examples in {split!r}")
 
     def _open(self) -> None:
         try:
             import tensorflow_datasets as tfds
-        except ImportError as e:
-            raise MissingExtraError("Reading TensorFlow Datasets", "data") from e
-        try:
+
             builder: Any = tfds.builder_from_directory(os.fspath(self.path))
-            features: Any = builder.info.features
-            decoders = decoders_of(features)
+            self._features: Any = builder.info.features
+            decoders = decoders_of(self._features)
             self._data: Any = builder.as_data_source(split=self.split, decoders=decoders)
-        except MissingExtraError:
-            raise
         except ImportError as e:
             raise MissingExtraError("Reading TensorFlow Datasets", "data") from e
         except Exception as e:  # of many kinds, for what its files may hold
             raise DatasetError(
-                f"{self.path} cannot be read: {_first_line(e)} A data set prepared as array_record "
-                "fits. Prepare it again with: tfds build --file_format array_record"
+                f"{self.path} cannot be read: {_first_line(e)} Prepare it again with: {_BUILD}"
             ) from e
-        self._features = features
-        shards = builder.info.splits
-        self._digest = f"{builder.info.full_name} {self.split} {len(self._data)} " + " ".join(
-            f"{name}:{shards[name].num_bytes}" for name in sorted(shards)
+        splits = builder.info.splits
+        self._fingerprint = f"{builder.info.full_name} {self.split} {len(self._data)} " + " ".join(
+            f"{name}:{splits[name].num_bytes}" for name in sorted(splits)
         )
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
-        index = check_number(index, len(self), f"{self.path} {self.split}")
-        place = f"{self.split}:{index}"
+        place = f"{self.split}:{check_index(index, len(self), f'{self.path} {self.split}')}"
         try:
-            row = self._data[index]
+            example = self._data[index]
         except Exception as e:  # array_record's own checksums raise several kinds
             raise DatasetError(
-                f"{self.path}: {place} cannot be read: {_first_line(e)} A whole file fits. "
-                "Prepare or copy the data set again."
+                f"{self.path}: {place} cannot be read: {_first_line(e)} Prepare or copy the data "
+                "set again."
             ) from e
         try:
-            return self.reader(plain_row(row, self._features), place)
+            return self.reader(plain_example(example, self._features), place)
         except DatasetError as e:
             raise DatasetError(f"{self.path}: {place}: {e}") from e
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TfdsSource, (self.path, self.split, self.reader)  # opened anew, files stay behind
+        return TfdsSource, (self.path, self.split, self.reader)  # opened anew in each process
 
     def fingerprint(self) -> str:
         """Of the name, the version, the split and the sizes."""
-        return self._digest
+        return self._fingerprint
 
     def __repr__(self) -> str:
         return f"TfdsSource({str(self.path)!r}, {self.split!r})"
 
 
 def decoders_of(features: Any) -> dict[str, Any]:
-    """Decoders that leave pictures encoded, those inside objects too."""
+    """Decoders that leave images encoded, those inside objects too."""
     import tensorflow_datasets as tfds
 
     found: dict[str, Any] = {}
@@ -285,12 +314,12 @@ def decoders_of(features: Any) -> dict[str, Any]:
     return found
 
 
-def plain_row(value: Any, feature: Any) -> Any:
+def plain_example(value: Any, feature: Any) -> Any:
     """What tfds read, as readers take it: text as str, class labels as names, lists as lists."""
     inner = getattr(feature, "feature", None)
     if isinstance(value, dict):
         features: Any = feature if hasattr(feature, "keys") else inner
-        return {name: plain_row(entry, features[name]) for name, entry in value.items()}
+        return {name: plain_example(entry, features[name]) for name, entry in value.items()}
     kind = type(feature if inner is None else inner).__name__
     if kind == "Image" or value is None:
         return value
@@ -302,7 +331,7 @@ def plain_row(value: Any, feature: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, np.ndarray) and value.dtype.kind in "OS":
-        return [plain_row(entry, None) for entry in value]
+        return [plain_example(entry, None) for entry in value]
     return value
 
 
@@ -311,12 +340,12 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}".rstrip(".") + "."
 
 
-_SAME = ("valid", "val", "validation", "dev")  # names of one split
+_VALIDATION = ("valid", "val", "validation", "dev")  # names of one split
 _KNOWN = (
-    "A .jsonl file; a COCO .json file; a directory with dataset/_annotations.train.jsonl (Roboflow "
-    '"paligemma"), train/annotations.jsonl (Roboflow "jsonl"), train/_annotations.coco.json, or '
-    "annotations/instances_train2017.json beside train2017/ (COCO); and a version of a data set "
-    "that tfds prepared as array_record fit."
+    "Expected a .jsonl file; a COCO .json file; a directory with "
+    'dataset/_annotations.train.jsonl (Roboflow "paligemma"), train/annotations.jsonl (Roboflow '
+    '"jsonl"), train/_annotations.coco.json, or annotations/instances_train2017.json beside '
+    "train2017/ (COCO); or a version of a data set that tfds prepared as array_record."
 )
 
 
@@ -332,33 +361,33 @@ def open_source(
 
     Args:
       path: where the data is.
-      split: which part; ignored for a single file. "valid", "val" and "validation" are the same.
-      images: the folder of the pictures, if it is not the one of the layout.
+      split: which split; ignored for a single file. "valid", "val" and "validation" are the same.
+      images: the folder of the images, if it is not the one of the layout.
       reader: which fields a record is made of, of JSON lines and TensorFlow Datasets.
       codec: makes COCO's masks the answer, and not its boxes alone; and encodes for `Referring`.
 
     Raises DatasetError for an unknown layout or split.
     """
     found = find_splits(path)
-    name = next((name for name in found if name in ("", split) or _same(name, split)), None)
-    place = next(iter(found.values())) if name is None else found[name]
+    same = _VALIDATION if split in _VALIDATION else (split,)
+    name = next((name for name in found if name in ("", *same)), None)
+    file = next(iter(found.values())) if name is None else found[name]
     if codec is not None and isinstance(reader, Referring):
         reader = dataclasses.replace(reader, codec=codec)
-    if place.is_dir():  # tfds reads "train[:90%]" and "train+validation" too
-        return TfdsSource(place, name or split, reader)
+    if file.is_dir():  # tfds reads "train[:90%]" and "train+validation" too
+        return TfdsSource(file, name or split, reader)
     if name is None:
-        near = next(iter(found))
         raise DatasetError(
-            f"{path} has no split {split!r}. {', '.join(found)} fits. Open for example: "
-            f"open_source({os.fspath(path)!r}, {near!r})"
+            f"{path} has no split {split!r}, only {', '.join(found)}. Open for example: "
+            f"open_source({os.fspath(path)!r}, {next(iter(found))!r})"
         )
-    if place.suffix == ".jsonl":
-        return JsonlSource(place, images, reader)
+    if file.suffix == ".jsonl":
+        return JsonlSource(file, images, reader)
     if images is None:
-        images = coco_image_folder(place)
+        images = coco_image_folder(file)
     if codec is not None:
-        return CocoSegmentation(place, codec, images)
-    return CocoDetection(place, images)
+        return CocoSegmentation(file, codec, images)
+    return CocoDetection(file, images)
 
 
 def find_splits(path: str | os.PathLike[str]) -> dict[str, Path]:
@@ -368,26 +397,29 @@ def find_splits(path: str | os.PathLike[str]) -> dict[str, Path]:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise DatasetError(f"There is no data at {path}. {_KNOWN} Look with: ls {path.parent}")
+        raise DatasetError(f"There is no data at {path}. {_KNOWN} Look with: ls '{path.parent}'")
     if path.is_file():
         if path.suffix not in (".jsonl", ".json"):
-            raise DatasetError(f"{path} is neither .jsonl nor .json. {_KNOWN} Name such a file.")
+            raise DatasetError(f"{path} is neither .jsonl nor .json. {_KNOWN}")
         return {"": path}
     if (path / "dataset_info.json").is_file():
-        return _tfds_splits(path)
-    found: dict[str, Path] = {}
-    for name, file in _candidates(path):
-        found.setdefault(name, file)
+        found = _tfds_splits(path)
+    else:
+        found: dict[str, Path] = {}
+        for name, file in _annotation_files(path):
+            found.setdefault(name, file)
     if not found:
         lines = sorted(path.glob("*.jsonl"))
         found = {"": lines[0]} if len(lines) == 1 else {file.stem: file for file in lines}
     if not found:
         inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-        raise DatasetError(f"{path} holds no data of a known layout: {inside}. {_KNOWN}")
-    return dict(sorted(found.items(), key=lambda item: _place(item[0])))
+        raise DatasetError(f"{path} holds no data of a known layout, but {inside}. {_KNOWN}")
+    order = ("train", *_VALIDATION, "test")
+    place = {name: order.index(name) if name in order else len(order) for name in found}
+    return {name: found[name] for name in sorted(found, key=lambda name: (place[name], name))}
 
 
-def _candidates(path: Path) -> Iterator[tuple[str, Path]]:
+def _annotation_files(path: Path) -> Iterator[tuple[str, Path]]:
     for folder in (path, path / "dataset"):
         for file in sorted(folder.glob("_annotations.*.jsonl")):
             yield file.name.split(".")[1], file
@@ -402,7 +434,7 @@ def _candidates(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def coco_image_folder(file: Path) -> Path | None:
-    """COCO keeps pictures beside the folder of annotations, in one of the split's name."""
+    """COCO keeps images beside the folder of annotations, in one of the split's name."""
     match = re.fullmatch(r"instances_([a-z]+\d*)", file.stem)
     if match and file.parent.name == "annotations":
         for folder in (file.parents[1] / match[1], file.parents[1] / "images" / match[1]):
@@ -412,78 +444,10 @@ def coco_image_folder(file: Path) -> Path | None:
 
 
 def _tfds_splits(path: Path) -> dict[str, Path]:
-    names = {file.name.split(".array_record")[0].partition("-")[2] for file in path.iterdir()
-             if ".array_record" in file.name}  # fmt: skip
-    if not names:
+    files = [file.name for file in path.iterdir() if ".array_record" in file.name]
+    if not files:
         raise DatasetError(
             f"{path} is a data set of tfds without array_record files; others need TensorFlow. "
-            "array_record fits. Prepare it again with: tfds build --file_format array_record"
+            f"Prepare it again with: {_BUILD}"
         )
-    return {name: path for name in sorted(names, key=_place)}
-
-
-def _same(name: str, other: str) -> bool:
-    return name in _SAME and other in _SAME
-
-
-def _place(name: str) -> tuple[int, str]:
-    """For sorting: splits in the order of their use."""
-    order = ("train", *_SAME, "test")
-    return order.index(name) if name in order else len(order), name
-
-
-class SequenceSource:
-    """Entries of `rows`, anything with a length and numbered entries: `Record`s or mappings.
-
-    A `datasets.Dataset` of Hugging Face is one; of a `DatasetDict` take a split. `reader` makes a
-    record of a mapping; without, its "image", "prefix" and "suffix" are taken. `name` goes into
-    the ids. Raises DatasetError for what has no length, and for nothing.
-    """
-
-    def __init__(self, rows: Any, reader: Reader | None = None, name: str = "record"):
-        if isinstance(rows, Mapping):
-            raise DatasetError(
-                f"A mapping with the keys {', '.join(map(str, list(rows)[:6]))} has no numbered "
-                "records. A list of records, or one split of a dataset, fits. Take a split, for "
-                "example: dataset['train']"
-            )
-        if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
-            raise DatasetError(
-                f"{type(rows).__name__} has no length or no numbered entries. A list, or a dataset "
-                "that is not streamed, fits. Call list(...), or load it without streaming=True"
-            )
-        if not len(rows):
-            raise DatasetError(
-                "There are no records. At least one fits. Check how the list was made."
-            )
-        self.rows = rows
-        self.reader = reader or Fields()
-        self.name = name
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Record:
-        index = check_number(index, len(self), self.name)
-        place = f"{self.name}:{index}"
-        try:
-            row = self.rows[index]
-        except Exception as e:  # a dataset that decodes pictures fails with whatever they hold
-            raise DatasetError(
-                f"{place} cannot be read: {type(e).__name__}: {e}. A readable record fits. Leave "
-                "it out, or mend its picture."
-            ) from e
-        if isinstance(row, Record):
-            return row
-        if not isinstance(row, Mapping):
-            raise DatasetError(
-                f"{place} is {type(row).__name__}. A Record or a dict fits, such as "
-                "{'image': 'cat.jpg', 'prefix': 'caption en', 'suffix': 'a cat'}."
-            )
-        try:
-            return self.reader(row, place)
-        except DatasetError as e:
-            raise DatasetError(f"{place}: {e}") from e
-
-    def __repr__(self) -> str:
-        return f"SequenceSource({type(self.rows).__name__} of {len(self)}, name={self.name!r})"
+    return {name.split(".array_record")[0].partition("-")[2]: path for name in files}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paligemma_jax.data.readers import Row, column, images_in, record_of, texts_of
+from paligemma_jax.data.readers import Example, column, images_in, record_of, texts_of
 from paligemma_jax.data.record import Record
 from paligemma_jax.errors import ConfigError, DatasetError, PaliGemmaError
 from paligemma_jax.processing import prompts
@@ -59,22 +59,22 @@ class Task:
         names = ["choices" if name == "options" else name for name in names]
         return tuple(dict.fromkeys(names))
 
-    def fields(self, row: Row, columns: Mapping[str, str] | None = None) -> Row:
-        """`row` with the fields that prompt and answers need, from the builder's columns.
+    def fields(self, example: Example, columns: Mapping[str, str] | None = None) -> Example:
+        """`example` with the fields that prompt and answers need, from the builder's columns.
 
-        `columns` come before those of the task. A row with the fields themselves stays as it is.
+        `columns` come before those of the task. One with the fields themselves stays as it is.
         """
-        found = dict(row)
+        found = dict(example)
         for field, name in {**self.columns, **(columns or {})}.items():
             with contextlib.suppress(DatasetError):
-                found[field] = column(row, name)
+                found[field] = column(example, name)
         return found
 
-    def prompt_of(self, fields: Row) -> str:
+    def prompt_of(self, fields: Example) -> str:
         """The prompt; raises DatasetError for missing fields and other than text."""
         return fill(self.prompt, fields)
 
-    def answers_of(self, fields: Row) -> tuple[str, ...]:
+    def answers_of(self, fields: Example) -> tuple[str, ...]:
         """Every right answer; raises DatasetError.
 
         With choices the answer may be a number from 0 up.
@@ -96,7 +96,7 @@ class Task:
         return answers
 
 
-def fill(template: str, fields: Row) -> str:
+def fill(template: str, fields: Example) -> str:
     """The template with the text of each field in the place of its name; raises DatasetError."""
     try:
         return template.format_map(_PromptFields(fields))
@@ -109,7 +109,7 @@ def fill(template: str, fields: Row) -> str:
 class _PromptFields(dict[str, str]):
     """The fields of an example as texts of a prompt."""
 
-    def __init__(self, fields: Row):
+    def __init__(self, fields: Example):
         super().__init__()
         self._fields = fields
 
@@ -141,17 +141,17 @@ def _letter(number: int) -> str:
     return chr(ord("A") + number)
 
 
-def images_of(row: Row) -> tuple[ImageSource, ...]:
-    """The image of a row, or its images: frames of a video, both of NLVR2; raises DatasetError."""
-    name = next((name for name in ("image", "images") if name in row), None)
-    if name is None and "image_left" in row:
-        return images_in(row, ("image_left", "image_right"))
-    return images_in(row, name or "image")
+def images_of(example: Example) -> tuple[ImageSource, ...]:
+    """The image of an example, or its images (a video, NLVR2); raises DatasetError."""
+    name = next((name for name in ("image", "images") if name in example), None)
+    if name is None and "image_left" in example:
+        return images_in(example, ("image_left", "image_right"))
+    return images_in(example, name or "image")
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskReader:
-    """Rows of a published task: of its public builder, or with the fields that evaluation reads.
+    """Examples of a published task: of its public builder, or with evaluation's fields.
 
     Attributes:
       task: a name of `TASKS`.
@@ -167,11 +167,11 @@ class TaskReader:
         """The columns of images."""
         return IMAGE_FIELDS
 
-    def __call__(self, row: Row, place: str) -> Record:
+    def __call__(self, example: Example, place: str) -> Record:
         task = find(self.task)
         given = {"question": self.question, task.answers: self.answers}
-        fields = task.fields(row, {field: name for field, name in given.items() if name})
-        return record_of(images_of(row), task.prompt_of(fields), task.answers_of(fields), place)
+        fields = task.fields(example, {field: name for field, name in given.items() if name})
+        return record_of(images_of(example), task.prompt_of(fields), task.answers_of(fields), place)
 
 
 def find(name: str) -> Task:

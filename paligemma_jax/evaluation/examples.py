@@ -178,7 +178,7 @@ def _of_coco(benchmark: Benchmark, path: Path) -> Iterator[Line]:
         )
     file = read_coco(path)
     folder = ImageFolder(coco_image_folder(path) or path.parent)
-    for picture in file.pictures:
+    for picture in file.images:
         size = np.array([picture.width, picture.height] * 2)
         objects = [
             {"label": one.label, "box": (np.array(one.corners)[[1, 0, 3, 2]] * size).tolist()}

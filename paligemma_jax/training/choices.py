@@ -3,18 +3,18 @@
 Also one import for configuration files: `from paligemma_jax.training.choices import Epochs, LoRA`.
 """
 
-from paligemma_jax.data.batches import Mixture as Mixture
-from paligemma_jax.data.batches import MixtureComponent as MixtureComponent
 from paligemma_jax.data.coco import CocoDetection as CocoDetection
 from paligemma_jax.data.coco import CocoSegmentation as CocoSegmentation
+from paligemma_jax.data.mixture import Mixture as Mixture
+from paligemma_jax.data.mixture import MixtureComponent as MixtureComponent
+from paligemma_jax.data.object_readers import CycleObjects as CycleObjects
+from paligemma_jax.data.object_readers import Detect as Detect
+from paligemma_jax.data.object_readers import Outlined as Outlined
+from paligemma_jax.data.object_readers import Referring as Referring
 from paligemma_jax.data.readers import Caption as Caption
-from paligemma_jax.data.readers import CycleObjects as CycleObjects
-from paligemma_jax.data.readers import Detect as Detect
 from paligemma_jax.data.readers import Fields as Fields
 from paligemma_jax.data.readers import Ocr as Ocr
-from paligemma_jax.data.readers import Outlined as Outlined
 from paligemma_jax.data.readers import QuestionAnswer as QuestionAnswer
-from paligemma_jax.data.readers import Referring as Referring
 from paligemma_jax.data.readers import ShuffleOptions as ShuffleOptions
 from paligemma_jax.data.record import ImageFolder as ImageFolder
 from paligemma_jax.data.sources import JsonlSource as JsonlSource

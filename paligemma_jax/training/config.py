@@ -23,7 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from paligemma_jax.data.batches import ConcatSource, Mixture, MixtureComponent
+from paligemma_jax.data.mixture import ConcatSource, Mixture, MixtureComponent, Sampler
 from paligemma_jax.data.readers import Reader
 from paligemma_jax.data.record import Record, RecordSource, Transform
 from paligemma_jax.data.sources import SequenceSource, open_source
@@ -559,8 +559,8 @@ def first_records(source: RecordSource, count: int) -> list[Record]:
     """So many records to look at: those of a mixture by its weights."""
     if not isinstance(source, Mixture):
         return [source[number] for number in range(count)]
-    order = source.order(seed=0, shuffle=False)
-    return [source[order.draw(place).number] for place in range(count)]
+    sampler = Sampler.of(source, seed=0, shuffle=False)
+    return [source[sampler[position].number] for position in range(count)]
 
 
 def mask_codec(model: str) -> MaskCodec | None:

@@ -47,7 +47,8 @@ from jax.sharding import Mesh, NamedSharding
 from PIL import Image, ImageDraw, ImageFont
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.data.batches import Mixture, TrainBatch, make_batches
+from paligemma_jax.data.batches import TrainBatch, make_batches
+from paligemma_jax.data.mixture import Mixture
 from paligemma_jax.data.record import Record, RecordSource
 from paligemma_jax.drawing import INK, draw, drawable, load_font
 from paligemma_jax.errors import CheckpointError, ConfigError

@@ -1,4 +1,4 @@
-"""What each public builder prepares: columns and splits, a row of it, and what is learnt from it.
+"""What each public builder prepares: columns and splits, a row of it, and what is trained from it.
 
 Columns and splits from big_vision's datasets/ and tensorflow-datasets' coco_captions; prompts and
 answers from big_vision's configs/proj/paligemma/transfers. Kinds of columns: text, texts, int,
@@ -23,7 +23,7 @@ class Built:
       row: values of the columns that are read; the others hold anything.
       prefix: what it is asked with.
       answers: all answers, in their order.
-      learnt: what they become, if not the same.
+      trained: what they become, if not the same.
       directories: of tfds, below the place of its data.
     """
 
@@ -33,7 +33,7 @@ class Built:
     prefix: str
     answers: list[str]
     directories: str
-    learnt: list[str] | None = None
+    trained: list[str] | None = None
 
 
 _A_OK_VQA: dict[str, Any] = dict(
@@ -54,7 +54,7 @@ _RSVQA: dict[str, Any] = dict(
     row={"question": "Is there a road?", "answers": ["Yes"]},
     prefix="answer en Is there a road?",
     answers=["Yes"],
-    learnt=["yes"],
+    trained=["yes"],
 )  # fmt: skip
 _DOCUMENTS = {"question_id": "int", "image/filename": "text", "image": "image", "question": "text"}
 _SCENE_TEXT: dict[str, Any] = dict(
@@ -66,7 +66,7 @@ _SCENE_TEXT: dict[str, Any] = dict(
     row={"question": "What is written? ", "answers": ["STOP", "Stop sign"]},
     prefix="answer en What is written? ",
     answers=["STOP", "Stop sign"],
-    learnt=["stop", "stop sign"],
+    trained=["stop", "stop sign"],
 )  # fmt: skip
 
 BUILT = {

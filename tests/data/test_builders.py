@@ -1,37 +1,27 @@
-"""Rows as the public builders prepare them, through tfds' own features, to what is learnt."""
+"""Rows as the public builders prepare them, through tfds' own features, to the record."""
 
 import dataclasses
 import io
 import re
 import runpy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data.readers import CycleObjects, Referring
+from paligemma_jax.data.object_readers import Referring
 from paligemma_jax.data.record import Record
-from paligemma_jax.data.sources import decoders_of, find_splits, open_source, plain_row
-from paligemma_jax.errors import DatasetError
+from paligemma_jax.data.sources import decoders_of, plain_example
 from paligemma_jax.processing.image import load_image
-from paligemma_jax.processing.masks import MaskCodec
 from paligemma_jax.training.config import Data, TrainConfig, config_directory, load_config
 from tests.data.builders import BUILT, Built
+from tests.data.conftest import FakeCodec
 
 WITHOUT = {  # a public builder
     "nlvr2", "ocrvqa", "activitynet_cap", "activitynet_qa", "msrvtt_cap", "msrvtt_qa", "msvd_qa",
     "vatex_cap", "longcap100", "longcap100_l4",
 }  # fmt: skip
-
-
-class Sevens(MaskCodec):
-    def encode(self, crops: np.ndarray) -> np.ndarray:
-        return np.full((len(crops), 16), 7, np.int32)
-
-
-CODEC = Sevens(None)  # pyright: ignore[reportArgumentType]
 
 
 def read(name: str, arg: str = "") -> TrainConfig:
@@ -100,7 +90,7 @@ def prepared(built: Built, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     if "image" in kinds:
         row["image"] = png(np.zeros((20, 30, 3), np.uint8))
     written = shape.serialize_example(shape.encode_example(row))
-    return plain_row(shape.deserialize_example_np(written, decoders=decoders_of(shape)), shape)
+    return plain_example(shape.deserialize_example_np(written, decoders=decoders_of(shape)), shape)
 
 
 def read_row(name: str, row: dict[str, Any]) -> tuple[Record, TrainConfig]:
@@ -108,13 +98,13 @@ def read_row(name: str, row: dict[str, Any]) -> tuple[Record, TrainConfig]:
     reader = next(one for one in places(config) if one.split.endswith("en") or name != "coco35l")
     made = reader.reader
     if isinstance(made, Referring):
-        made = dataclasses.replace(made, codec=CODEC)
+        made = dataclasses.replace(made, codec=FakeCodec())
     assert made is not None
     return made(row, "train:0"), config
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_what_is_learnt_from_a_row(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_trained_from_a_row(name: str, monkeypatch: pytest.MonkeyPatch):
     built = BUILT[name]
     record, config = read_row(name, prepared(built, monkeypatch))
     assert (record.prefix, list(record.answers or (record.suffix,))) == (
@@ -124,15 +114,15 @@ def test_what_is_learnt_from_a_row(name: str, monkeypatch: pytest.MonkeyPatch):
         (224, 224) if name == "widgetcap" else (30, 20)
     ]
     rng = np.random.default_rng(0)
-    learnt = set()
+    trained = set()
     for epoch in range(20):
         changed = dataclasses.replace(record, epoch=epoch)
         for transform in config.transforms:
             changed = transform(changed, rng)
-        learnt.add(changed.suffix)
+        trained.add(changed.suffix)
         assert changed.prefix == built.prefix or name == "science_qa"
         assert not changed.answers
-    assert learnt == set(built.learnt or built.answers)
+    assert trained == set(built.trained or built.answers)
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -153,80 +143,6 @@ def test_directories_and_splits(name: str):
 def test_every_transfer_is_of_a_builder_or_known_to_have_none():
     transfers = runpy.run_path(str(config_directory() / "transfers.py"))["TRANSFERS"]
     assert set(transfers) == set(BUILT) | WITHOUT and not set(BUILT) & WITHOUT
-
-
-def test_a_split_with_a_dash_is_found(tmp_path: Path):
-    for name in ("dataset_info.json", "vqa-test-dev.array_record-00000-of-00001"):
-        (tmp_path / name).touch()
-    assert list(find_splits(tmp_path)) == ["test-dev"]
-
-
-def objects(*expressions: list[str]) -> dict[str, Any]:
-    mask = np.zeros((20, 30, 3), np.uint8)
-    mask[5:15, 3:12] = 255
-    return {
-        "image": np.zeros((20, 30, 3), np.uint8),
-        "objects": {
-            "mask": [mask] * len(expressions),
-            "bbox": [[0.25, 0.1 * n, 0.75, 0.4] for n in range(len(expressions))],
-            "refs": {"sentence": list(expressions)},
-        },
-    }
-
-
-def test_every_object_comes_before_any_comes_again():
-    reader = Referring(codec=CODEC)
-    record = reader(objects(["a"], ["b", "c"], ["d"]), "train:0")
-    rng = np.random.default_rng(0)
-    rounds = [CycleObjects()(dataclasses.replace(record, epoch=n), rng) for n in range(30)]
-    for start in range(0, 30, 3):
-        assert len({one.suffix for one in rounds[start : start + 3]}) == 3
-    assert {one.prefix for one in rounds} == {"a", "b", "c", "d"}
-    assert rounds[0].suffix.startswith("<loc0256>") and rounds[0].suffix.count("<seg") == 16
-
-
-def test_masks_are_encoded_once():
-    class Counting(Sevens):
-        def encode(self, crops: np.ndarray) -> np.ndarray:
-            counts.append(len(crops))
-            return super().encode(crops)
-
-    counts: list[int] = []
-    reader = Referring(codec=Counting(None))  # pyright: ignore[reportArgumentType]
-    for _ in range(3):
-        reader(objects(["a"], ["b"]), "train:0")
-    assert counts == [2]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mask": []}, "0 masks, 1 boxes and 1 lists"),
-        ({"bbox": [[0.5, 0, 0.1, 1]]}, "is none. y1, x1"),
-        ({"bbox": [[0.9, 0.9, 1, 1]]}, "empty inside the box"),
-        ({"mask": [b"no picture"]}, "A mask cannot be read"),
-        ({"mask": [], "bbox": [], "refs": {"sentence": []}}, "there are no objects"),
-    ],
-)
-def test_objects_that_do_not_fit(change: dict[str, Any], message: str):
-    row = objects(["a"])
-    row["objects"] |= change
-    with pytest.raises(DatasetError, match=message):
-        Referring(codec=CODEC)(row, "train:0")
-
-
-def test_without_a_codec():
-    with pytest.raises(DatasetError, match="there is none"):
-        Referring()(objects(["a"]), "train:0")
-
-
-def test_a_codec_is_put_into_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in ("dataset_info.json", "any-train.array_record-00000-of-00001"):
-        (tmp_path / name).touch()
-    monkeypatch.setattr("paligemma_jax.data.sources.TfdsSource", lambda *given: given)
-    opened: Any = open_source(tmp_path, reader=Referring(), codec=CODEC)
-    _, split, reader = opened
-    assert split == "train" and reader.codec is CODEC
 
 
 def test_lines_with_tokens_are_read_as_they_are():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data.readers import Caption, Detect, Fields
+from paligemma_jax.data.object_readers import Detect
+from paligemma_jax.data.readers import Caption, Fields
 from paligemma_jax.data.sources import TfdsSource, open_source
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.processing.image import load_image
@@ -90,7 +91,7 @@ def test_readers(prepared: Path):
     assert TfdsSource(prepared, reader=Caption(text="captions"))[0].answers == ("one", "two")
     named = TfdsSource(prepared, reader=Fields(suffix="label"))
     assert {named[i].suffix for i in range(5)} == {"cat", "dog"}
-    boxes = TfdsSource(prepared, reader=Detect(("cat", "dog"), box_format="rel_yxyx"))[0]
+    boxes = TfdsSource(prepared, reader=Detect(classes=("cat", "dog"), box_format="rel_yxyx"))[0]
     assert boxes.prefix == "detect cat ; dog"
     assert boxes.suffix == "<loc0102><loc0205><loc0512><loc1023> dog"
     assert boxes.size == (20, 10)

@@ -15,7 +15,7 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import paligemma_jax as pg
-from paligemma_jax.data.batches import Mixture, MixtureComponent
+from paligemma_jax.data.mixture import Mixture, MixtureComponent
 from paligemma_jax.errors import CheckpointError, ConfigError, DatasetError
 from paligemma_jax.models.lora import TRAINABLE, LoRA
 from paligemma_jax.models.sharding import Axes

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import paligemma_jax as pg
-from paligemma_jax.data.batches import Mixture, MixtureComponent
+from paligemma_jax.data.mixture import Mixture, MixtureComponent
 from paligemma_jax.data.sources import SequenceSource
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.training.config import Data, TrainConfig, first_records, open_records, override
