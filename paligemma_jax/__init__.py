@@ -30,44 +30,44 @@ if TYPE_CHECKING:
     from paligemma_jax.errors import MissingExtraError as MissingExtraError
     from paligemma_jax.errors import PaliGemmaError as PaliGemmaError
     from paligemma_jax.errors import UnexpectedAnswerError as UnexpectedAnswerError
-    from paligemma_jax.generation.attention_maps import attention_to_image as attention_to_image
-    from paligemma_jax.generation.beam_search import BeamAnswer as BeamAnswer
-    from paligemma_jax.generation.beam_search import EndAnytime as EndAnytime
-    from paligemma_jax.generation.beam_search import EndWhenRanked as EndWhenRanked
+    from paligemma_jax.generation.attention_maps import image_attention_maps as image_attention_maps
     from paligemma_jax.generation.beam_search import beam_search as beam_search
+    from paligemma_jax.generation.config import GenerationConfig as GenerationConfig
     from paligemma_jax.generation.constraints import AllOf as AllOf
     from paligemma_jax.generation.constraints import AllowedAnswers as AllowedAnswers
-    from paligemma_jax.generation.constraints import MinNewTokens as MinNewTokens
+    from paligemma_jax.generation.constraints import Constraint as Constraint
     from paligemma_jax.generation.constraints import TokenMask as TokenMask
     from paligemma_jax.generation.constraints import allow_tokens as allow_tokens
     from paligemma_jax.generation.constraints import allowed_answers as allowed_answers
     from paligemma_jax.generation.constraints import forbid_tokens as forbid_tokens
-    from paligemma_jax.generation.decode import GeneratedTokens as GeneratedTokens
-    from paligemma_jax.generation.decode import best_of as best_of
-    from paligemma_jax.generation.decode import generate as generate
     from paligemma_jax.generation.detection_grammar import detection_grammar as detection_grammar
     from paligemma_jax.generation.detection_grammar import (
         segmentation_grammar as segmentation_grammar,
     )
+    from paligemma_jax.generation.generate import best_of as best_of
+    from paligemma_jax.generation.generate import generate as generate
     from paligemma_jax.generation.image_embeddings import EncodedImages as EncodedImages
-    from paligemma_jax.generation.prompt_lookup import LookedUpTokens as LookedUpTokens
-    from paligemma_jax.generation.prompt_lookup import generate_by_lookup as generate_by_lookup
-    from paligemma_jax.generation.prompt_lookup import object_kinds as object_kinds
-    from paligemma_jax.generation.prompt_lookup import object_reference as object_reference
+    from paligemma_jax.generation.prompt_lookup import object_draft_corpus as object_draft_corpus
+    from paligemma_jax.generation.prompt_lookup import object_token_classes as object_token_classes
+    from paligemma_jax.generation.prompt_lookup import (
+        prompt_lookup_generate as prompt_lookup_generate,
+    )
+    from paligemma_jax.generation.results import Generation as Generation
+    from paligemma_jax.generation.results import GenerationEvent as GenerationEvent
     from paligemma_jax.generation.sampling import Chain as Chain
     from paligemma_jax.generation.sampling import Greedy as Greedy
     from paligemma_jax.generation.sampling import MinP as MinP
-    from paligemma_jax.generation.sampling import Nucleus as Nucleus
+    from paligemma_jax.generation.sampling import Sampler as Sampler
     from paligemma_jax.generation.sampling import Temperature as Temperature
     from paligemma_jax.generation.sampling import TopK as TopK
+    from paligemma_jax.generation.sampling import TopP as TopP
     from paligemma_jax.generation.scoring import Classification as Classification
-    from paligemma_jax.generation.scoring import PerToken as PerToken
     from paligemma_jax.generation.scoring import ScoredAnswer as ScoredAnswer
-    from paligemma_jax.generation.scoring import WholeAnswer as WholeAnswer
     from paligemma_jax.generation.scoring import classify as classify
-    from paligemma_jax.generation.stop_strings import StopStrings as StopStrings
+    from paligemma_jax.generation.scoring import score as score
     from paligemma_jax.generation.streaming import stream as stream
-    from paligemma_jax.generation.streaming import stream_rows as stream_rows
+    from paligemma_jax.generation.token_statistics import LocationStatistics as LocationStatistics
+    from paligemma_jax.generation.token_statistics import TokenStatistics as TokenStatistics
     from paligemma_jax.hub.catalogue import CATALOGUE as CATALOGUE
     from paligemma_jax.hub.catalogue import Published as Published
     from paligemma_jax.loading import from_pretrained as from_pretrained
@@ -92,9 +92,6 @@ if TYPE_CHECKING:
     from paligemma_jax.models.quantization_config import Mixed as Mixed
     from paligemma_jax.models.quantized_layers import quantize_stacked as quantize_stacked
     from paligemma_jax.models.sharding import Axes as Axes
-    from paligemma_jax.pipeline import BeamGeneration as BeamGeneration
-    from paligemma_jax.pipeline import Generation as Generation
-    from paligemma_jax.pipeline import LookedUpGeneration as LookedUpGeneration
     from paligemma_jax.pipeline import Pipeline as Pipeline
     from paligemma_jax.processing.detections import Detections as Detections
     from paligemma_jax.processing.detections import Segmentations as Segmentations
@@ -137,19 +134,21 @@ _NAMES = {
         "CheckpointError ConfigError DatasetError InvalidImageError InvalidMaskError "
         "InvalidPromptError MissingExtraError PaliGemmaError UnexpectedAnswerError"
     ),
-    "generation.attention_maps": "attention_to_image",
-    "generation.beam_search": "beam_search BeamAnswer EndAnytime EndWhenRanked",
+    "generation.attention_maps": "image_attention_maps",
+    "generation.beam_search": "beam_search",
+    "generation.config": "GenerationConfig",
     "generation.constraints": (
-        "AllOf allow_tokens allowed_answers AllowedAnswers forbid_tokens MinNewTokens TokenMask"
+        "AllOf allow_tokens allowed_answers AllowedAnswers Constraint forbid_tokens TokenMask"
     ),
-    "generation.decode": "best_of generate GeneratedTokens",
     "generation.detection_grammar": "detection_grammar segmentation_grammar",
+    "generation.generate": "best_of generate",
     "generation.image_embeddings": "EncodedImages",
-    "generation.prompt_lookup": "generate_by_lookup LookedUpTokens object_kinds object_reference",
-    "generation.sampling": "Chain Greedy MinP Nucleus Temperature TopK",
-    "generation.scoring": "Classification classify PerToken ScoredAnswer WholeAnswer",
-    "generation.stop_strings": "StopStrings",
-    "generation.streaming": "stream stream_rows",
+    "generation.prompt_lookup": ("object_draft_corpus object_token_classes prompt_lookup_generate"),
+    "generation.results": "Generation GenerationEvent",
+    "generation.sampling": "Chain Greedy MinP Sampler Temperature TopK TopP",
+    "generation.scoring": "Classification classify score ScoredAnswer",
+    "generation.streaming": "stream",
+    "generation.token_statistics": "LocationStatistics TokenStatistics",
     "hub.catalogue": "CATALOGUE Published",
     "loading": "from_pretrained load_model load_processor",
     "models.attention_maps": "AttentionRollout EveryHead MeanAttention",
@@ -161,7 +160,7 @@ _NAMES = {
     "models.quantization_config": "Float8 Int4 Int8 Int8Dynamic Mixed",
     "models.quantized_layers": "quantize_stacked",
     "models.sharding": "Axes",
-    "pipeline": "BeamGeneration Generation LookedUpGeneration Pipeline",
+    "pipeline": "Pipeline",
     "processing.detections": "Detections Segmentations",
     "processing.image": "load_image",
     "processing.location_tokens": "Box format_answer LocationScale parse_answer",

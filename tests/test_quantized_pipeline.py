@@ -9,7 +9,7 @@ import pytest
 import paligemma_jax as pg
 from paligemma_jax.demo.render import render
 from paligemma_jax.demo.scene import held_out_scenes
-from paligemma_jax.generation.decode import read_prefix
+from paligemma_jax.generation.decode import read_prompts
 
 DEMO = Path(__file__).parents[1] / "checkpoints" / "demo"
 ROWS = 8
@@ -38,7 +38,7 @@ def test_the_likeliest_tokens_stay(pali: pg.Pipeline, rounded: pg.Pipeline):
     pictures = [render(scene, pali.config.img.image_size) for scene in held_out_scenes(count=ROWS)]
     batch = pali.processor(pictures, PROMPTS)
     whole, found = (
-        np.asarray(read_prefix(pipeline.model, batch, room=8)[0]) for pipeline in (pali, rounded)
+        np.asarray(read_prompts(pipeline.model, batch, room=8)[0]) for pipeline in (pali, rounded)
     )
     np.testing.assert_array_equal(found.argmax(axis=1), whole.argmax(axis=1))
     assert np.abs(found - whole).max() < 0.1 * whole.std()

@@ -20,8 +20,8 @@ from paligemma_jax.demo.render import render
 from paligemma_jax.demo.scene import KINDS, Scene, held_out_scenes
 from paligemma_jax.evaluation.demo import PICTURE_SIZE
 from paligemma_jax.evaluation.detection_metrics import AllPointPrecision, FoundBoxes, TrueBoxes
-from paligemma_jax.generation.decode import BoxEvidence
 from paligemma_jax.generation.detection_grammar import detection_grammar
+from paligemma_jax.generation.token_statistics import LocationStatistics
 from paligemma_jax.loading import from_pretrained
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing import box_scores as c
@@ -105,13 +105,13 @@ def _find(
         [prompts.detect(labels) for _, labels in questions],
         max_new_tokens=MAX_NEW_TOKENS,
         constraint=[grammars[labels] for _, labels in questions],
-        observer=BoxEvidence(tokenizer.loc_start),
+        token_statistics=LocationStatistics(tokenizer.loc_start),
         batch_size=64,
     )
     return Found(
         [labels for _, labels in questions],
         [[box for label in labels for box in _right(scenes[i], label)] for i, labels in questions],
-        [weigh_tokens(a.tokens, a.logprobs, tokenizer, a.evidence) for a in answers],
+        [weigh_tokens(a.tokens, a.logprobs, tokenizer, a.extras) for a in answers],
     )
 
 

@@ -44,8 +44,8 @@ from paligemma_jax.benchmark.subjects import (
 )
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation.decode import MIN_CAPACITY, decode, generate, prefill, read_prefix
-from paligemma_jax.generation.sampling import Greedy
+from paligemma_jax.generation.decode import DecodePlan, decode, prefill, read_prompts
+from paligemma_jax.generation.generate import MIN_CAPACITY, generate
 from paligemma_jax.models.inference_layout import abstract_unrolled
 from paligemma_jax.models.kv_cache import KVCache
 from paligemma_jax.models.lora import LoRA
@@ -116,7 +116,6 @@ def _resident_now() -> int:
     return pages * 4096
 
 
-NEVER = -1  # no token ends an answer
 ROOM = 64  # tokens of an answer that a cache is made for where none is asked for
 
 
@@ -145,7 +144,7 @@ class Ours:
         batch = prompt_batch(images, tokens)
 
         def call() -> np.ndarray:
-            logits, _ = read_prefix(self.model, batch, room=ROOM)
+            logits, _ = read_prompts(self.model, batch, room=ROOM)
             return np.asarray(_likeliest(logits))
 
         return call
@@ -157,14 +156,14 @@ class Ours:
         batch = prompt_batch(images, tokens)
 
         def call() -> np.ndarray:
-            rows = generate(self.model, batch, max_new_tokens=new_tokens, eos_id=NEVER)
+            rows = generate(self.model, batch, max_new_tokens=new_tokens, eos_token_id=())
             return np.array([row.tokens for row in rows], np.int32)
 
         return call
 
     def logits(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """See `Implementation`."""
-        return np.asarray(read_prefix(self.model, prompt_batch(images, tokens), room=ROOM)[0])
+        return np.asarray(read_prompts(self.model, prompt_batch(images, tokens), room=ROOM)[0])
 
     def answer_text(self, tokens: np.ndarray, *, new_tokens: int) -> None:
         """Answers without a picture, with the prompt filled up as a `Processor` does it."""
@@ -177,7 +176,7 @@ class Ours:
             mask_ar=(~real).astype(np.int32),
             mask_input=real,
         )
-        generate(self.model, batch, max_new_tokens=new_tokens, eos_id=NEVER)
+        generate(self.model, batch, max_new_tokens=new_tokens, eos_token_id=())
 
     def peak_bytes(self) -> int:
         """See `Implementation`."""
@@ -208,23 +207,14 @@ class Ours:
         inputs: list[tuple[jax.Array, KVCache]] = []
 
         def read() -> KVCache:
-            inputs[:] = [jax.block_until_ready(read_prefix(self.model, batch, room=capacity))]
+            inputs[:] = [jax.block_until_ready(read_prompts(self.model, batch, room=capacity))]
             return inputs[0][1]
 
         def call(limit: int) -> np.ndarray:
             logits, cache = inputs.pop()
-            answers = decode(
-                self.model,
-                cache,
-                logits,
-                jnp.ones(rows, bool),
-                jnp.zeros(rows, jnp.uint32),
-                jnp.asarray(limit, jnp.int32),
-                sampler=Greedy(),
-                capacity=capacity,
-                eos_id=NEVER,
-            )
-            return np.asarray(answers[0])
+            plan = DecodePlan.greedy(rows, limit, eos_token_id=None)
+            state = decode(self.model, plan, cache, logits, jnp.ones(rows, bool), capacity)
+            return np.asarray(state.progress.tokens)
 
         return read, call
 

@@ -139,18 +139,18 @@ def looked_at(
 ) -> "list[np.ndarray]":
     """For each picture f32[n, 1, g, g]: where its answer's n objects were looked for.
 
-    That is the mean of the four location tokens' maps; see `attention_to_image`.
+    That is the mean of the four location tokens' maps; see `image_attention_maps`.
     """
     import numpy as np
 
-    from paligemma_jax.generation.attention_maps import attention_to_image
+    from paligemma_jax.generation.attention_maps import image_attention_maps
     from paligemma_jax.processing.location_tokens import parse_tokens
 
     tokenizer = pipeline.processor.tokenizer
     tokens = [[*tokenizer.encode(answer), tokenizer.eos_id] for answer in answers]
     batch = pipeline.processor(list(images), [prompt] * len(images))
     found = []
-    for row, maps in zip(tokens, attention_to_image(pipeline.model, batch, tokens), strict=True):
+    for row, maps in zip(tokens, image_attention_maps(pipeline.model, batch, tokens), strict=True):
         places = [place.locations for place in parse_tokens(row, tokenizer).places]
         boxes = np.array(places, int).reshape(-1, 4)
         found.append(maps[boxes].mean(axis=1))

@@ -8,13 +8,9 @@ import math
 import re
 import textwrap
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paligemma_jax.models.recipe_text import FITTING, read_recipe
-
-if TYPE_CHECKING:
-    from paligemma_jax.generation.sampling import Reshaping, Sampler
-
 
 SOME_RECIPES = "int8, int4, float8, mixed, or parts such as attention=int8,mlp=int4:128"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -197,7 +193,7 @@ def positive(limit: int) -> Callable[[str], int]:
 
 def seed(text: str) -> int:
     """Type of an option that starts a random number generator."""
-    return _whole_number(0, 2**32 - 1)(text)
+    return _whole_number(0, 2**64 - 1)(text)
 
 
 def count(limit: int) -> Callable[[str], int]:
@@ -276,7 +272,7 @@ def _number(text: str) -> float:
 
 def _whole_number(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = int(text) if text.isdecimal() and len(text) < 12 else -1
+        value = int(text) if text.isdecimal() and len(text) < 21 else -1
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high:,}")
         return value
@@ -371,22 +367,10 @@ def check_choosing(args: argparse.Namespace) -> None:
         )
 
 
-def sampler_of(args: argparse.Namespace) -> "Sampler":
-    """Temperature, top-k, top-p and min-p, in this order, as far as they are asked for."""
-    from paligemma_jax.generation import sampling
-
-    steps: list[Reshaping] = []
-    if args.temperature:
-        steps.append(sampling.Temperature(temperature=args.temperature))
-    if args.top_k is not None:
-        steps.append(sampling.TopK(k=args.top_k))
-    if args.top_p is not None:
-        steps.append(sampling.Nucleus(p=args.top_p))
-    if args.min_p is not None:
-        steps.append(sampling.MinP(p=args.min_p))
-    if steps:
-        return sampling.Chain(steps)
-    return sampling.Temperature() if args.best_of else sampling.Greedy()
+def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """How tokens are chosen, as far as the options say, as keyword arguments of the pipeline."""
+    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _given(args: argparse.Namespace, option: str) -> bool:

@@ -25,12 +25,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from paligemma_jax.cli.files import Picture, read_picture, read_together
-from paligemma_jax.cli.options import sampler_of
+from paligemma_jax.cli.options import sampling_settings
 from paligemma_jax.errors import InvalidImageError, PaliGemmaError
 
 if TYPE_CHECKING:
     from paligemma_jax.generation.image_embeddings import EncodedImages
-    from paligemma_jax.pipeline import BeamGeneration, Generation, Pictures, Pipeline
+    from paligemma_jax.generation.results import Generation
+    from paligemma_jax.pipeline import Images, Pipeline
     from paligemma_jax.processing.processor import Entry
 
 
@@ -307,43 +308,43 @@ def encodes_unicode() -> bool:
 class Answers:
     """To one prompt: one, or as many as were drawn or searched for, best first."""
 
-    ranked: "Sequence[Generation | BeamGeneration]"
+    ranked: "Sequence[Generation]"
     pieces: Sequence[str] = ()  # of the best one's tokens, to be shown with their logprobs
 
 
 def ask_in_words(
     args: argparse.Namespace,
     pipeline: "Pipeline",
-    images: "Sequence[Pictures] | None",
+    images: "Sequence[Images] | None",
     prompts: Sequence[str],
     numbers: Sequence[int],
 ) -> list[Answers]:
     """Answers to each prompt; prompt i draws from the seed of the options + numbers[i]."""
     shared: dict[str, Any] = dict(
         max_new_tokens=args.max_new_tokens,
-        beginnings=[args.begin] * len(prompts) if args.begin else None,
+        answer_prefixes=[args.begin] * len(prompts) if args.begin else None,
         batch_size=args.batch_size,
     )
-    ranked: Sequence[Sequence[Generation | BeamGeneration]]
+    ranked: Sequence[Sequence[Generation]]
     if args.beams:
         ranked = pipeline.beam_search(
             images,
             prompts,
-            beams=args.beams,
-            alpha=args.alpha or 0.0,
-            answers=args.beams if args.json else 1,  # one is found sooner
+            num_beams=args.beams,
+            length_penalty=args.alpha or 0.0,
+            num_return_sequences=args.beams if args.json else 1,  # one is found sooner
             **shared,
         )
         return list(map(Answers, ranked))
     shared |= dict(
         min_new_tokens=args.min_new_tokens,
-        sampler=sampler_of(args),
+        **sampling_settings(args),
         seed=[args.seed + number for number in numbers],
         stop=args.stop,
     )
     if args.best_of:
-        alpha = args.alpha or 0.0
-        ranked = pipeline.best_of(images, prompts, samples=args.best_of, alpha=alpha, **shared)
+        penalty = args.alpha or 0.0
+        ranked = pipeline.best_of(images, prompts, n=args.best_of, length_penalty=penalty, **shared)
     else:
         ranked = [[answer] for answer in pipeline.generate(images, prompts, **shared)]
     if not args.logprobs:
@@ -367,17 +368,15 @@ def show_in_words(args: argparse.Namespace, answers: Answers) -> Shown:
     return "\n".join(lines), fields
 
 
-def plain_fields(answer: "Generation | BeamGeneration") -> dict[str, Any]:
+def plain_fields(answer: "Generation") -> dict[str, Any]:
     """What is said of every answer."""
     return {"answer": answer.text, "tokens": list(answer.tokens), "logprob": answer.logprob}
 
 
-def _fields(args: argparse.Namespace, answer: "Generation | BeamGeneration") -> dict[str, Any]:
-    from paligemma_jax.generation.decode import answer_score
-
+def _fields(args: argparse.Namespace, answer: "Generation") -> dict[str, Any]:
     fields = plain_fields(answer)
     if args.best_of or args.beams:
-        fields["score"] = answer_score(answer.logprob, len(answer.tokens), args.alpha or 0.0)
+        fields["score"] = answer.score
     if args.logprobs:
         fields["logprobs"] = list(getattr(answer, "logprobs", ()))
     if args.stop:
@@ -416,7 +415,7 @@ def stream_together(args: argparse.Namespace, prompt: str) -> int:
 def print_stream(
     args: argparse.Namespace,
     pipeline: "Pipeline",
-    images: "Pictures",
+    images: "Images",
     prompt: str,
     number: int,
     label: str | None,
@@ -428,19 +427,19 @@ def print_stream(
         prompt,
         max_new_tokens=args.max_new_tokens,
         min_new_tokens=args.min_new_tokens,
-        sampler=sampler_of(args),
+        **sampling_settings(args),
         seed=args.seed + number,
         stop=args.stop,
-        beginning=args.begin,
+        answer_prefix=args.begin,
     )
     with contextlib.closing(pieces):
         with status(args, "compiling and answering" if number == 0 else None):
-            first = next(pieces, "")
+            first = str(next(pieces, ""))
         print(prefix, end="")
         try:
             _print(first, prefix)
             for piece in pieces:
-                _print(piece, prefix)
+                _print(str(piece), prefix)
         finally:
             print(flush=True)  # also where it is interrupted
 

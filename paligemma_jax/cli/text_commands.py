@@ -34,8 +34,9 @@ from paligemma_jax.cli.output import (
 from paligemma_jax.errors import UnexpectedAnswerError
 
 if TYPE_CHECKING:
+    from paligemma_jax.generation.results import Generation
     from paligemma_jax.generation.scoring import Classification, ScoredAnswer
-    from paligemma_jax.pipeline import Generation, Pipeline
+    from paligemma_jax.pipeline import Pipeline
 
 
 _LANGUAGES = """\

@@ -204,7 +204,7 @@ def _words(
 ) -> list[Prediction]:
     prompts = [example.prompt for example in examples]
     if beams > 1:
-        answers = pipeline.beam_search(pictures, prompts, beams=beams, **limits)
+        answers = pipeline.beam_search(pictures, prompts, num_beams=beams, **limits)
         return [
             Prediction(example.id, best[0].text if best else "")
             for example, best in zip(examples, answers, strict=True)

@@ -20,8 +20,7 @@ from paligemma_jax.demo.render import render
 from paligemma_jax.demo.scene import HELD_OUT, TRAINING, held_out_scenes, sample_scene, split_rng
 from paligemma_jax.demo.tasks import examples
 from paligemma_jax.evaluation.demo import evaluate
-from paligemma_jax.generation.decode import decode, read_prefix
-from paligemma_jax.generation.sampling import Greedy
+from paligemma_jax.generation.decode import DecodePlan, decode, read_prompts
 from paligemma_jax.models.gptq import Texts, measure_inputs
 from paligemma_jax.models.layers import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
@@ -245,19 +244,10 @@ def _tokens_per_second(pipeline: Pipeline) -> float:
     batch = pipeline.processor([picture], ["caption en"])
     took = []
     for _ in range(1 + _REPEATS):  # the first compiles
-        logits, cache = jax.block_until_ready(read_prefix(pipeline.model, batch, room=_NEW_TOKENS))
+        logits, cache = jax.block_until_ready(read_prompts(pipeline.model, batch, room=_NEW_TOKENS))
         began = time.perf_counter()
-        found = decode(
-            pipeline.model,
-            cache,
-            logits,
-            jnp.ones(1, bool),
-            jnp.zeros(1, jnp.uint32),
-            jnp.asarray(_NEW_TOKENS, jnp.int32),
-            sampler=Greedy(),
-            capacity=_NEW_TOKENS,
-            eos_id=-1,
-        )
-        np.asarray(found[0])
+        plan = DecodePlan.greedy(1, _NEW_TOKENS, eos_token_id=None)
+        state = decode(pipeline.model, plan, cache, logits, jnp.ones(1, bool), _NEW_TOKENS)
+        np.asarray(state.progress.tokens)
         took.append(time.perf_counter() - began)
     return (_NEW_TOKENS - 1) / statistics.median(took[1:])

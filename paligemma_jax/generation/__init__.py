@@ -1,43 +1,5 @@
-"""From a batch of prompts to tokens: samplers, searches, constraints, observers, streams."""
+"""From a batch of prompts to sequences: decoding, samplers, beam search, constraints, streams.
 
-from paligemma_jax.generation.beam_search import BeamAnswer as BeamAnswer
-from paligemma_jax.generation.beam_search import EndAnytime as EndAnytime
-from paligemma_jax.generation.beam_search import EndWhenRanked as EndWhenRanked
-from paligemma_jax.generation.beam_search import beam_search as beam_search
-from paligemma_jax.generation.constraints import AllOf as AllOf
-from paligemma_jax.generation.constraints import AllowedAnswers as AllowedAnswers
-from paligemma_jax.generation.constraints import Constraint as Constraint
-from paligemma_jax.generation.constraints import MinNewTokens as MinNewTokens
-from paligemma_jax.generation.constraints import TokenMask as TokenMask
-from paligemma_jax.generation.constraints import allow_tokens as allow_tokens
-from paligemma_jax.generation.constraints import allowed_answers as allowed_answers
-from paligemma_jax.generation.constraints import forbid_tokens as forbid_tokens
-from paligemma_jax.generation.decode import BoxEvidence as BoxEvidence
-from paligemma_jax.generation.decode import DecodePlan as DecodePlan
-from paligemma_jax.generation.decode import DecodeProgress as DecodeProgress
-from paligemma_jax.generation.decode import DecodeState as DecodeState
-from paligemma_jax.generation.decode import GeneratedTokens as GeneratedTokens
-from paligemma_jax.generation.decode import Observer as Observer
-from paligemma_jax.generation.decode import best_of as best_of
-from paligemma_jax.generation.decode import continue_decoding as continue_decoding
-from paligemma_jax.generation.decode import generate as generate
-from paligemma_jax.generation.decode import start_decoding as start_decoding
-from paligemma_jax.generation.detection_grammar import ObjectGrammar as ObjectGrammar
-from paligemma_jax.generation.detection_grammar import detection_grammar as detection_grammar
-from paligemma_jax.generation.detection_grammar import segmentation_grammar as segmentation_grammar
-from paligemma_jax.generation.prompt_lookup import LookedUpTokens as LookedUpTokens
-from paligemma_jax.generation.prompt_lookup import generate_by_lookup as generate_by_lookup
-from paligemma_jax.generation.prompt_lookup import object_kinds as object_kinds
-from paligemma_jax.generation.prompt_lookup import object_reference as object_reference
-from paligemma_jax.generation.sampling import Chain as Chain
-from paligemma_jax.generation.sampling import Greedy as Greedy
-from paligemma_jax.generation.sampling import MinP as MinP
-from paligemma_jax.generation.sampling import Nucleus as Nucleus
-from paligemma_jax.generation.sampling import Reshaping as Reshaping
-from paligemma_jax.generation.sampling import Sampler as Sampler
-from paligemma_jax.generation.sampling import Temperature as Temperature
-from paligemma_jax.generation.sampling import TopK as TopK
-from paligemma_jax.generation.stop_strings import Stop as Stop
-from paligemma_jax.generation.stop_strings import StopStrings as StopStrings
-from paligemma_jax.generation.streaming import stream as stream
-from paligemma_jax.generation.streaming import stream_rows as stream_rows
+The functions are `paligemma_jax.generate`, `stream`, `best_of`, `beam_search`,
+`prompt_lookup_generate` and `score`; `paligemma_jax.GenerationConfig` says how they decode.
+"""

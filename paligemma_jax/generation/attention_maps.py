@@ -1,6 +1,6 @@
-"""Which patches of its pictures a model looked at for each token of an answer.
+"""How much attention each token of an answer paid to each image patch.
 
-Letters: B rows, T text tokens, A answer tokens, N images an example, P patches an image, K = N P.
+Letters: B batch, T text tokens, A answer tokens, N images an example, P patches an image, K = N P.
 """
 
 import functools
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from paligemma_jax.errors import InvalidImageError, InvalidPromptError
+from paligemma_jax.generation.generate import real_sequences
 from paligemma_jax.models.attention_maps import AttentionSummary, MeanAttention, Region
 from paligemma_jax.models.layers import Jitted
 from paligemma_jax.models.masks import Layer
@@ -22,62 +23,56 @@ from paligemma_jax.processing.processor import MIN_TEXT_LENGTH, Batch, bucket
 MIN_ANSWER_LENGTH = 16
 
 
-def attention_to_image(
+def image_attention_maps(
     model: PaliGemma,
     batch: Batch,
     answers: Sequence[Sequence[int]],
     *,
     summary: AttentionSummary = MeanAttention(),  # noqa: B008 (frozen)
 ) -> list[np.ndarray]:
-    """One f32[A, N, g, g] a real row: where the model looked when it chose each answer token.
+    """One f32[A, N, g, g] for each real prompt: attention of each answer token to image patches.
 
     One pass over images, prompts and answers gives all of it. A token's weights are those of the
-    place that it was predicted from, the token before it (for the first, the prompt's newline). The
-    sum over N, g, g is the share of attention that went to the pictures; text got the rest.
-    They do not explain an answer: see `models.attention_summary`.
+    position that it was predicted from, the token before it (for the first, the prompt's newline).
+    The sum over N, g, g is the fraction of attention that went to the images; text got the rest.
+    They do not explain an answer: see `models.attention_maps`.
 
     Memory beyond the ordinary pass is what is kept: for PaliGemma 3B at 448 pixels and 20 tokens
-    82 kB (A x 1,024 x 4 bytes) a row, with `EveryHead` 12 MB (x 18 layers x 8 heads), with a
+    82 kB (A x 1,024 x 4 bytes) a prompt, with `EveryHead` 12 MB (x 18 layers x 8 heads), with a
     rollout 4.7 MB (S x S x 4 bytes); room for tokens is rounded up to 32.
 
     Args:
       batch: the prompts, as `Processor` makes them.
-      answers: for each real row the answer's tokens, such as `Generation.tokens`.
+      answers: for each real prompt the answer's tokens, such as `Generation.tokens`.
       summary: what becomes of layers and heads: `MeanAttention(layers=None, heads=None)`,
-        `AttentionRollout()`, or `EveryHead()`, which gives f32[L, heads, A, N, g, g] a row.
+        `AttentionRollout()`, or `EveryHead()`, which gives f32[L, heads, A, N, g, g] a prompt.
 
     Raises:
-      InvalidImageError: if the batch has no pictures.
-      InvalidPromptError: for answers that do not match the rows, or tokens that the model lacks.
+      InvalidImageError: if the batch has no images.
+      InvalidPromptError: for answers to another number of prompts, or tokens that the model lacks.
       ConfigError: for layers or heads that the model lacks.
     """
-    images = _images(batch)
-    rows = images.shape[0]
-    row_mask = np.ones(rows, bool) if batch.row_mask is None else np.asarray(batch.row_mask)
-    real = np.flatnonzero(row_mask)
+    images = None if batch.images is None else np.asarray(batch.images)
+    if images is None or images.shape[1] == 0:
+        raise InvalidImageError("expected a batch with images. Call processor([image], [prompt])")
+    mask = real_sequences(batch)
+    real = np.flatnonzero(mask)
     _check(answers, real.size, model.config.llm.vocab_size)
-    spoken: list[Sequence[int]] = [()] * rows
-    for row, answer in zip(real, answers, strict=True):
-        spoken[row] = answer
-    text, queries = _with_answers(batch, spoken)
-    patches = model.config.img.num_patches
-    keys = images.shape[1] * patches
-    seen = _look(
-        model,
-        jnp.asarray(images),
-        *map(jnp.asarray, text),
-        jnp.asarray(keys + queries),
-        summary=summary,
-    )
-    seen = np.asarray(seen)
+    placed: list[Sequence[int]] = [()] * mask.size
+    for sequence, answer in zip(real, answers, strict=True):
+        placed[sequence] = answer
+    text, queries = _with_answers(batch, placed)
+    keys = images.shape[1] * model.config.img.num_patches
+    arrays = [jnp.asarray(x) for x in (images, *text, keys + queries)]
+    weights = np.asarray(_attention(model, *arrays, summary=summary))
     side = model.config.img.image_size // model.config.img.patch_size
     shape = (images.shape[1], side, side)
-    cut = [seen[row][..., : len(spoken[row]), :] for row in real]
-    return [weights.reshape(*weights.shape[:-1], *shape) for weights in cut]
+    cut = [weights[i][..., : len(placed[i]), :] for i in real]
+    return [own.reshape(*own.shape[:-1], *shape) for own in cut]
 
 
 @functools.partial(Jitted, static_argnames=("summary",))
-def _look(
+def _attention(
     model: PaliGemma,
     images: Float[Array, "B N height width 3"],
     tokens: Int[Array, "B T"],
@@ -100,8 +95,9 @@ def _look(
 def _with_answers(
     batch: Batch, answers: Sequence[Sequence[int]]
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
-    """Tokens, mask_ar and mask_input with each answer behind its prompt; text places to look from.
+    """Tokens, mask_ar and mask_input with each answer behind its prompt; and queries i32[B, A].
 
+    Queries are text positions, those that predict the answer's tokens.
     Shapes are rounded up, so that a stream of different answers compiles few programs.
     """
     mask_input = np.asarray(batch.mask_input, bool)
@@ -120,26 +116,14 @@ def _with_answers(
     return (tokens, mask_ar, place < ends[:, None]), queries.astype(np.int32)
 
 
-def _images(batch: Batch) -> np.ndarray:
-    images = None if batch.images is None else np.asarray(batch.images)
-    if images is None or images.shape[1] == 0:
-        raise InvalidImageError(
-            "The batch has no pictures, so there is nothing to look at. Prompts with one picture "
-            "or several fit. Call processor([image], [prompt])"
-        )
-    return images
-
-
-def _check(answers: Sequence[Sequence[int]], rows: int, vocab_size: int) -> None:
-    if len(answers) != rows:
+def _check(answers: Sequence[Sequence[int]], count: int, vocab_size: int) -> None:
+    if len(answers) != count:
         raise InvalidPromptError(
-            f"{len(answers)} answers do not go with {rows} prompts. The tokens of one answer for "
-            "each prompt fit. Take them from the rows of generate(model, batch): row.tokens"
+            f"answers: expected the tokens of one for each of {count} prompts, got {len(answers)}."
         )
     for number, answer in enumerate(answers):
-        strange = [token for token in answer if not 0 <= token < vocab_size]
-        if strange:
-            raise InvalidPromptError(
-                f"Token {strange[0]} of answers[{number}] is unknown to the model. Ids from 0 to "
-                f"{vocab_size - 1} fit. Make them with: tokenizer.encode(text)"
-            )
+        for token in answer:
+            if not 0 <= token < vocab_size:
+                raise InvalidPromptError(
+                    f"answers[{number}]: expected tokens from 0 to {vocab_size - 1}, got {token}."
+                )

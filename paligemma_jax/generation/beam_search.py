@@ -1,25 +1,20 @@
-"""The program of beam search: a loop that stays on the device and moves no keys or values.
+"""Beam search, as a loop that stays on the device and moves no keys or values.
 
-The beams of a row stand side by side in the one cache of that row: each step writes one token of
-each beam, and what a beam may look at is a mask of slots, its ancestry. When beams are dropped and
-doubled only masks and tokens are copied. So the prompt is held once, and the cache takes
+The beams of a prompt stand side by side in its one sequence of the cache: each step writes one
+token of each beam, and what a beam may attend to is a mask of slots, its ancestry. When beams are
+dropped and copied only masks and tokens are. So the prompt is held once, and the cache takes
 
-    B * (prompt + beams * M) slots   instead of   B * beams * (prompt + M)
+    B * (prompt + num_beams * M) slots   instead of   B * num_beams * (prompt + M)
 
 of 2 * layers * K * H numbers each: with PaliGemma 3B at 224 pixels in bfloat16 (18 kB a slot),
-4 beams and 128 new tokens, 15 MB a row instead of 31, of which a step copies nothing.
+4 beams and 128 new tokens, 15 MB a prompt instead of 31, of which a step copies nothing.
 
-Letters: B batch, K beams, A answers kept, M new tokens at most, V vocabulary, S cache slots.
-
-When the answers of a beam search end: small frozen dataclasses, one rule each.
-
-Beam search: the answers of highest probability that a search of limited width finds.
+Letters: B batch, K beams, R sequences returned, M new tokens at most, V vocabulary, S cache slots.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +22,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation.constraints import Constraint, PerRow, for_batch
-from paligemma_jax.generation.decode import MIN_CAPACITY, read_prefix, real_rows
+from paligemma_jax.generation.config import NUM_BEAMS, GenerationConfig, resolve_config
+from paligemma_jax.generation.constraints import repeat_constraint
+from paligemma_jax.generation.decode import DecodePlan, read_prompts
+from paligemma_jax.generation.generate import Request
+from paligemma_jax.generation.results import Generation
 from paligemma_jax.models.kv_cache import KVCache
 from paligemma_jax.models.layers import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.processing.processor import Batch, bucket
+from paligemma_jax.processing.processor import Batch
+from paligemma_jax.processing.tokenizer import Tokenizer
 
 _STATIC: dict[str, Any] = {"static": True}
 
@@ -43,53 +42,50 @@ class BeamPlan:
     """What stays the same from token to token.
 
     Attributes:
-      limit: i32[], tokens an answer at most, its end included.
-      alpha: f32[], an answer's score is its log-probability / length ** alpha.
-      eos_id: the token that ends an answer.
-      beams: K, beginnings of answers that are followed at a time.
-      answers: A, ended answers that are kept.
-      anytime: see `beam_search`.
-      constraint: for B * K rows; None allows all tokens.
+      decoding: limits and EOS of the B sequences, and a constraint of B * K.
+      length_penalty: f32[], a score is logprob / length ** length_penalty.
+      num_beams: K, unfinished sequences that are followed at a time.
+      num_return_sequences: R, finished sequences that are kept.
+      early_stopping: see `GenerationConfig`.
     """
 
-    limit: jax.Array
-    alpha: jax.Array
-    eos_id: int = dataclasses.field(metadata=_STATIC)
-    beams: int = dataclasses.field(metadata=_STATIC)
-    answers: int = dataclasses.field(metadata=_STATIC)
-    anytime: bool = dataclasses.field(metadata=_STATIC)
-    constraint: Constraint | None = None
+    decoding: DecodePlan
+    length_penalty: jax.Array
+    num_beams: int = dataclasses.field(metadata=_STATIC)
+    num_return_sequences: int = dataclasses.field(metadata=_STATIC)
+    early_stopping: bool = dataclasses.field(metadata=_STATIC)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Ended:
-    """The best answers so far, best first; a score of -inf where there is none."""
+class Finished:
+    """The best finished sequences so far, best first; a score of -inf where there is none."""
 
-    score: jax.Array  # f32[B, A]
-    logprob: jax.Array  # f32[B, A], of the whole answer
-    tokens: jax.Array  # i32[B, A, M], 0 behind the end
-    length: jax.Array  # i32[B, A]
+    score: jax.Array  # f32[B, R]
+    tokens: jax.Array  # i32[B, R, M], 0 behind the end
+    logprobs: jax.Array  # f32[B, R, M], of each token
+    length: jax.Array  # i32[B, R]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Live:
-    """The beginnings that are followed; a log-probability of -inf where there is none."""
+class _Beams:
+    """The unfinished sequences; a log-probability of -inf where there is none."""
 
-    logprob: jax.Array  # f32[B, K]
+    logprob: jax.Array  # f32[B, K], of the whole beam
     tokens: jax.Array  # i32[B, K, M]
-    seen: jax.Array  # bool[B, K, S], slots of the prompt and of the beginning itself
-    constraint_state: Any  # of B * K rows
+    logprobs: jax.Array  # f32[B, K, M]
+    visible: jax.Array  # bool[B, K, S], slots of the prompt and of the beam itself
+    constraint_state: Any  # of B * K sequences
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Progress:
-    step: jax.Array  # i32[], tokens of every beginning
-    done: jax.Array  # bool[B], no beginning can become one of the best answers any more
-    live: _Live
-    ended: Ended
+    step: jax.Array  # i32[], tokens of every beam
+    done: jax.Array  # bool[B], no beam can become one of the best any more
+    beams: _Beams
+    finished: Finished
 
 
 @functools.partial(Jitted, static_argnames=("capacity",), donate_argnames=("cache",))
@@ -98,269 +94,226 @@ def search(
     plan: BeamPlan,
     cache: KVCache,
     logits: Float[Array, "B V"],
-    row_mask: Bool[Array, " B"],
+    sequence_mask: Bool[Array, " B"],
     capacity: int,
-) -> tuple[Ended, KVCache]:
-    """The best answers to each row of `row_mask`, from the logits and cache of prefill.
+) -> tuple[Finished, KVCache]:
+    """The best sequences for each prompt of `sequence_mask`, from the logits and cache of prefill.
 
-    `capacity` is the room M for tokens, at least `plan.limit`; the cache has room for K * M.
+    `capacity` is the room M for tokens, at least the plan's limits; the cache has room for K * M.
     """
     last = jnp.max(jnp.where(cache.valid, cache.positions, -1), axis=1)
-    beams = jnp.arange(plan.beams)
+    numbers = jnp.arange(plan.num_beams)
 
     def unfinished(carried: tuple[_Progress, KVCache]) -> jax.Array:
-        progress, _ = carried
-        return (progress.step < plan.limit) & ~jnp.all(progress.done)
+        return ~jnp.all(carried[0].done)
 
     def step(carried: tuple[_Progress, KVCache]) -> tuple[_Progress, KVCache]:
         progress, cache = carried
-        live = progress.live
-        slots = jnp.arange(live.seen.shape[2])
-        seen = live.seen | (slots == cache.length + beams[:, None])
-        token = jax.lax.dynamic_index_in_dim(live.tokens, progress.step - 1, 2, keepdims=False)
+        beams = progress.beams
+        slots = jnp.arange(beams.visible.shape[2])
+        visible = beams.visible | (slots == cache.length + numbers[:, None])
+        token = jax.lax.dynamic_index_in_dim(beams.tokens, progress.step - 1, 2, keepdims=False)
         positions = jnp.broadcast_to((last + progress.step)[:, None], token.shape)
-        logits, cache = model.extend_many(token, positions, seen, cache)
-        live = dataclasses.replace(live, seen=seen)
-        return _grow(plan, dataclasses.replace(progress, live=live), logits), cache
+        logits, cache = model.extend_many(token, positions, visible, cache)
+        beams = dataclasses.replace(beams, visible=visible)
+        return _grow(plan, dataclasses.replace(progress, beams=beams), logits), cache
 
-    rows = (logits.shape[0], plan.beams)
-    first = jnp.broadcast_to(logits[:, None], (*rows, logits.shape[1]))
-    start = _grow(plan, _nothing(plan, cache, row_mask, capacity), first)
+    shape = (logits.shape[0], plan.num_beams, logits.shape[1])
+    first = jnp.broadcast_to(logits[:, None], shape)
+    start = _grow(plan, _nothing(plan, cache, sequence_mask, capacity), first)
     end, cache = jax.lax.while_loop(unfinished, step, (start, cache))
-    if plan.anytime:
-        return end.ended, cache
-    whole = jnp.where(end.done[:, None], -jnp.inf, end.live.logprob)  # cut at the limit
-    return _keep(plan, end.ended, whole, end.live.tokens, plan.limit), cache
+    return end.finished, cache
 
 
-def _nothing(plan: BeamPlan, cache: KVCache, row_mask: jax.Array, capacity: int) -> _Progress:
+def _nothing(plan: BeamPlan, cache: KVCache, mask: jax.Array, capacity: int) -> _Progress:
     """Before the first token, when all beams are one."""
-    batch, beams, answers = row_mask.shape[0], plan.beams, plan.answers
-    constraint = plan.constraint
-    none = jnp.full((batch, answers), -jnp.inf)
+    batch, beams, kept = mask.shape[0], plan.num_beams, plan.num_return_sequences
+    constraint, limit = plan.decoding.constraint, plan.decoding.max_new_tokens
     alone = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)
+    state = constraint and constraint.start(batch * beams, jnp.repeat(limit, beams))
     return _Progress(
         step=jnp.zeros((), jnp.int32),
-        done=~row_mask,
-        live=_Live(
+        done=~mask,
+        beams=_Beams(
             logprob=jnp.broadcast_to(alone, (batch, beams)),
             tokens=jnp.zeros((batch, beams, capacity), jnp.int32),
-            seen=jnp.repeat(cache.valid[:, None], beams, axis=1),
-            constraint_state=constraint and constraint.start(batch * beams, plan.limit),
+            logprobs=jnp.zeros((batch, beams, capacity), jnp.float32),
+            visible=jnp.repeat(cache.valid[:, None], beams, axis=1),
+            constraint_state=state,
         ),
-        ended=Ended(
-            score=none,
-            logprob=none,
-            tokens=jnp.zeros((batch, answers, capacity), jnp.int32),
-            length=jnp.zeros((batch, answers), jnp.int32),
+        finished=Finished(
+            score=jnp.full((batch, kept), -jnp.inf),
+            tokens=jnp.zeros((batch, kept, capacity), jnp.int32),
+            logprobs=jnp.zeros((batch, kept, capacity), jnp.float32),
+            length=jnp.zeros((batch, kept), jnp.int32),
         ),
     )
 
 
 def _grow(plan: BeamPlan, progress: _Progress, logits: jax.Array) -> _Progress:
-    """One token more, chosen from f32[B, K, V]; and answers that end with it."""
-    live, beams, step = progress.live, plan.beams, progress.step
-    whole = live.logprob[:, :, None] + _allowed_logprobs(plan, live, logits)
-    is_eos = jnp.arange(logits.shape[2]) == plan.eos_id
-    ends = jnp.max(jnp.where(is_eos, whole, -jnp.inf), axis=2)
+    """One token more, chosen from f32[B, K, V]; and sequences that end with it."""
+    beams, width, step, done = progress.beams, plan.num_beams, progress.step, progress.done
+    batch, _, vocab_size = logits.shape
+    logprobs = _allowed_logprobs(plan, beams, logits, step)
+    whole = beams.logprob[:, :, None] + logprobs
+    eos_ids = plan.decoding.eos_ids[:, None]  # [B, 1, E]
+    of_eos = jnp.take_along_axis(logprobs, jnp.maximum(eos_ids, 0), axis=2)
+    of_eos = jnp.where(eos_ids >= 0, of_eos, -jnp.inf)
+    eos_logprob = jnp.max(of_eos, axis=2)
+    best_eos = jnp.broadcast_to(eos_ids, of_eos.shape)
+    best_eos = jnp.take_along_axis(best_eos, jnp.argmax(of_eos, axis=2)[:, :, None], axis=2)
+    ends = beams.logprob + eos_logprob
     # The best of all are among the best of each beam; sorting these few is far cheaper.
-    of_beam, tokens = jax.lax.top_k(jnp.where(is_eos, -jnp.inf, whole), beams)
-    candidates = of_beam.reshape(ends.shape[0], -1)
-    if not plan.anytime:
+    going_on = jnp.where(plan.decoding.is_eos(vocab_size)[:, None], -jnp.inf, whole)
+    of_beam, tokens = jax.lax.top_k(going_on, width)
+    candidates = of_beam.reshape(batch, -1)
+    if not plan.early_stopping:
         better = jnp.concatenate([candidates, ends], axis=1)[:, None] > ends[:, :, None]
-        ends = jnp.where(jnp.sum(better, axis=2) < beams, ends, -jnp.inf)
-    ends = jnp.where(progress.done[:, None], -jnp.inf, ends)
-    ending = live.tokens.at[:, :, step].set(plan.eos_id)
-    ended = _keep(plan, progress.ended, ends, ending, step + 1)
+        ends = jnp.where(jnp.sum(better, axis=2) < width, ends, -jnp.inf)
+    ended_tokens = beams.tokens.at[:, :, step].set(best_eos[:, :, 0])
+    ended_logprobs = beams.logprobs.at[:, :, step].set(eos_logprob)
+    ends = jnp.where(done[:, None], -jnp.inf, ends)
+    finished = _keep(plan, progress.finished, ends, ended_tokens, ended_logprobs, step + 1)
 
-    logprob, place = jax.lax.top_k(candidates, beams)
-    parent = place // beams
+    logprob, place = jax.lax.top_k(candidates, width)
+    parent = place // width
     token = jnp.take_along_axis(tokens.reshape(candidates.shape), place, axis=1)
-    grown = _Live(
+    chosen = jnp.take_along_axis(logprobs.reshape(batch, -1), parent * vocab_size + token, axis=1)
+    grown = _Beams(
         logprob=logprob,
-        tokens=_rows_of(live.tokens, parent).at[:, :, step].set(token),
-        seen=_rows_of(live.seen, parent),
-        constraint_state=_advance(plan, live.constraint_state, parent, token),
+        tokens=_take(beams.tokens, parent).at[:, :, step].set(token),
+        logprobs=_take(beams.logprobs, parent).at[:, :, step].set(chosen),
+        visible=_take(beams.visible, parent),
+        constraint_state=_advance(plan, beams.constraint_state, parent, token),
     )
-    return _Progress(step + 1, _is_done(plan, progress.done, grown, ended, step), grown, ended)
+    done = done | _is_settled(plan, grown, finished, step)
+    at_limit = ~done & (step + 1 >= plan.decoding.max_new_tokens)
+    if not plan.early_stopping:  # what is cut counts as it is
+        cut = jnp.where(at_limit[:, None], grown.logprob, -jnp.inf)
+        finished = _keep(plan, finished, cut, grown.tokens, grown.logprobs, step + 1)
+    return _Progress(step + 1, done | at_limit, grown, finished)
 
 
-def _allowed_logprobs(plan: BeamPlan, live: _Live, logits: jax.Array) -> jax.Array:
+def _allowed_logprobs(
+    plan: BeamPlan, beams: _Beams, logits: jax.Array, step: jax.Array
+) -> jax.Array:
     """The model's log-probabilities f32[B, K, V], -inf where a token may not come next."""
-    logprobs = jax.nn.log_softmax(logits)
-    if plan.constraint is None:
-        return logprobs
+    repeated = dataclasses.replace(
+        plan.decoding,
+        eos_ids=jnp.repeat(plan.decoding.eos_ids, plan.num_beams, axis=0),
+        min_new_tokens=jnp.repeat(plan.decoding.min_new_tokens, plan.num_beams),
+    )
     flat = logits.reshape(-1, logits.shape[2])
-    allowed = plan.constraint.allow(live.constraint_state, flat) > -jnp.inf
-    return jnp.where(allowed.reshape(logits.shape), logprobs, -jnp.inf)
+    allowed = repeated.allowed(flat, beams.constraint_state, step) > -jnp.inf
+    return jnp.where(allowed.reshape(logits.shape), jax.nn.log_softmax(logits), -jnp.inf)
 
 
 def _advance(plan: BeamPlan, state: Any, parent: jax.Array, token: jax.Array) -> Any:
-    if plan.constraint is None:
+    if plan.decoding.constraint is None:
         return None
 
     def follow(leaf: jax.Array) -> jax.Array:
-        return _rows_of(leaf.reshape(*parent.shape, *leaf.shape[1:]), parent).reshape(leaf.shape)
+        return _take(leaf.reshape(*parent.shape, *leaf.shape[1:]), parent).reshape(leaf.shape)
 
-    return plan.constraint.advance(jax.tree.map(follow, state), token.reshape(-1))
+    return plan.decoding.constraint.advance(jax.tree.map(follow, state), token.reshape(-1))
 
 
 def _keep(
-    plan: BeamPlan, ended: Ended, logprob: jax.Array, tokens: jax.Array, length: jax.Array
-) -> Ended:
-    """The best A of the answers there are and of K more, f32[B, K] and i32[B, K, M]."""
-    score = jnp.concatenate([ended.score, logprob / length**plan.alpha], axis=1)
-    score, place = jax.lax.top_k(score, plan.answers)
+    plan: BeamPlan,
+    finished: Finished,
+    logprob: jax.Array,
+    tokens: jax.Array,
+    logprobs: jax.Array,
+    length: jax.Array,
+) -> Finished:
+    """The best R of the finished sequences and of K more, f32[B, K] and [B, K, M]."""
+    score = jnp.concatenate([finished.score, logprob / length**plan.length_penalty], axis=1)
+    score, place = jax.lax.top_k(score, plan.num_return_sequences)
     new = jnp.broadcast_to(length, logprob.shape)
-    return Ended(
+    return Finished(
         score=score,
-        logprob=_rows_of(jnp.concatenate([ended.logprob, logprob], axis=1), place),
-        tokens=_rows_of(jnp.concatenate([ended.tokens, tokens], axis=1), place),
-        length=_rows_of(jnp.concatenate([ended.length, new], axis=1), place),
+        tokens=_take(jnp.concatenate([finished.tokens, tokens], axis=1), place),
+        logprobs=_take(jnp.concatenate([finished.logprobs, logprobs], axis=1), place),
+        length=_take(jnp.concatenate([finished.length, new], axis=1), place),
     )
 
 
-def _is_done(
-    plan: BeamPlan, done: jax.Array, live: _Live, ended: Ended, step: jax.Array
-) -> jax.Array:
+def _is_settled(plan: BeamPlan, beams: _Beams, finished: Finished, step: jax.Array) -> jax.Array:
     """Exact: log-probabilities only fall, and the score is monotone in the length."""
-    soonest = live.logprob / (step + 2) ** plan.alpha
-    latest = live.logprob / plan.limit**plan.alpha
-    return done | (ended.score[:, -1] >= jnp.max(jnp.maximum(soonest, latest), axis=1))
+    power = plan.length_penalty
+    soonest = beams.logprob / (step + 2) ** power
+    latest = beams.logprob / (plan.decoding.max_new_tokens**power)[:, None]
+    return finished.score[:, -1] >= jnp.max(jnp.maximum(soonest, latest), axis=1)
 
 
-def _rows_of(array: jax.Array, place: jax.Array) -> jax.Array:
-    """array[b, place[b, i]] for every row b."""
+def _take(array: jax.Array, place: jax.Array) -> jax.Array:
+    """array[b, place[b, i]] for every sequence b."""
     return array[jnp.arange(place.shape[0])[:, None], place]
-
-
-@dataclasses.dataclass(frozen=True)
-class EndAnytime:
-    """big_vision's rule: every beginning might end at each step, however unlikely that is.
-
-    Only answers that end count.
-    """
-
-
-@dataclasses.dataclass(frozen=True)
-class EndWhenRanked:
-    """Hugging Face's rule: an answer may end where EOS is among the likeliest continuations.
-
-    As many are looked at as beginnings are followed. What has not ended when it is cut counts as it
-    is. With one beam and no normalization by length this is `Greedy`.
-    """
-
-
-Ending: TypeAlias = EndAnytime | EndWhenRanked
-
-
-@dataclasses.dataclass(frozen=True)
-class BeamAnswer:
-    """One answer that beam search found.
-
-    Attributes:
-      tokens: up to and including EOS; without EOS where it was cut.
-      logprob: log-probability (nats) of the whole answer.
-      score: `logprob / len(tokens) ** alpha`, by which answers are ranked.
-    """
-
-    tokens: tuple[int, ...]
-    logprob: float
-    score: float
 
 
 def beam_search(
     model: PaliGemma,
     batch: Batch,
+    tokenizer: Tokenizer | None = None,
     *,
-    beams: int = 4,
-    max_new_tokens: int = 128,
-    alpha: float = 0.0,
-    answers: int = 1,
-    ending: Ending = EndAnytime(),  # noqa: B008 (frozen)
-    eos_id: int = 1,
-    constraint: Constraint | Sequence[Constraint] | None = None,
+    config: GenerationConfig | None = None,
     image_tokens: jax.Array | None = None,
-) -> list[list[BeamAnswer]]:
-    """The best answers to each real row of `batch`, best first.
+    **settings: Any,
+) -> list[list[Generation]]:
+    """The most probable sequences that a search of limited width finds, the highest score first.
 
-    The `beams` likeliest beginnings are followed token by token. A row is searched until no
-    beginning can lead to one of the best answers any more, or `max_new_tokens` are reached.
+    The `num_beams` most probable unfinished sequences are followed token by token. The search ends
+    when none of them can become one of the best any more, or at `max_new_tokens`.
 
     Args:
-      model: the model.
-      batch: the prompts.
-      beams: how many beginnings are followed; more find likelier answers and cost more.
-      max_new_tokens: of an answer, its end included.
-      alpha: 0 ranks by probability, which favours short answers; 1 by the mean log-probability of
-        a token; as Hugging Face's `length_penalty`.
-      answers: how many are returned for each row, if as many are found.
-      ending: when an answer ends, and whether one that is cut counts.
-      eos_id: the token that ends an answer.
-      constraint: what may be answered; one for all, or one a row. Log-probabilities stay the
-        model's.
-      image_tokens: the pictures of a batch without any, encoded before (see `prepare`).
+      model, batch, tokenizer, config, image_tokens, **settings: as for `generate`. Of the
+        configuration it uses the limits, `eos_token_id`, `constraint`, `num_beams` (more find more
+        probable sequences and cost more), `length_penalty`, `early_stopping` and
+        `num_return_sequences`.
 
     Returns:
-      A list for each row; an empty one where no answer keeps the constraint and ends.
+      For each prompt `num_return_sequences`, if as many are found; none where no sequence satisfies
+      the constraint and ends.
 
     Raises:
-      ConfigError: for less than one beam, answer or token, for more beams than tokens to choose
-        from, and for constraints that no answer could keep.
+      ConfigError: for more beams than tokens to choose from, and as `generate` does.
     """
-    vocab_size = model.config.llm.vocab_size
-    _check(beams, max_new_tokens, answers, ending, vocab_size)
-    row_mask = real_rows(batch)
-    if constraint is not None:
-        constraint = for_batch(constraint, row_mask, vocab_size, max_new_tokens)
-        if isinstance(constraint, PerRow):
-            repeat = lambda leaf: jnp.repeat(leaf, beams, axis=0)  # noqa: E731
-            constraint = PerRow(jax.tree.map(repeat, constraint.rows))
-    capacity = bucket(max_new_tokens, MIN_CAPACITY)
-    logits, cache = read_prefix(model, batch, image_tokens, room=beams * capacity)
-    plan = BeamPlan(
-        limit=jnp.asarray(max_new_tokens, jnp.int32),
-        alpha=jnp.asarray(alpha, jnp.float32),
-        eos_id=eos_id,
-        beams=beams,
-        answers=answers,
-        anytime=isinstance(ending, EndAnytime),
-        constraint=constraint,
+    config = resolve_config("beam_search", config, settings)
+    num_beams, vocab_size = config.num_beams or NUM_BEAMS, model.config.llm.vocab_size
+    if num_beams >= vocab_size:
+        raise ConfigError(
+            f"num_beams: expected less than the {vocab_size:,} tokens there are, got {num_beams:,}."
+        )
+    plain = GenerationConfig(  # what has no meaning in a search is left out
+        max_new_tokens=config.max_new_tokens,
+        min_new_tokens=config.min_new_tokens,
+        eos_token_id=config.eos_token_id,
+        constraint=config.constraint,
     )
-    ended, _ = search(model, plan, cache, logits, jnp.asarray(row_mask), capacity)
-    every = [np.asarray(x) for x in (ended.tokens, ended.length, ended.logprob, ended.score)]
+    request = Request.of(model, batch, tokenizer, plain, image_tokens)
+    constraint = repeat_constraint(request.plan.constraint, num_beams)
+    plan = BeamPlan(
+        decoding=dataclasses.replace(request.plan, constraint=constraint),
+        length_penalty=jnp.asarray(config.length_penalty, jnp.float32),
+        num_beams=num_beams,
+        num_return_sequences=config.num_return_sequences,
+        early_stopping=config.early_stopping,
+    )
+    capacity, mask = request.capacity, jnp.asarray(request.sequence_mask)
+    logits, cache = read_prompts(model, batch, image_tokens, room=num_beams * capacity)
+    finished, _ = search(model, plan, cache, logits, mask, capacity)
+    every = (finished.tokens, finished.logprobs, finished.length, finished.score)
+    tokens, logprobs, lengths, scores = map(np.asarray, every)
     return [
         [
-            BeamAnswer(tuple(tokens[:length].tolist()), float(logprob), float(score))
-            for tokens, length, logprob, score in zip(*(x[row] for x in every), strict=True)
-            if score > -np.inf
+            request.generation(
+                number,
+                tokens[i, r, :length],
+                {"logprob": logprobs[i, r]},
+                score=float(scores[i, r]),
+            )
+            for r, length in enumerate(lengths[i])
+            if scores[i, r] > -np.inf
         ]
-        for row in np.flatnonzero(row_mask)
+        for number, i in enumerate(request.indices)
     ]
-
-
-def _check(beams: int, max_new_tokens: int, answers: int, ending: object, vocab_size: int) -> None:
-    wrong = [
-        f"{name} is {value}"
-        for name, value in [
-            ("beams", beams),
-            ("max_new_tokens", max_new_tokens),
-            ("answers", answers),
-        ]
-        if value < 1
-    ]
-    if wrong:
-        raise ConfigError(
-            f"{', '.join(wrong)}; nothing can be searched. It must be at least 1. "
-            "Leave it out for the default."
-        )
-    if beams >= vocab_size:
-        raise ConfigError(
-            f"{beams:,} beams do not fit a vocabulary of {vocab_size:,}. Fewer than it has tokens "
-            "fit. Call beam_search(model, batch, beams=4)"
-        )
-    if not isinstance(ending, EndAnytime | EndWhenRanked):
-        raise ConfigError(
-            f"ending is {ending!r}, which is no rule for the end of answers. EndAnytime() and "
-            "EndWhenRanked() fit. Leave it out for EndAnytime()."
-        )

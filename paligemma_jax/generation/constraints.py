@@ -1,18 +1,6 @@
 """Which tokens may come next, held on the device so that the decode loop never leaves it.
 
-Letters: B batch, V vocabulary.
-
-Constraints that go together with others: a least length, and several at once.
-
-Letters: B batch, V vocabulary.
-
-Sets of token sequences as a tree: on the host to build, on the device to walk.
-
-Letters: B batch, V vocabulary, S nodes, C children a node.
-
-Constraints that a user states directly: tokens that may be used, answers that may be given.
-
-Letters: B batch, V vocabulary.
+Letters: B batch, V vocabulary, S nodes of a trie, C children of a node at most.
 """
 
 import dataclasses
@@ -34,15 +22,16 @@ class Constraint(Protocol):
     """A pytree whose leaves are arrays, such as the tables of an automaton.
 
     Leaves are data, not programs: another constraint of the same class and shapes runs the same
-    compiled loop, so tables are padded to few sizes. The state is a pytree too, one entry a row.
+    compiled loop, so tables are padded to few sizes. The state is a pytree too, with an entry for
+    each sequence.
     """
 
     def check(self, vocab_size: int, max_new_tokens: int) -> None:
-        """Raises ConfigError, before anything runs, if no answer could be given."""
+        """Raises ConfigError, before anything runs, if no sequence could satisfy it."""
         ...
 
-    def start(self, batch: int, limit: Int[Array, ""]) -> Any:
-        """The state of `batch` rows before their first token; `limit` tokens are all there is."""
+    def start(self, batch: int, limit: Int[Array, " B"]) -> Any:
+        """The state of `batch` sequences before their first token; `limit` tokens are all."""
         ...
 
     def allow(self, state: Any, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -50,73 +39,82 @@ class Constraint(Protocol):
         ...
 
     def advance(self, state: Any, token: Int[Array, " B"]) -> Any:
-        """The state after one more token a row; rows that have ended get 0 and do not matter."""
+        """The state after one more token; sequences that have ended get 0 and do not matter."""
         ...
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PerRow:
-    """A constraint for every row: one of any class, its leaves with a leading axis of rows."""
+class PerSequence:
+    """A constraint for every sequence: one of any class, its leaves with a leading axis B."""
 
-    rows: Any
+    constraints: Any
 
     @classmethod
-    def of(cls, constraints: Sequence[Constraint], row_mask: np.ndarray) -> "PerRow":
-        """One for each real row of a batch, in order; `row_mask` bool[B] says which are real.
+    def of(cls, constraints: Sequence[Constraint], mask: np.ndarray) -> "PerSequence":
+        """One for each real sequence of a batch, in order; bool[B] `mask` says which are real.
 
         Tables of different size are padded behind, integers with -1 and booleans with False.
-        Raises ConfigError unless there is one a row, and all are of one class.
+        Raises ConfigError unless all are of one class.
         """
-        real = np.flatnonzero(row_mask)
-        if len(constraints) != real.size:
-            raise ConfigError(
-                f"{len(constraints)} constraints do not match {real.size} prompts. One constraint "
-                "a prompt, or one for all, fits. Pass constraint=[...] with one entry a prompt."
-            )
         first = jax.tree.structure(constraints[0])
         if any(jax.tree.structure(other) != first for other in constraints):
             kinds = ", ".join(sorted({type(c).__name__ for c in constraints}))
             raise ConfigError(
-                f"The constraints of this batch ({kinds}) are not all of one class and one "
-                "tokenizer. Constraints of one class fit. Call generate() once for each class."
+                f"constraint: expected constraints of one class and one tokenizer in a batch, got "
+                f"{kinds}. Call generate() once for each class."
             )
-        of_row = np.zeros(row_mask.size, int)
-        of_row[real] = np.arange(real.size)
-        return cls(jax.tree.map(lambda *leaves: jnp.asarray(_stack(leaves)[of_row]), *constraints))
+        of_sequence = np.zeros(mask.size, int)
+        of_sequence[mask] = np.arange(len(constraints))
+        stacked = jax.tree.map(lambda *x: jnp.asarray(_stack(x)[of_sequence]), *constraints)
+        return cls(stacked)
 
     def check(self, vocab_size: int, max_new_tokens: int) -> None:
         """Each was checked before it became one of many."""
 
-    def start(self, batch: int, limit: Int[Array, ""]) -> Any:
-        return jax.vmap(lambda constraint: constraint.start(1, limit))(self.rows)
+    def start(self, batch: int, limit: Int[Array, " B"]) -> Any:
+        def one(constraint: Constraint, limit: jax.Array) -> Any:
+            return constraint.start(1, limit[None])
+
+        return jax.vmap(one)(self.constraints, limit)
 
     def allow(self, state: Any, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        def of_row(constraint: Constraint, state: Any, logits: jax.Array) -> jax.Array:
+        def one(constraint: Constraint, state: Any, logits: jax.Array) -> jax.Array:
             return constraint.allow(state, logits[None])[0]
 
-        return jax.vmap(of_row)(self.rows, state, logits)
+        return jax.vmap(one)(self.constraints, state, logits)
 
     def advance(self, state: Any, token: Int[Array, " B"]) -> Any:
-        def of_row(constraint: Constraint, state: Any, token: jax.Array) -> Any:
+        def one(constraint: Constraint, state: Any, token: jax.Array) -> Any:
             return constraint.advance(state, token[None])
 
-        return jax.vmap(of_row)(self.rows, state, token)
+        return jax.vmap(one)(self.constraints, state, token)
 
 
 def for_batch(
-    constraint: Constraint | Sequence[Constraint],
-    row_mask: np.ndarray,
+    constraint: Constraint | Sequence[Constraint] | None,
+    mask: np.ndarray,
     vocab_size: int,
-    max_new_tokens: int,
-) -> Constraint:
-    """The constraint of a whole batch, checked: the one given, or the given ones by row."""
+    limits: Sequence[int],
+) -> Constraint | None:
+    """The constraint of a whole batch, checked: the one given, or the given ones by sequence.
+
+    `mask` bool[B] says which sequences are real; `limits` are their max_new_tokens.
+    """
     if isinstance(constraint, Constraint):
-        constraint.check(vocab_size, max_new_tokens)
+        constraint.check(vocab_size, min(limits))
+    if constraint is None or isinstance(constraint, Constraint):
         return constraint
-    for one in constraint:
-        one.check(vocab_size, max_new_tokens)
-    return PerRow.of(constraint, row_mask)
+    for one, limit in zip(constraint, limits, strict=True):
+        one.check(vocab_size, limit)
+    return PerSequence.of(constraint, mask)
+
+
+def repeat_constraint(constraint: Constraint | None, times: int) -> Constraint | None:
+    """The constraint of a batch in which each sequence comes `times` times, side by side."""
+    if times == 1 or not isinstance(constraint, PerSequence):
+        return constraint
+    return PerSequence(jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), constraint.constraints))
 
 
 def _stack(leaves: Sequence[jax.Array]) -> np.ndarray:
@@ -131,50 +129,11 @@ def _stack(leaves: Sequence[jax.Array]) -> np.ndarray:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class MinNewTokens:
-    """EOS is not allowed before `count` other tokens; `min_new_tokens` makes it."""
-
-    count: jax.Array  # i32[]
-    eos_id: jax.Array  # i32[]
-
-    @classmethod
-    def of(cls, count: int, eos_id: int) -> "MinNewTokens":
-        """From plain numbers; raises ConfigError for a negative count."""
-        if count < 0:
-            raise ConfigError(
-                f"An answer cannot have {count} tokens. 0 or more fit. "
-                "Call MinNewTokens.of(5, tokenizer.eos_id)"
-            )
-        return cls(jnp.asarray(count, jnp.int32), jnp.asarray(eos_id, jnp.int32))
-
-    def check(self, vocab_size: int, max_new_tokens: int) -> None:
-        """Raises ConfigError if an answer may not have as many tokens as it must have."""
-        if max_new_tokens < (count := int(self.count)):
-            raise ConfigError(
-                f"max_new_tokens is {max_new_tokens}, but answers must have {count} tokens. At "
-                f"least {count} fits. Pass max_new_tokens={count}"
-            )
-
-    def start(self, batch: int, limit: Int[Array, ""]) -> Int[Array, " B"]:
-        return jnp.zeros((batch,), jnp.int32)
-
-    def allow(self, state: Int[Array, " B"], logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        early = state < self.count
-        is_eos = jnp.arange(logits.shape[1]) == self.eos_id
-        return jnp.where(early[:, None] & is_eos, -jnp.inf, logits)
-
-    def advance(self, state: Int[Array, " B"], token: Int[Array, " B"]) -> Int[Array, " B"]:
-        return state + 1
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class AllOf:
     """A token may come next if every one of several constraints allows it.
 
-    They are asked in their order. One that would leave a row without any token is passed over at
-    that step: answers keep the first constraint always, the next ones as far as they can. So with a
-    grammar first and a least number of tokens second, an answer is well-formed, if shorter.
+    They are asked in their order. One that would leave a sequence without any token is passed over
+    at that step: sequences keep the first constraint always, the next ones as far as they can.
     """
 
     constraints: tuple[Constraint, ...]
@@ -182,14 +141,11 @@ class AllOf:
     def check(self, vocab_size: int, max_new_tokens: int) -> None:
         """Raises ConfigError for no constraints, and as each of them does."""
         if not self.constraints:
-            raise ConfigError(
-                "All of no constraints is no constraint. At least one fits. "
-                "Leave it out, or call AllOf((constraint, other))"
-            )
+            raise ConfigError("AllOf: expected at least one constraint. AllOf((first, second))")
         for constraint in self.constraints:
             constraint.check(vocab_size, max_new_tokens)
 
-    def start(self, batch: int, limit: Int[Array, ""]) -> tuple[Any, ...]:
+    def start(self, batch: int, limit: Int[Array, " B"]) -> tuple[Any, ...]:
         return tuple(constraint.start(batch, limit) for constraint in self.constraints)
 
     def allow(self, state: tuple[Any, ...], logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -204,18 +160,6 @@ class AllOf:
     def advance(self, state: tuple[Any, ...], token: Int[Array, " B"]) -> tuple[Any, ...]:
         together = zip(self.constraints, state, strict=True)
         return tuple(constraint.advance(own, token) for constraint, own in together)
-
-
-def at_least(
-    count: int, eos_id: int, constraint: Constraint | Sequence[Constraint] | None
-) -> Constraint | list[Constraint]:
-    """`constraint`, one for all rows or one a row, and `count` tokens as far as it allows."""
-    least = MinNewTokens.of(count, eos_id)
-    if constraint is None:
-        return least
-    if isinstance(constraint, Constraint):
-        return AllOf((constraint, least))
-    return [AllOf((one, least)) for one in constraint]
 
 
 ROOT = 0
@@ -266,9 +210,8 @@ class TokenTrie:
         """Raises ConfigError unless the model has the tokenizer's vocabulary."""
         if vocab_size != self.vocab_size:
             raise ConfigError(
-                f"The constraint is made of the {self.vocab_size:,} pieces of its tokenizer, but "
-                f"the model has {vocab_size:,}. The model's own tokenizer fits. "
-                "Make it with: pali.processor.tokenizer"
+                f"constraint: expected one for the model's {vocab_size:,} tokens, got one for "
+                f"{self.vocab_size:,}. Make it with pali.processor.tokenizer"
             )
 
     def next(self, node: Int[Array, " B"], token: Int[Array, " B"]) -> Int[Array, " B"]:
@@ -324,17 +267,16 @@ class TokenMask:
         allowed = np.asarray(self.allowed)
         if allowed.shape != (vocab_size,):
             raise ConfigError(
-                f"A token mask of shape {allowed.shape} does not fit the model. One boolean for "
-                f"each of its {vocab_size:,} tokens fits. "
-                "Call allow_tokens(ids, pali.processor.tokenizer.vocab_size)"
+                f"token mask: expected a boolean for each of {vocab_size:,} tokens, got shape "
+                f"{allowed.shape}. Call allow_tokens(ids, pali.processor.tokenizer.vocab_size)"
             )
         if not allowed.any():
             raise ConfigError(
-                "The token mask allows no token. At least one, and EOS for answers that end, "
-                "fits. Call allow_tokens([*ids, tokenizer.eos_id], tokenizer.vocab_size)"
+                "token mask: expected at least one allowed token, got none. Call "
+                "allow_tokens([*ids, tokenizer.eos_id], tokenizer.vocab_size)"
             )
 
-    def start(self, batch: int, limit: Int[Array, ""]) -> None:
+    def start(self, batch: int, limit: Int[Array, " B"]) -> None:
         return None
 
     def allow(self, state: None, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -371,11 +313,11 @@ class AllowedAnswers:
         self.trie.check(vocab_size)
         if max_new_tokens < (longest := int(self.longest)):
             raise ConfigError(
-                f"max_new_tokens is {max_new_tokens}, but the longest allowed answer has {longest} "
-                f"tokens with its end. At least {longest} fits. Pass max_new_tokens={longest}"
+                f"max_new_tokens: expected at least {longest}, the longest allowed answer with "
+                f"EOS, got {max_new_tokens}."
             )
 
-    def start(self, batch: int, limit: Int[Array, ""]) -> Int[Array, " B"]:
+    def start(self, batch: int, limit: Int[Array, " B"]) -> Int[Array, " B"]:
         return jnp.full((batch,), ROOT, jnp.int32)
 
     def allow(self, state: Int[Array, " B"], logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -393,7 +335,7 @@ def allowed_answers(tokenizer: Tokenizer, answers: Sequence[str]) -> AllowedAnsw
     """
     if isinstance(answers, str) or not answers:
         raise InvalidPromptError(
-            f"The allowed answers are {answers!r}. A list of at least one text fits. "
+            f"answers: expected a list of at least one text, got {answers!r}. "
             "Call allowed_answers(tokenizer, ['yes', 'no'])"
         )
     edges = [{}]
@@ -412,9 +354,8 @@ def faithful_ids(tokenizer: Tokenizer, text: str, what: str) -> list[int]:
     ids = tokenizer.encode(text)
     if tokenizer.decode(ids) != text:
         raise InvalidPromptError(
-            f"The {what} holds characters that the tokenizer cannot represent: it comes back as "
-            f"{tokenizer.decode(ids)!r}. Text of the model's own vocabulary fits. "
-            "Look with: tokenizer.decode(tokenizer.encode(text))"
+            f"{what}: expected characters that the tokenizer can represent; they are decoded as "
+            f"{tokenizer.decode(ids)!r}."
         )
     return ids
 
@@ -425,8 +366,8 @@ def _mark(ids: Iterable[int], vocab_size: int) -> np.ndarray:
     for token in ids:
         if not 0 <= token < vocab_size:
             raise ConfigError(
-                f"Token {token} is not in a vocabulary of {vocab_size:,}. Ids from 0 to "
-                f"{vocab_size - 1} fit. Find them with: tokenizer.encode(text)"
+                f"token id: expected 0 to {vocab_size - 1}, got {token}. Find ids with "
+                "tokenizer.encode(text)"
             )
         marked[token] = True
     return marked

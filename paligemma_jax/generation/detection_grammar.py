@@ -143,7 +143,7 @@ class ObjectGrammar:
                 f"Pass max_new_tokens={longest} or more."
             )
 
-    def start(self, batch: int, limit: Int[Array, ""]) -> ObjectState:
+    def start(self, batch: int, limit: Int[Array, " B"]) -> ObjectState:
         zeros = jnp.zeros((batch,), jnp.int32)
         return ObjectState(
             place=zeros,
@@ -151,7 +151,7 @@ class ObjectGrammar:
             corners=jnp.zeros((batch, CORNERS), jnp.int32),
             boxes=jnp.broadcast_to(self.no_boxes, (batch, *self.no_boxes.shape)),
             count=zeros,
-            left=jnp.broadcast_to(limit, (batch,)),
+            left=limit,
         )
 
     def allow(self, state: ObjectState, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:

@@ -1,17 +1,17 @@
-"""Pictures through the image encoder once, for any number of prompts.
+"""Images through the image encoder once, for any number of prompts; and batches of prompts.
 
 What is kept is what the encoder gives: one vector a patch, before the decoder. The decoder's keys
 and values of these image tokens cannot be kept for the next prompt. PaliGemma is a prefix-LM: image
 tokens see the prompt as the prompt sees them. The first layer's keys and values still depend on the
-picture alone, but what that layer passes on has looked at the prompt, so from the second layer on
+image alone, but what that layer passes on has looked at the prompt, so from the second layer on
 they are different for every prompt. (A model that is causal over the whole sequence could keep
 them.) All answers to one prompt do share them: answers are causal, and the prefix never sees them.
 
-Letters: B prompts, N pictures a prompt, P patches a picture, W decoder width.
+Letters: B prompts, N images a prompt, P patches an image, W decoder width.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -33,30 +33,49 @@ from paligemma_jax.processing.processor import (
     pictures_of,
 )
 
-PICTURES_AT_ONCE = 8  # through the encoder; bounds memory when a video has many frames
+IMAGES_AT_ONCE = 8  # through the encoder; bounds memory when a video has many frames
+BATCH_SIZE = 32
+Sizes = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedImages:
-    """The pictures of one prompt, encoded: given in place of them, they are not encoded again.
+    """The images of one prompt, encoded: given in place of them, they are not encoded again.
 
     Attributes:
-      tokens: f[N * P, W] on the device, in the model's dtype, picture after picture.
-      sizes: width and height in pixels of each picture, for boxes in pixels.
+      tokens: f[N * P, W] on the device, in the model's dtype, image after image.
+      sizes: width and height in pixels of each image, for boxes in pixels.
       config: of the model that encoded them; another model's embeddings mean something else.
     """
 
     tokens: jax.Array
-    sizes: tuple[tuple[int, int], ...]
+    sizes: Sizes
     config: PaliGemmaConfig
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.sizes)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.tokens.shape))
-        return f"EncodedImages({len(self)} pictures, tokens {self.tokens.dtype}[{shape}])"
+        return f"EncodedImages({len(self)} images, tokens {self.tokens.dtype}[{shape}])"
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptBatch:
+    """Some of many prompts, ready for the model.
+
+    Attributes:
+      indices: which they are among all.
+      batch: text, and images unless these are encoded.
+      image_tokens: f[B, N * P, W], images that are encoded; None where `batch` has them.
+      sizes: width and height in pixels of each prompt's images.
+    """
+
+    indices: Sequence[int]
+    batch: Batch
+    image_tokens: jax.Array | None
+    sizes: Sequence[Sizes]
 
 
 def encode(
@@ -66,95 +85,149 @@ def encode(
     *,
     allow_urls: bool = False,
 ) -> EncodedImages:
-    """Encodes a picture, or the several pictures (or video frames) of one prompt, in their order.
+    """Encodes an image, or the several images (or video frames) of one prompt, in their order.
 
     The same object given several times is read and encoded once. Raises InvalidImageError.
     """
     if isinstance(images, EncodedImages):
-        _check_fits(images, model)
+        if images.config != model.config:
+            raise ConfigError(
+                "expected images that this model encoded, got those of a model of another "
+                "architecture. Encode them again: pali.encode(image)"
+            )
         return images
-    pictures = pictures_of(images)
-    if not pictures:
-        raise InvalidImageError(
-            "There is no picture to encode. A picture, or a list of at least one, fits. "
-            "Call for example pali.encode('cat.jpg')"
-        )
-    distinct = {id(picture): picture for picture in pictures}  # by identity, as in Processor
-    sizes, pixels = [], []
-    for picture in distinct.values():
-        loaded = load_image(picture, allow_urls=allow_urls)
-        sizes.append(loaded.size)
-        pixels.append(preprocessing.preprocess(loaded))
-    tokens = _in_groups(model, np.stack(pixels))
+    entries = pictures_of(images)
+    if not entries:
+        raise InvalidImageError("expected an image, or a list of at least one, got none.")
+    distinct = {id(image): image for image in entries}  # by identity, as in Processor
+    reader = _Reader(preprocessing, allow_urls)
+    tokens = _in_groups(model, np.stack([reader.pixels(image) for image in distinct.values()]))
     places = {key: place for place, key in enumerate(distinct)}
-    order = [places[id(picture)] for picture in pictures]
+    order = [places[id(image)] for image in entries]
     if order != list(range(len(distinct))):
         tokens = tokens[np.array(order)]
     return EncodedImages(
         tokens=tokens.reshape(-1, tokens.shape[-1]),
-        sizes=tuple(sizes[place] for place in order),
+        sizes=tuple(reader.size(image) for image in entries),
         config=model.config,
     )
 
 
-def group_by_picture_count(
-    images: Sequence[Any],
-) -> dict[int, list[int]]:
-    """As `group_by_image_count`, for entries of which some are encoded."""
-    return group_by_image_count([e.sizes if isinstance(e, EncodedImages) else e for e in images])
-
-
-def prepare(
+def prompt_batches(
     model: PaliGemma,
     processor: Processor,
-    images: Sequence[Any],
+    images: Sequence[Any] | None,
     prompts: Sequence[str],
     *,
-    answers: Sequence[str] | None = None,
+    answer_prefixes: Sequence[str] | None = None,
+    batch_size: int = BATCH_SIZE,
     allow_urls: bool = False,
-) -> tuple[Batch, jax.Array | None]:
-    """A batch, and its image tokens where pictures are encoded or come several times.
+) -> Iterator[PromptBatch]:
+    """All prompts as few batches, those with equally many images together.
 
-    An entry that several prompts share is encoded once, whether or not it comes as EncodedImages.
-    With image tokens f[B, N * P, W] the batch has no pictures; without (None) it has them, and
-    they can be encoded in one program with the prompt. `answers` are beginnings to go on from.
-    Raises as `Processor` and `encode` do.
+    `images` has an entry for each prompt: an image, a list of images, EncodedImages or None. An
+    entry that several prompts of a batch share is encoded once. Images are read when their batch
+    comes. Raises InvalidPromptError, InvalidImageError and ConfigError, naming the entry.
     """
-    keys = [_identity(entry) for entry in images]
-    encoded_already = any(isinstance(entry, EncodedImages) for entry in images)
-    shared = len(set(keys)) < len(keys) and any(keys)
-    if len(images) != len(prompts) or not (encoded_already or shared):
-        return processor(images, prompts, answers=answers, allow_urls=allow_urls), None
-    groups = group_by_picture_count(images)
-    if len(groups) > 1:
+    if (
+        isinstance(prompts, str)
+        or not isinstance(images, Sequence | None)
+        or isinstance(images, str)
+    ):
         raise InvalidPromptError(
-            f"The prompts of this batch have {' and '.join(map(str, groups))} pictures. Equally "
-            "many for each prompt fit. Make one batch of each: group_by_picture_count(images)"
+            f"expected a list of images and a list of prompts, got {type(images).__name__} and "
+            f"{type(prompts).__name__}. Call generate([image], [prompt])[0]"
         )
-    batch = processor(None, prompts, answers=answers)
-    encoded: dict[tuple[int, ...], EncodedImages] = {}
-    for number, (key, entry) in enumerate(zip(keys, images, strict=True)):
-        if key not in encoded:
-            try:
-                encoded[key] = encode(model, processor.image, entry, allow_urls=allow_urls)
-            except InvalidImageError as e:
-                raise InvalidImageError(f"images[{number}]: {e}") from e
-    return batch, stack([encoded[key] for key in keys], batch.tokens.shape[0])
+    entries = [None] * len(prompts) if images is None else list(images)
+    for name, values in (("images", entries), ("answer_prefixes", answer_prefixes)):
+        if isinstance(values, str) or (values is not None and len(values) != len(prompts)):
+            found = "a str" if isinstance(values, str) else f"a list of {len(values)}"
+            raise InvalidPromptError(
+                f"{name}: expected a list of one for each of {len(prompts)} prompts, got {found}."
+            )
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(
+            f"batch_size: expected a whole number of at least 1, got {batch_size!r}. Leave it out "
+            f"for {BATCH_SIZE}."
+        )
+    sizes = [e.sizes if isinstance(e, EncodedImages) else e for e in entries]
+    for places in group_by_image_count(sizes).values():
+        for start in range(0, len(places), batch_size):
+            chosen = places[start : start + batch_size]
+            prefixes = None if answer_prefixes is None else [answer_prefixes[i] for i in chosen]
+            batch = processor(None, [prompts[i] for i in chosen], answers=prefixes)
+            found = {i: entries[i] for i in chosen}
+            yield _with_images(model, processor.image, found, batch, allow_urls)
 
 
-def stack(encoded: Sequence[EncodedImages], rows: int) -> jax.Array:
-    """Image tokens f[rows, N * P, W] of prompts with equally many pictures, filled with the first.
+def _with_images(
+    model: PaliGemma,
+    preprocessing: ImagePreprocessing,
+    entries: dict[int, Any],
+    batch: Batch,
+    allow_urls: bool,
+) -> PromptBatch:
+    """Adds images by their number among all prompts, encoded where they are shared."""
+    keys = [_identity(entry) for entry in entries.values()]
+    encoded_already = any(isinstance(entry, EncodedImages) for entry in entries.values())
+    shared = len(set(keys)) < len(keys) and any(keys)
+    size, several = batch.tokens.shape[0], len(entries) > 1
+    if encoded_already or shared:
+        encoded: dict[tuple[int, ...], EncodedImages] = {}
+        for key, (number, entry) in zip(keys, entries.items(), strict=True):
+            if key not in encoded:
+                try:
+                    encoded[key] = encode(model, preprocessing, entry, allow_urls=allow_urls)
+                except InvalidImageError as e:
+                    raise InvalidImageError(f"images[{number}]: {e}" if several else str(e)) from e
+        own = [encoded[key] for key in keys]
+        return PromptBatch(list(entries), batch, stack(own, size), [e.sizes for e in own])
+    reader, rows, sizes = _Reader(preprocessing, allow_urls), [], []
+    for number, entry in entries.items():
+        images = pictures_of(entry)
+        try:
+            rows.append([reader.pixels(image) for image in images])
+        except InvalidImageError as e:
+            raise InvalidImageError(f"images[{number}]: {e}" if several else str(e)) from e
+        sizes.append(tuple(reader.size(image) for image in images))
+    if rows[0]:
+        filled = np.stack([np.stack(row) for row in rows + rows[:1] * (size - len(rows))])
+        batch = dataclasses.replace(batch, images=filled)
+    return PromptBatch(list(entries), batch, None, sizes)
 
-    `rows` is what the prompts were filled up to, `batch.tokens.shape[0]`.
+
+class _Reader:
+    """Reads each image once, by identity; its entries must be kept alive."""
+
+    def __init__(self, preprocessing: ImagePreprocessing, allow_urls: bool):
+        self._preprocessing, self._allow_urls = preprocessing, allow_urls
+        self._read: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
+
+    def pixels(self, image: Any) -> np.ndarray:
+        """f32[H, W, 3], preprocessed."""
+        if id(image) not in self._read:
+            loaded = load_image(image, allow_urls=self._allow_urls)
+            self._read[id(image)] = self._preprocessing.preprocess(loaded), loaded.size
+        return self._read[id(image)][0]
+
+    def size(self, image: Any) -> tuple[int, int]:
+        """Width and height of an image that was read."""
+        return self._read[id(image)][1]
+
+
+def stack(encoded: Sequence[EncodedImages], size: int) -> jax.Array:
+    """Image tokens f[size, N * P, W] of prompts with equally many images, filled with the first.
+
+    `size` is what the batch was filled up to, `batch.tokens.shape[0]`.
     """
     first = encoded[0].tokens
     if all(e is encoded[0] for e in encoded):
-        return jnp.broadcast_to(first, (rows, *first.shape))
-    return jnp.stack([e.tokens for e in encoded] + [first] * (rows - len(encoded)))
+        return jnp.broadcast_to(first, (size, *first.shape))
+    return jnp.stack([e.tokens for e in encoded] + [first] * (size - len(encoded)))
 
 
 def _identity(entry: Any) -> tuple[int, ...]:
-    """Equal for entries that are the same objects, which `images` keeps alive; () for None."""
+    """Equal for entries that are the same objects, which the caller keeps alive; () for None."""
     if entry is None:
         return ()
     return tuple(map(id, entry)) if isinstance(entry, list | tuple) else (id(entry),)
@@ -166,18 +239,10 @@ def _encode(model: PaliGemma, images: Float[Array, "N height width 3"]) -> Float
 
 
 def _in_groups(model: PaliGemma, pixels: np.ndarray) -> jax.Array:
-    """f[N, P, W] of pixels f32[N, H, W, 3]; four program sizes serve any number of pictures."""
+    """f[N, P, W] of pixels f32[N, H, W, 3]; four program sizes serve any number of images."""
     groups, place = [], by_rows(model)
-    for start in range(0, len(pixels), PICTURES_AT_ONCE):
-        group = pixels[start : start + PICTURES_AT_ONCE]
+    for start in range(0, len(pixels), IMAGES_AT_ONCE):
+        group = pixels[start : start + IMAGES_AT_ONCE]
         fill = np.repeat(group[:1], bucket(len(group)) - len(group), axis=0)
         groups.append(_encode(model, place(np.concatenate([group, fill])))[: len(group)])
     return groups[0] if len(groups) == 1 else jnp.concatenate(groups)
-
-
-def _check_fits(images: EncodedImages, model: PaliGemma) -> None:
-    if images.config != model.config:
-        raise ConfigError(
-            "The encoded pictures come from a model of another architecture. Those of this model "
-            "fit. Encode them again with it: pali.encode(image)"
-        )

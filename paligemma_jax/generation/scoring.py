@@ -1,21 +1,16 @@
 """Log-probabilities of given answers: image and prompt are read once, all answers share them.
 
 An answer is causal and the prefix never sees it, so reading the prefix once is exact: every answer
-gets what a forward pass over image, prompt and that answer alone would give it.
+gets what a forward pass over image, prompt and that answer alone would give it. Answers of
+different lengths stand side by side in few sequences of few widths, without much padding.
 
-Letters: B prompts, T tokens of a pack of answers (see packing.py), W decoder width, V vocabulary.
-
-Answers of different lengths side by side in few rows of few widths, without much padding.
-
-Letters: B prompts, T tokens of a pack.
-
-Scores of candidate answers -> probabilities over labels.
+Letters: B prompts, T tokens of a pack of answers, W decoder width, V vocabulary.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from paligemma_jax.errors import ConfigError, InvalidPromptError
-from paligemma_jax.generation.decode import read_prefix
-from paligemma_jax.generation.image_embeddings import group_by_picture_count, prepare
+from paligemma_jax.generation.decode import read_prompts
+from paligemma_jax.generation.generate import real_sequences
+from paligemma_jax.generation.image_embeddings import BATCH_SIZE, prompt_batches
 from paligemma_jax.models.kv_cache import KVCache
 from paligemma_jax.models.layers import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
@@ -52,13 +48,13 @@ class Pack:
 
     Attributes:
       tokens: i32[B, T].
-      group: i32[B, T], number of the answer that a token belongs to; -1 on padding.
+      segment_ids: i32[B, T], number of the answer that a token belongs to; -1 on padding.
       targets: i32[B, T], the next token of the same answer.
       places: where each answer went.
     """
 
     tokens: np.ndarray
-    group: np.ndarray
+    segment_ids: np.ndarray
     targets: np.ndarray
     places: tuple[Place, ...]
 
@@ -93,7 +89,7 @@ def _lay_out(taken: Sequence[Sequence[tuple[int, Sequence[int]]]], rows: int) ->
     used = max(sum(len(answer) - 1 for _, answer in row) for row in taken)
     shape = (rows, bucket(used, MIN_WIDTH))
     tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    group = np.full(shape, PADDING, np.int32)
+    segment_ids = np.full(shape, PADDING, np.int32)
     places = []
     for row, members in enumerate(taken):
         start = 0
@@ -102,10 +98,10 @@ def _lay_out(taken: Sequence[Sequence[tuple[int, Sequence[int]]]], rows: int) ->
             columns = slice(start, start + length)
             tokens[row, columns] = answer[:-1]
             targets[row, columns] = answer[1:]
-            group[row, columns] = number
+            segment_ids[row, columns] = number
             places.append(Place(row, number, start, length))
             start += length
-    return Pack(tokens, group, targets, tuple(places))
+    return Pack(tokens, segment_ids, targets, tuple(places))
 
 
 HEAD_TOKENS = 64  # whose logits exist at a time: 66 MB with PaliGemma's vocabulary
@@ -160,7 +156,7 @@ def score(
     prompts: Sequence[str],
     candidates: Sequence[Any],
     *,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     allow_urls: bool = False,
 ) -> list[list[ScoredAnswer]]:
     """Scores the candidate answers (one list of texts a prompt), in the order given.
@@ -170,41 +166,29 @@ def score(
     one way that training would; other pieces that spell the same text are not counted.
 
     Raises:
-      InvalidImageError, InvalidPromptError: naming what does not fit: a prompt without candidates,
-        a candidate that is no text, or one that is too long behind its prompt.
+      InvalidImageError, InvalidPromptError: naming what is wrong: a prompt without candidates, a
+        candidate that is not a text, or one that is too long behind its prompt.
     """
-    entries = [None] * len(prompts) if images is None else images
-    if isinstance(prompts, str) or len(entries) != len(prompts):
-        processor(entries, prompts)  # raises, saying what fits
-    lengths = np.sum(np.asarray(processor(None, prompts).mask_input), axis=1)
-    if len(candidates) != len(prompts):
+    if not isinstance(prompts, str) and len(candidates) != len(prompts):
         raise InvalidPromptError(
-            f"{len(candidates)} lists of candidates do not go with {len(prompts)} prompts. One "
-            "list for each prompt fits."
+            f"candidates: expected a list for each of {len(prompts)} prompts, got "
+            f"{len(candidates)}."
         )
-    answers = [
-        candidate_tokens(processor, row, int(length))
-        for row, length in zip(candidates, lengths, strict=False)
-    ]
     scored: dict[int, list[ScoredAnswer]] = {}
-    for places in group_by_picture_count(entries).values():
-        for start in range(0, len(places), batch_size):
-            chosen = places[start : start + batch_size]
-            batch, image_tokens = prepare(
-                model,
-                processor,
-                [entries[i] for i in chosen],
-                [prompts[i] for i in chosen],
-                allow_urls=allow_urls,
-            )
-            rows = score_tokens(model, batch, [answers[i] for i in chosen], image_tokens)
-            for place, row in zip(chosen, rows, strict=True):
-                scored[place] = [
-                    ScoredAnswer(text, tuple(tokens), logprobs)
-                    for text, tokens, logprobs in zip(
-                        candidates[place], answers[place], row, strict=True
-                    )
-                ]
+    options: dict[str, Any] = dict(batch_size=batch_size, allow_urls=allow_urls)
+    for chosen in prompt_batches(model, processor, images, prompts, **options):
+        lengths = np.sum(np.asarray(chosen.batch.mask_input), axis=1).tolist()
+        texts = [candidates[i] for i in chosen.indices]
+        answers = [
+            candidate_tokens(processor, own, length)
+            for own, length in zip(texts, lengths, strict=False)
+        ]
+        found = score_tokens(model, chosen.batch, answers, chosen.image_tokens)
+        for index, *of_prompt in zip(chosen.indices, texts, answers, found, strict=True):
+            scored[index] = [
+                ScoredAnswer(text, tuple(tokens), logprobs)
+                for text, tokens, logprobs in zip(*of_prompt, strict=True)
+            ]
     return [scored[i] for i in range(len(prompts))]
 
 
@@ -214,40 +198,39 @@ def score_tokens(
     answers: Sequence[Sequence[Sequence[int]]],
     image_tokens: jax.Array | None = None,
 ) -> list[list[tuple[float, ...]]]:
-    """Log-probability (nats) of every token of every answer (ending in EOS) to each real row.
+    """Log-probability (nats) of every token of every answer (ending in EOS) to each real prompt.
 
-    `image_tokens` as in `prepare`. Memory does not grow with the number of answers: they are read
-    some hundred tokens at a time. Raises ConfigError for answers that do not go with the batch.
+    `image_tokens` as in `generate`. Memory does not grow with the number of answers: they are read
+    some hundred tokens at a time. Raises ConfigError for answers that do not match the batch.
     """
-    rows = batch.tokens.shape[0]
-    row_mask = np.ones(rows, bool) if batch.row_mask is None else np.asarray(batch.row_mask)
-    real = np.flatnonzero(row_mask)
+    mask = real_sequences(batch)
+    real = np.flatnonzero(mask)
     _check_answers(answers, real.size, model.config.llm.vocab_size)
-    placed: list[Sequence[Sequence[int]]] = [()] * rows
-    for row, own in zip(real, answers, strict=True):
-        placed[row] = own
-    logits, cache = read_prefix(model, batch, image_tokens)
+    placed: list[Sequence[Sequence[int]]] = [()] * mask.size
+    for sequence, own in zip(real, answers, strict=True):
+        placed[sequence] = own
+    logits, cache = read_prompts(model, batch, image_tokens)
     first = np.asarray(_log_softmax(logits))
-    scored = [[[float(first[r, answer[0]])] for answer in own] for r, own in enumerate(placed)]
-    for p in pack(placed, rows):
-        tokens, group, targets = (jnp.asarray(x) for x in (p.tokens, p.group, p.targets))
-        logprobs = np.asarray(branch_logprobs(model, tokens, group, targets, cache))
+    scored = [[[float(first[i, answer[0]])] for answer in own] for i, own in enumerate(placed)]
+    for p in pack(placed, mask.size):
+        arrays = [jnp.asarray(x) for x in (p.tokens, p.segment_ids, p.targets)]
+        logprobs = np.asarray(packed_logprobs(model, *arrays, cache=cache))
         for place in p.places:
             end = place.start + place.length
             scored[place.row][place.answer] += logprobs[place.row, place.start : end].tolist()
-    return [[tuple(answer) for answer in scored[row]] for row in real]
+    return [[tuple(answer) for answer in scored[i]] for i in real]
 
 
 @Jitted
-def branch_logprobs(
+def packed_logprobs(
     model: PaliGemma,
     tokens: Int[Array, "B T"],
-    group: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
     targets: Int[Array, "B T"],
     cache: KVCache,
 ) -> Float[Array, "B T"]:
     """Log-probability (nats) of `targets`, each after its token; logits exist for 64 at a time."""
-    hidden = model.branch(tokens, group, cache)
+    hidden = model.branch(tokens, segment_ids, cache)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     size = min(HEAD_TOKENS, hidden.shape[0])
     fill = -hidden.shape[0] % size
@@ -267,55 +250,22 @@ def branch_logprobs(
 _log_softmax = jax.jit(jax.nn.log_softmax)
 
 
-def _check_answers(answers: Sequence[Sequence[Sequence[int]]], rows: int, vocab_size: int) -> None:
-    if len(answers) != rows:
+def _check_answers(answers: Sequence[Sequence[Sequence[int]]], count: int, vocab: int) -> None:
+    if len(answers) != count:
         raise ConfigError(
-            f"{len(answers)} lists of answers do not go with {rows} prompts. One list for each "
-            "real row fits."
+            f"answers: expected a list for each of {count} prompts, got {len(answers)}."
         )
-    for row in answers:
-        for answer in row:
-            if len(answer) == 0 or min(answer) < 0 or max(answer) >= vocab_size:
-                raise ConfigError(
-                    f"The answer {list(answer)[:20]} cannot be scored. At least one token (EOS), "
-                    f"each from 0 to {vocab_size - 1}, fits."
-                )
-
-
-@runtime_checkable
-class Normalization(Protocol):
-    """The number of an answer that the softmax over the candidates is taken of."""
-
-    def __call__(self, answer: ScoredAnswer) -> float: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class WholeAnswer:
-    """Log-probability of the answer, EOS included: Bayes' rule, given that one of them is it.
-
-    Right for a model that was trained to give exactly these answers. EOS is what makes it fair to
-    longer labels: "cat" does not get the probability of "cattle", since it has to end.
-    """
-
-    def __call__(self, answer: ScoredAnswer) -> float:
-        return answer.logprob
-
-
-@dataclasses.dataclass(frozen=True)
-class PerToken:
-    """Mean log-probability of a token, as GPT-3 was evaluated (arXiv 2005.14165, section 2.4).
-
-    For labels that the model was not trained to give, of which long ones would never win. What
-    comes out ranks the labels; it is no probability of anything.
-    """
-
-    def __call__(self, answer: ScoredAnswer) -> float:
-        return answer.logprob / answer.length
+    for answer in (answer for own in answers for answer in own):
+        if len(answer) == 0 or min(answer) < 0 or max(answer) >= vocab:
+            raise ConfigError(
+                f"answers: expected at least one token (EOS), each from 0 to {vocab - 1}, got "
+                f"{list(answer)[:20]}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """How a picture's labels compare.
+    """How an image's labels compare.
 
     Attributes:
       answers: each label as an answer, in the order asked for.
@@ -365,13 +315,18 @@ class Classification:
         return "\n".join(f"{probability:.3f} {label}" for label, probability in self.ranked())
 
 
-def classify(
-    answers: Sequence[ScoredAnswer],
-    normalization: Normalization = WholeAnswer(),  # noqa: B008 (frozen)
-) -> Classification:
-    """Softmax over scored labels, in float64; the labels are checked by `check_labels`."""
+def classify(answers: Sequence[ScoredAnswer], *, length_normalized: bool = False) -> Classification:
+    """Softmax over the log-probabilities of scored labels; they are checked by `check_labels`.
+
+    Of whole answers, EOS included, this is Bayes' rule, given that one of them is it: right for a
+    model that was trained to give exactly these answers. EOS is what makes it fair to longer
+    labels: "cat" does not get the probability of "cattle", since it has to end. `length_normalized`
+    takes the mean log-probability of a token, as GPT-3 was evaluated (arXiv 2005.14165, section
+    2.4): for labels that the model was not trained to give, of which long ones would never win;
+    what comes out ranks the labels, and is no probability of anything.
+    """
     check_labels([answer.text for answer in answers])
-    values = [normalization(answer) for answer in answers]
+    values = [a.logprob / a.length if length_normalized else a.logprob for a in answers]
     weights = [math.exp(value - max(values)) for value in values]
     total = math.fsum(weights)
     return Classification(tuple(answers), tuple(weight / total for weight in weights))

@@ -79,7 +79,7 @@ def weigh_tokens(
       logprobs: natural logarithm of each token's probability.
       tokenizer: that of the model.
       evidence: for each token the log-mass of all location tokens and of those near the chosen
-        one, for each of NEAR_RADII, as the observer BoxEvidence records them; none if it was not
+        one, for each of NEAR_RADII, as `LocationStatistics` measures them; none if it was not
         asked for.
       scale: see `parse_tokens`.
 
@@ -95,7 +95,7 @@ def weigh_tokens(
     if len(evidence) and len(evidence[0]) != 1 + len(NEAR_RADII):
         raise ConfigError(
             f"Evidence of {len(evidence[0])} numbers a token cannot be read. {1 + len(NEAR_RADII)} "
-            "fit. Generate with: observer=BoxEvidence(tokenizer.loc_start)"
+            "fit. Generate with: token_statistics=LocationStatistics(tokenizer.loc_start)"
         )
     parsed = parse_tokens(tokens, tokenizer, scale)
     bins = [token - tokenizer.loc_start for token in tokens]
@@ -235,7 +235,8 @@ def _observed(mass: tuple[_Mass, ...] | None) -> tuple[_Mass, ...]:
     if mass is None:
         raise ConfigError(
             "The mass around the locations was not observed while the answer was generated. An "
-            "answer with evidence fits. Generate with: observer=BoxEvidence(tokenizer.loc_start)"
+            "answer with evidence fits. Generate with: "
+            "token_statistics=LocationStatistics(tokenizer.loc_start)"
         )
     return mass
 

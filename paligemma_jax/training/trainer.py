@@ -63,7 +63,7 @@ from paligemma_jax.models.lora import add_lora, is_adapter, merge_lora
 from paligemma_jax.models.paligemma import PaliGemma, Skeleton, from_params, take_apart
 from paligemma_jax.models.quantized_layers import quantize_stacked
 from paligemma_jax.models.sharding import DATA, FSDP, leaf_sharding, make_mesh
-from paligemma_jax.pipeline import PromptedModel
+from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.detections import Detections, Segmentations
 from paligemma_jax.processing.image import load_image
 from paligemma_jax.processing.location_tokens import parse_answer
@@ -551,7 +551,7 @@ class Sample:
 
 
 def answer_records(
-    model: PromptedModel, records: Sequence[Record], max_new_tokens: int, batch_size: int
+    model: Pipeline, records: Sequence[Record], max_new_tokens: int, batch_size: int
 ) -> list[Sample]:
     """Greedy answers to the prompts of the records."""
     made: list[Sample] = []
@@ -868,7 +868,7 @@ class _Training:
             records = first_records(self.held_out, count)
             model = self.start.skeleton.fill({**self.state.params, **(self.state.ema or {})})
             samples = answer_records(
-                PromptedModel(model, self.start.processor),
+                Pipeline(model, self.start.processor),
                 records,
                 self.config.sample_tokens,
                 min(count, self.config.batch_size),

@@ -1,6 +1,6 @@
 """What a model looked at, token by token, laid over its pictures.
 
-The maps come from `generation.attention_to_image`. They show where attention went, which is no
+The maps come from `generation.image_attention_maps`. They show where attention went, which is no
 explanation of the answer (arXiv 1902.10186).
 
 Tokens as words in a picture or a terminal.
@@ -57,7 +57,7 @@ def draw_heat_maps(
 
     Args:
       images: the pictures that the model saw, one or N.
-      maps: shares of attention, as `attention_to_image` gives them for a row.
+      maps: shares of attention, as `image_attention_maps` gives them for a row.
       tokens: what to write under the panels; see `token_labels`.
       columns: panels side by side; None is as many as fit 1,200 pixels.
       panel: longer side of one picture in pixels.

@@ -1,7 +1,7 @@
 """A small random model with the demo's vocabulary as a store, a picture, and the command itself."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from PIL import Image
 
 import paligemma_jax as pg
 from paligemma_jax.cli.main import main
-from paligemma_jax.generation.decode import Observer
+from paligemma_jax.generation.config import GenerationConfig
+from paligemma_jax.generation.token_statistics import TokenStatistics
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
 from paligemma_jax.processing.image import ImagePreprocessing
 from tests.tiny import GEMMA, random_model, tiny_config
@@ -81,7 +82,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def says(monkeypatch: pytest.MonkeyPatch, pipeline: pg.Pipeline) -> Says:
     """`says("one", "two")` is a pipeline whose model gives these answers in turn.
 
-    All that follows from them is the pipeline's own: evidence, parsing, scores, masks, drawings.
+    All that follows from them is the pipeline's own: statistics, parsing, scores, masks, drawings.
     The model is sure of what comes before a semicolon, and less so of the rest. Returns the list
     that the prompts of each call are appended to.
     """
@@ -91,17 +92,17 @@ def says(monkeypatch: pytest.MonkeyPatch, pipeline: pg.Pipeline) -> Says:
         waiting = list(texts)
 
         class Scripted(pg.Pipeline):
-            def generate(
-                self,
-                images: Any,
-                prompts: Sequence[str],
-                *,
-                observer: Observer | None = None,
-                **options: Any,
-            ) -> list[pg.Generation]:
-                assert images is not None and len(images) == len(prompts)
+            def _batched(
+                self, images: Any, prompts: Any, config: Any, run: Any, how: Any
+            ) -> list[Any]:
                 calls.append(list(prompts))
-                return [speak(self.processor.tokenizer, waiting.pop(0), observer) for _ in prompts]
+                return super()._batched(images, prompts, config, run, how)
+
+            def _run(
+                self, function: Any, chosen: Any, config: GenerationConfig, **more: Any
+            ) -> Any:
+                tokenizer, statistics = self.processor.tokenizer, config.token_statistics
+                return [speak(tokenizer, waiting.pop(0), statistics) for _ in chosen.indices]
 
         scripted = Scripted(pipeline.model, pipeline.processor, pipeline.mask_codec)
         monkeypatch.setattr("paligemma_jax.cli.output.load_pipeline", lambda args: scripted)
@@ -111,7 +112,7 @@ def says(monkeypatch: pytest.MonkeyPatch, pipeline: pg.Pipeline) -> Says:
     return install
 
 
-def speak(tokenizer: pg.Tokenizer, text: str, observer: Observer | None) -> pg.Generation:
+def speak(tokenizer: pg.Tokenizer, text: str, statistics: TokenStatistics | None) -> pg.Generation:
     """An answer as a model gives it whose probabilities are SURE or UNSURE."""
     sure = len(tokenizer.encode(text.split(";")[0]))
     tokens = np.array([*tokenizer.encode(text), tokenizer.eos_id], np.int32)
@@ -119,9 +120,15 @@ def speak(tokenizer: pg.Tokenizer, text: str, observer: Observer | None) -> pg.G
     others = np.log((1 - chosen) / (tokenizer.vocab_size - 1))
     is_said = np.arange(tokenizer.vocab_size) == tokens[:, None]
     logprobs = np.where(is_said, np.log(chosen), others).astype(np.float32)
-    evidence = ()
-    if observer is not None:
-        rows = np.asarray(observer.observe(jnp.asarray(logprobs), jnp.asarray(tokens)))
-        evidence = tuple(tuple(row) for row in rows.tolist())
+    extras = ()
+    if statistics is not None:
+        measured = np.asarray(statistics.measure(jnp.asarray(logprobs), jnp.asarray(tokens)))
+        extras = tuple(map(tuple, measured.tolist()))
     said = tuple(logprobs[is_said].tolist())
-    return pg.Generation(text, tuple(tokens.tolist()), said, evidence)
+    return pg.Generation(
+        text=text,
+        tokens=tuple(tokens.tolist()),
+        logprobs=said,
+        finish_reason="eos",
+        extras=extras,
+    )

@@ -61,7 +61,7 @@ def test_samplers_are_chained_in_order(
 ):
     draws = ["--temperature", 3, "--top-k", 50, "--top-p", 0.9, "--min-p", 0.001, "--seed", 7]
     said = documents(run, "generate", picture, picture, PROMPT, *draws, *options)
-    steps = [pg.Temperature(temperature=3.0), pg.TopK(k=50), pg.Nucleus(p=0.9), pg.MinP(p=0.001)]
+    steps = [pg.Temperature(temperature=3.0), pg.TopK(k=50), pg.TopP(p=0.9), pg.MinP(p=0.001)]
     rows = pipeline.generate(
         [picture] * 2, [PROMPT] * 2, sampler=pg.Chain(steps), seed=7, max_new_tokens=LIMIT
     )
@@ -82,7 +82,7 @@ def test_best_of_several(run: Run, options: list[object], picture: Path, pipelin
     choice = ["--best-of", 3, "--alpha", 1, "--top-k", 40]
     said = documents(run, "caption", picture, *choice, *options)[0]
     rows = pipeline.best_of(
-        [picture], [PROMPT], samples=3, alpha=1.0, sampler=pg.TopK(k=40), max_new_tokens=LIMIT
+        [picture], [PROMPT], n=3, length_penalty=1.0, top_k=40, max_new_tokens=LIMIT
     )
     assert [answer["tokens"] for answer in said["answers"]] == [list(a.tokens) for a in rows[0]]
     assert said["tokens"] == said["answers"][0]["tokens"]
@@ -92,16 +92,18 @@ def test_best_of_several(run: Run, options: list[object], picture: Path, pipelin
 
 def test_beams(run: Run, options: list[object], picture: Path, pipeline: pg.Pipeline):
     said = documents(run, "caption", picture, "--beams", 3, *options)[0]
-    row = pipeline.beam_search([picture], [PROMPT], beams=3, answers=3, max_new_tokens=LIMIT)[0]
+    row = pipeline.beam_search(
+        [picture], [PROMPT], num_beams=3, num_return_sequences=3, max_new_tokens=LIMIT
+    )[0]
     assert [answer["tokens"] for answer in said["answers"]] == [list(a.tokens) for a in row]
-    assert said["answer"] == row[0].text and said["score"] == said["logprob"]
+    assert said["answer"] == row[0].text and said["score"] == pytest.approx(said["logprob"])
     assert run("caption", picture, "--beams", 3, *options).out == f"{row[0].text}\n"
 
 
 def test_begun_stopped_and_with_log_probabilities(
     run: Run, options: list[object], picture: Path, pipeline: pg.Pipeline
 ):
-    plain = pipeline.generate([picture], [PROMPT], beginnings=["red"], max_new_tokens=LIMIT)[0]
+    plain = pipeline.generate([picture], [PROMPT], answer_prefixes=["red"], max_new_tokens=LIMIT)[0]
     stop = plain.text[len(plain.text) // 2 :]
     choice = ["--begin", "red", "--stop", "never said", "--stop", stop, *options]
     said = documents(run, "caption", picture, "--logprobs", *choice)[0]

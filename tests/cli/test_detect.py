@@ -11,9 +11,10 @@ from PIL import Image
 import paligemma_jax as pg
 from paligemma_jax.cli import box_commands as heat_maps
 from paligemma_jax.cli import options
-from paligemma_jax.generation.attention_maps import attention_to_image
+from paligemma_jax.generation.attention_maps import image_attention_maps
+from paligemma_jax.generation.config import MAX_NEW_TOKENS
 from paligemma_jax.generation.detection_grammar import MAX_OBJECTS
-from paligemma_jax.pipeline import MAX_NEW_TOKENS, MAX_OBJECT_TOKENS
+from paligemma_jax.pipeline import MAX_OBJECT_TOKENS
 from paligemma_jax.processing.video import FRAMES
 from tests.cli.conftest import Run, Says
 
@@ -125,7 +126,7 @@ def test_looked_at_is_the_mean_of_the_four_location_tokens(pipeline: pg.Pipeline
     assert seen.shape == (2, 1, 2, 2) and nothing.shape == (0, 1, 2, 2)
     batch = pipeline.processor([image], ["detect cat ; dog"])
     tokens = pipeline.processor.tokenizer.encode(TWO)
-    (maps,) = attention_to_image(pipeline.model, batch, [tokens])
+    (maps,) = image_attention_maps(pipeline.model, batch, [tokens])
     start = pipeline.processor.tokenizer.loc_start
     locations = [i for i, token in enumerate(tokens) if start <= token < start + 1024]
     assert len(locations) == 8

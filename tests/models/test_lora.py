@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation.decode import generate
+from paligemma_jax.generation.generate import generate
 from paligemma_jax.models.inference_layout import restack, stack_params, unroll
 from paligemma_jax.models.layers import Dense, Einsum
 from paligemma_jax.models.lora import (

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.generation.decode import generate
+from paligemma_jax.generation.generate import generate
 from paligemma_jax.loading import load_model
 from paligemma_jax.processing.processor import Batch
 

@@ -154,9 +154,9 @@ def test_scores_without_parts_and_of_rounded_sums():
         assert getattr(confidence, name)(bare) == 1
     hopeless = ObjectEvidence(BINS, (-math.inf,) * 4, (), (), ())
     assert confidence.location_geometric(hopeless) == 0
-    with pytest.raises(ConfigError, match="BoxEvidence"):
+    with pytest.raises(ConfigError, match="LocationStatistics"):
         confidence.near_product(hopeless)
-    with pytest.raises(ConfigError, match="BoxEvidence"):
+    with pytest.raises(ConfigError, match="LocationStatistics"):
         confidence.good_fit(hopeless)
 
 

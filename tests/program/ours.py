@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from paligemma_jax.config import VARIANTS, PaliGemmaConfig
 from paligemma_jax.generation import decode as loop
-from paligemma_jax.generation.sampling import Greedy
 from paligemma_jax.models.inference_layout import abstract_unrolled
 from paligemma_jax.models.layers import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
@@ -61,17 +60,21 @@ def decode(
     target: Target, config: PaliGemmaConfig, batch: int, recipe: Recipe | None = None
 ) -> Compiled:
     """The greedy decoding loop."""
-    return target.compile(
-        loop.decode,
-        model_of(config, recipe),
-        cache_of(config, batch, SLOTS),
-        _shape((batch, config.llm.vocab_size), jnp.float32),
+    logits = _shape((batch, config.llm.vocab_size), jnp.float32)
+    plan = jax.eval_shape(lambda: loop.DecodePlan.greedy(batch, CAPACITY))
+    started = jax.eval_shape(
+        lambda plan, logits, mask: loop.start_progress(plan, logits, mask, CAPACITY),
+        plan,
+        logits,
         _shape((batch,), jnp.bool_),
-        _shape((batch,), jnp.uint32),
+    )
+    return target.compile(
+        loop.decode_steps,
+        model_of(config, recipe),
+        plan,
+        started,
+        cache_of(config, batch, SLOTS),
         _shape((), jnp.int32),
-        sampler=Greedy(),
-        capacity=CAPACITY,
-        eos_id=1,
     )
 
 

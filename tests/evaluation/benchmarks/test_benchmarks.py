@@ -23,11 +23,16 @@ from paligemma_jax.evaluation.evaluate import (
 from paligemma_jax.evaluation.examples import read_examples
 from paligemma_jax.evaluation.report import by_confidence, by_length, confusion, write_report
 from paligemma_jax.evaluation.tasks import BENCHMARKS, TASKS, Answer, find_benchmark
-from paligemma_jax.pipeline import Generation, Pipeline
+from paligemma_jax.generation.results import Generation
+from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.detections import Detections
 from paligemma_jax.processing.masks import MaskCodec
 
 WIDTH, HEIGHT = 40, 20
+
+
+def generation(text: str) -> Generation:
+    return Generation(text=text, tokens=(5, 1), logprobs=(-0.1, -0.2), finish_reason="eos")
 
 
 class Fake:
@@ -43,7 +48,7 @@ class Fake:
         self.options.append(options)
         self.asked += prompts
         texts = [self.answers[prompt.split()[-1]] for prompt in prompts]
-        return [Generation(text, (5, 1), (-0.1, -0.2)) for text in texts]
+        return [generation(text) for text in texts]
 
     def beam_search(self, images: Any, prompts: Sequence[str], **options: Any) -> Any:
         self.options.append(options)

@@ -21,12 +21,17 @@ from paligemma_jax.evaluation.demo import evaluate as card_figures
 from paligemma_jax.evaluation.evaluate import Evaluation, evaluate
 from paligemma_jax.evaluation.report import write_report
 from paligemma_jax.evaluation.tasks import Answer
-from paligemma_jax.pipeline import Generation, Pipeline
+from paligemma_jax.generation.results import Generation
+from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.detections import Detections
 from paligemma_jax.processing.location_tokens import Box, format_answer
 from paligemma_jax.processing.masks import MaskCodec
 
 CODES = tuple(range(16))
+
+
+def generation(text: str) -> Generation:
+    return Generation(text=text, tokens=(5, 1), logprobs=(-0.1, -0.2), finish_reason="eos")
 
 
 class Codec:
@@ -48,7 +53,7 @@ class Knowing:
     def generate(self, images: Any, prompts: Sequence[str], **options: Any) -> list[Generation]:
         texts = [self.right[prompt].pop(0) for prompt in prompts]
         words = ["no" if p == "caption de" else t for p, t in zip(prompts, texts, strict=True)]
-        return [Generation(text, (5, 1), (-0.1, -0.2)) for text in words]
+        return [generation(text) for text in words]
 
     def detect_batch(self, images: Any, labels: Any, **options: Any) -> list[Detections]:
         every = []

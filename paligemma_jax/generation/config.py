@@ -1,0 +1,405 @@
+"""The decoding configuration that all kinds of generation share, and the checks of its values."""
+
+import dataclasses
+import difflib
+import math
+import numbers
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from paligemma_jax.errors import ConfigError
+from paligemma_jax.generation.constraints import Constraint
+from paligemma_jax.generation.sampling import Sampler
+from paligemma_jax.generation.token_statistics import TokenStatistics
+from paligemma_jax.processing.tokenizer import Tokenizer
+
+MAX_NEW_TOKENS = 128
+MAX_CONTEXT = 8192  # tokens, Gemma's
+MAX_TOP_LOGPROBS = 64
+NUM_BEAMS = 4
+Number = float | int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How sequences are decoded: one object for `generate`, `stream`, `best_of`, `beam_search` ...
+
+    Every field is also a keyword argument of these; a method ignores the fields of a `config` that
+    it has no use for, and rejects such keywords. Values are data of the compiled functions: other
+    values compile nothing again. Fields marked * may also be a sequence of one value per prompt.
+
+    Attributes:
+      max_new_tokens: * at which number of tokens a sequence is cut.
+      min_new_tokens: * EOS is not allowed before so many tokens, unless the constraint allows
+        nothing else; a stop string still ends a sequence.
+      temperature: * 0 decodes greedily, 1 samples from the model's distribution, more flattens it.
+        The default is 0, or 1 where `top_k`, `top_p` or `min_p` is given.
+      top_k: * sample from the k most probable tokens and their equals.
+      top_p: * sample from the most probable tokens that together have this probability; the token
+        that crosses it is one of them (big_vision's nucleus).
+      min_p: * sample from tokens at least so many times as probable as the most probable one. The
+        order is temperature, top_k, top_p, min_p, each after the one before has renormalized.
+      seed: * from 0 to 2**64 - 1. With one number prompt i samples with seed + i; a sequence's
+        samples depend on its own seed alone.
+      stop: a text or several at which a sequence ends, cut before it; * a list of such lists.
+      eos_token_id: the id or ids that end a sequence, () for none; * a list of such lists.
+      sampler: an own `Sampler` in place of temperature, top_k, top_p and min_p.
+      constraint: * which tokens may come next, such as `allowed_answers`.
+      token_statistics: what to measure at every token; see `Generation.extras`.
+      top_logprobs: number of most probable tokens to report for every step.
+      num_beams: width of `beam_search`, by default 4.
+      length_penalty: `beam_search` and `best_of` rank by logprob / tokens ** length_penalty: 0
+        ranks by probability, which favors short sequences, 1 by the mean log-probability.
+      early_stopping: True is big_vision's rule of `beam_search`: every beam may end at each step,
+        and only beams that end count. False is Hugging Face's: a beam may end where EOS is among
+        the `num_beams` best continuations, and one that is cut counts, too.
+      num_return_sequences: sequences that `beam_search` returns for a prompt, at most.
+    """
+
+    max_new_tokens: int | Sequence[int] = MAX_NEW_TOKENS
+    min_new_tokens: int | Sequence[int] = 0
+    temperature: Number | Sequence[Number] | None = None
+    top_k: int | Sequence[int] | None = None
+    top_p: Number | Sequence[Number] | None = None
+    min_p: Number | Sequence[Number] | None = None
+    seed: int | Sequence[int] = 0
+    stop: str | Sequence[str] | Sequence[Sequence[str]] | None = None
+    eos_token_id: int | Sequence[int] | Sequence[Sequence[int]] = Tokenizer.eos_id
+    sampler: Sampler | None = None
+    constraint: Constraint | Sequence[Constraint] | None = None
+    token_statistics: TokenStatistics | None = None
+    top_logprobs: int = 0
+    num_beams: int | None = None
+    length_penalty: Number = 0.0
+    early_stopping: bool = True
+    num_return_sequences: int = 1
+
+    def __post_init__(self) -> None:
+        values = {name: getattr(self, name) for name in _CHECKS}
+        check_values(values)
+        for name, value in values.items():
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, _as_tuple(value))
+
+    @property
+    def samples(self) -> bool:
+        """Whether any sequence is sampled rather than decoded greedily."""
+        return self.sampler is not None or any(self._temperatures(self.per_prompt_count or 1))
+
+    @property
+    def per_prompt_count(self) -> int | None:
+        """Number of prompts that the fields with one value per prompt are for; None if all are."""
+        return next(iter(_lengths(vars(self)).values()), None)
+
+    def for_prompts(self, count: int) -> "GenerationConfig":
+        """The same with a seed for each of `count` prompts; ConfigError for other lengths."""
+        check_lengths(vars(self), count)
+        if isinstance(self.seed, int):
+            seeds = tuple((self.seed + i) % 2**64 for i in range(count))
+            return dataclasses.replace(self, seed=seeds)
+        return self
+
+    def take(self, indices: Sequence[int]) -> "GenerationConfig":
+        """The same for some of the prompts."""
+        chosen = {
+            name: tuple(value[i] for i in indices)
+            for name, value in vars(self).items()
+            if _is_per_prompt(name, value)
+        }
+        return dataclasses.replace(self, **chosen)
+
+    def values(self, name: str, count: int) -> list[Any]:
+        """One value of a field for each of `count` prompts."""
+        value = getattr(self, name)
+        if name == "temperature":
+            return self._temperatures(count)
+        if name == "stop" and isinstance(value, str):
+            value = (value,)
+        if name == "eos_token_id" and isinstance(value, int):
+            value = (value,)
+        return list(value) if _is_per_prompt(name, value) else [value] * count
+
+    def _temperatures(self, count: int) -> list[float]:
+        value = self.temperature
+        if value is not None:
+            return list(value) if isinstance(value, Sequence) else [value] * count
+        filters = (self.top_k, self.top_p, self.min_p)
+        return [0.0 if all(value is None for value in filters) else 1.0] * count
+
+
+def _as_tuple(value: Any) -> Any:
+    """Sequences as tuples, two levels deep, so that configurations are hashable."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_as_tuple(entry) for entry in value)
+    return value
+
+
+def _is_per_prompt(name: str, value: Any) -> bool:
+    if name not in _PER_PROMPT or isinstance(value, str) or not isinstance(value, Sequence):
+        return False
+    if name in ("stop", "eos_token_id"):  # lists themselves; a list of lists is one per prompt
+        return any(isinstance(entry, list | tuple) for entry in value)
+    return True
+
+
+def _lengths(values: Mapping[str, Any]) -> dict[str, int]:
+    return {name: len(v) for name, v in values.items() if _is_per_prompt(name, v)}
+
+
+def check_lengths(values: Mapping[str, Any], count: int) -> None:
+    """ConfigError unless every field that has one value per prompt has `count`."""
+    for name, length in _lengths(values).items():
+        if length != count:
+            raise ConfigError(
+                f"{name}: expected one value, or a list of one for each of {count} prompts, got a "
+                f"list of {length}."
+            )
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _whole(low: int, high: int | None, optional: bool = False) -> Callable[[Any], str | None]:
+    limits = f"from {low} to {high:,}" if high is not None else f"of at least {low}"
+
+    def check(value: Any) -> str | None:
+        if optional and _is_none(value):
+            return None
+        whole = _is_number(value, numbers.Integral) and value >= low
+        return None if whole and (high is None or value <= high) else f"a whole number {limits}"
+
+    return check
+
+
+def _real(low: Number, high: Number, optional: bool = True) -> Callable[[Any], str | None]:
+    limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+
+    def check(value: Any) -> str | None:
+        if optional and _is_none(value):
+            return None
+        if _is_number(value, numbers.Real) and math.isfinite(value) and low <= value <= high:
+            return None
+        return "a finite number" if low == -math.inf else f"a finite number {limits}"
+
+    return check
+
+
+def _texts(value: Any) -> str | None:
+    texts = [value] if isinstance(value, str) else value
+    if (
+        texts is None
+        or isinstance(texts, list | tuple)
+        and all(isinstance(text, str) and text for text in texts)
+    ):
+        return None
+    return "a text, or a list of texts, none of them empty"
+
+
+def _ids(value: Any) -> str | None:
+    ids = value if isinstance(value, list | tuple) else [value]
+    return "an id, or a list of ids" if any(_whole(0, None)(token) for token in ids) else None
+
+
+def _instance(kind: Any, what: str) -> Callable[[Any], str | None]:
+    return lambda value: None if value is None or isinstance(value, kind) else what
+
+
+_CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "max_new_tokens": _whole(1, MAX_CONTEXT),
+    "min_new_tokens": _whole(0, MAX_CONTEXT),
+    "temperature": _real(0.0, math.inf),
+    "top_k": _whole(1, 2**31 - 1, optional=True),
+    "top_p": _real(0.0, 1.0),
+    "min_p": _real(0.0, 1.0),
+    "seed": _whole(0, 2**64 - 1),
+    "stop": _texts,
+    "eos_token_id": _ids,
+    "sampler": _instance(Sampler, "a Sampler, such as Chain((Temperature(), TopK(k=40)))"),
+    "constraint": _instance(Constraint, "a Constraint, such as allowed_answers(tokenizer, [...])"),
+    "token_statistics": _instance(TokenStatistics, "a TokenStatistics, or None"),
+    "top_logprobs": _whole(0, MAX_TOP_LOGPROBS),
+    "num_beams": _whole(1, None, optional=True),
+    "length_penalty": _real(-math.inf, math.inf, optional=False),
+    "early_stopping": lambda v: None if isinstance(v, bool) else "True or False",
+    "num_return_sequences": _whole(1, None),
+}
+_FIELDS = tuple(_CHECKS)
+_PER_PROMPT = frozenset(_FIELDS[:9]) | {"constraint"}
+_FILTERS = ("temperature", "top_k", "top_p", "min_p")
+_DECODING = {"max_new_tokens", "min_new_tokens", "eos_token_id", "constraint"}
+_MEASURING = {"stop", "token_statistics", "top_logprobs"}
+_SAMPLING = {*_FILTERS, "seed", "sampler"}
+_BEAMS = {"num_beams", "length_penalty", "early_stopping", "num_return_sequences"}
+_USES: dict[str, set[str]] = {  # which fields a method takes
+    "generate": _DECODING | _MEASURING | _SAMPLING,
+    "stream": _DECODING | _MEASURING | _SAMPLING,
+    "best_of": _DECODING | _MEASURING | _SAMPLING | {"length_penalty"},
+    "beam_search": _DECODING | _BEAMS,
+    "prompt_lookup_generate": _DECODING | _MEASURING,
+}
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the first value that a field cannot have."""
+    for name, value in values.items():
+        per_prompt = _is_per_prompt(name, value)
+        if per_prompt and not len(value):
+            raise ConfigError(f"{name}: expected one value per prompt, got an empty list.")
+        for entry in value if per_prompt else [value]:
+            expected = _CHECKS[name](entry)
+            if expected:
+                raise ConfigError(f"{name}: expected {expected}, got {repr(entry)[:200]}.")
+    lengths = _lengths(values)
+    if lengths:
+        check_lengths(values, max(lengths.values()))
+    low, high = values.get("min_new_tokens", 0), values.get("max_new_tokens", MAX_NEW_TOKENS)
+    count = max(lengths.values(), default=1)
+    lows, highs = (list(v) if isinstance(v, Sequence) else [v] * count for v in (low, high))
+    for least, most in zip(lows, highs, strict=True):
+        if least > most:
+            raise ConfigError(
+                f"min_new_tokens: expected at most max_new_tokens, {most}, got {least}. Pass "
+                f"max_new_tokens={least} or more."
+            )
+    given = [name for name in _FILTERS if values.get(name) is not None]
+    if values.get("sampler") is not None and given:
+        raise ConfigError(
+            f"expected a sampler or {given[0]}, got both. Put the value into the sampler: "
+            "Chain((Temperature(temperature=0.7), TopP(p=0.9)))"
+        )
+
+
+_MEANT = {  # names of other libraries, and what they are here
+    "nucleus": "top_p", "nucleus_p": "top_p", "p": "top_p", "k": "top_k", "topk": "top_k",
+    "topp": "top_p", "temp": "temperature", "beams": "num_beams", "beam_size": "num_beams",
+    "beam_width": "num_beams", "max_length": "max_new_tokens", "max_tokens": "max_new_tokens",
+    "max_output_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens",
+    "max_decode_len": "max_new_tokens", "max_gen_len": "max_new_tokens",
+    "min_length": "min_new_tokens", "min_tokens": "min_new_tokens", "stop_strings": "stop",
+    "stop_sequences": "stop", "stop_words": "stop", "alpha": "length_penalty",
+    "random_seed": "seed", "rng": "seed", "eos_id": "eos_token_id", "eos": "eos_token_id",
+    "stop_token_ids": "eos_token_id", "observer": "token_statistics", "prefix": "answer_prefixes",
+    "logits_processor": "sampler", "grammar": "constraint", "samples": "n", "best_of": "n",
+}  # fmt: skip
+_EXPLAINED = {
+    "do_sample": "temperature decides: 0, the default, decodes greedily, 1.0 samples",
+    "logprobs": "every Generation has logprobs; for those of other tokens pass top_logprobs",
+    "output_scores": "every Generation has logprobs; for those of other tokens pass top_logprobs",
+    "suppress_tokens": "pass constraint=forbid_tokens(ids, vocab_size)",
+    "bad_words_ids": "pass constraint=forbid_tokens(ids, vocab_size) for single tokens",
+    "n": "call best_of(..., n=...) for several samples of each prompt",
+} | dict.fromkeys(
+    ("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
+    "not supported; an own Constraint can forbid tokens",
+)
+
+
+def resolve_config(
+    method: str,
+    config: GenerationConfig | None,
+    settings: Mapping[str, Any],
+    *,
+    also: Sequence[str] = (),
+) -> GenerationConfig:
+    """`config` with keyword arguments of `method` put into it.
+
+    Raises ConfigError, before anything is computed, for names that `method` does not take (with the
+    name that was probably meant; `also` are its other keywords) and values that a field cannot
+    have.
+    """
+    config = config or GenerationConfig()
+    takes = _USES[method]
+    for name in settings:
+        if name not in takes:
+            raise ConfigError(_unknown(method, name, [*takes, *also]))
+    if not settings:
+        return config
+    if settings.get("sampler") is not None:  # replaces values that a checkpoint brought
+        config = dataclasses.replace(config, **dict.fromkeys(_FILTERS))
+    elif any(settings.get(name) is not None for name in _FILTERS):
+        config = dataclasses.replace(config, sampler=None)
+    settings = {name: _plain(value) for name, value in settings.items()}
+    check_values({name: getattr(config, name) for name in _FIELDS} | settings)
+    return dataclasses.replace(config, **settings)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as Python's."""
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    return value
+
+
+def _unknown(method: str, name: str, names: Sequence[str]) -> str:
+    if name in _EXPLAINED:
+        return f"{method}() does not take {name!r}: {_EXPLAINED[name]}."
+    meant = _MEANT.get(name, name)
+    if meant in names:
+        return f"{method}() does not take {name!r}. Did you mean {meant!r}?"
+    others = [other for other, takes in _USES.items() if meant in takes]
+    if others:
+        return f"{method}() does not take {name!r}; {meant!r} is for {' and '.join(others)}."
+    near = difflib.get_close_matches(name.lower(), sorted(names), n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(sorted(names))}."
+    return f"{method}() does not take {name!r}. {hint}"
+
+
+# Of a Hugging Face generation_config.json: what leaves an answer as it is, with None or 1 for
+# fields that do so by that value only.
+_SILENT = frozenset(
+    "bos_token_id pad_token_id transformers_version _from_model_config use_cache "
+    "cache_implementation cache_config return_dict_in_generate output_scores output_logits "
+    "output_attentions "
+    "output_hidden_states return_legacy_cache disable_compile compile_config is_assistant "
+    "prompt_lookup_num_tokens max_matching_ngram_size max_time".split()
+)
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "repetition_penalty": (1, None), "encoder_repetition_penalty": (1, None),
+    "diversity_penalty": (0, None), "no_repeat_ngram_size": (0, None), "num_beams": (1, None),
+    "num_return_sequences": (1, None), "num_beam_groups": (1, None), "typical_p": (1, None),
+    "epsilon_cutoff": (0, None),
+    "eta_cutoff": (0, None), "max_length": (20, None), "min_length": (0, None),
+    "length_penalty": (1, None), "guidance_scale": (1, None), "renormalize_logits": (False, None),
+    "encoder_no_repeat_ngram_size": (0, None),
+}  # fmt: skip
+
+
+def from_hugging_face(values: Mapping[str, Any], name: str) -> GenerationConfig:
+    """The meaning of a checkpoint's generation_config.json, for `Pipeline.generation_config`.
+
+    Honored are eos_token_id, max_new_tokens, min_new_tokens, and with do_sample temperature, top_k,
+    top_p and min_p, with the defaults of transformers (top_k 50). Everything else that would change
+    an answer is named in one warning. Raises ConfigError, naming the file, for values that a field
+    cannot have.
+    """
+    known = {n: values.get(n) for n in ("eos_token_id", "max_new_tokens", "min_new_tokens")}
+    settings = {n: value for n, value in known.items() if value is not None}
+    if values.get("do_sample"):
+        sampling: dict[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": None, "min_p": None}
+        sampling |= {n: values[n] for n in sampling if values.get(n) is not None}
+        if sampling["top_k"] == 0:  # transformers' word for all tokens
+            sampling["top_k"] = None
+        settings |= sampling
+    settings |= {"min_new_tokens": 0} if settings.get("min_new_tokens", 0) == 0 else {}
+    handled = {*known, *_SILENT, *_FILTERS, "do_sample", "early_stopping"}
+    ignored = [
+        n for n, v in values.items() if n not in handled and v not in _NEUTRAL.get(n, (None, False))
+    ]
+    if ignored:
+        changed = ", ".join(f"{n}={values[n]!r}"[:80] for n in ignored[:20])
+        hint = " For beam search call beam_search()." if "num_beams" in ignored else ""
+        warnings.warn(
+            f"{name} asks for {changed}, which is not supported here.{hint}", stacklevel=2
+        )
+    try:
+        return resolve_config("generate", None, settings)
+    except ConfigError as e:
+        raise ConfigError(f"{name}: {e}") from e
