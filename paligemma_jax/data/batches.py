@@ -122,8 +122,8 @@ def make_batches(
     # Records of a small component may come twice in a batch.
     if not batches or (len(source) < global_batch and not isinstance(source, Mixture)):
         raise DatasetError(
-            f"A batch of {global_batch} needs at least as many records, got {len(source)}. Make it "
-            f"smaller: batch_size={max(1, len(source) // 2)}"
+            f"{len(source)} records do not fill a batch of {global_batch}. Make it smaller: "
+            f"batch_size={max(1, len(source) // 2)}"
         )
     reader = BatchReader(
         source=source,

@@ -64,7 +64,7 @@ def test_check_of_data_shows_what_is_wrong(run: Run, picture: Path, config: str,
     data.write_text(json.dumps(row) + "\n")
     options = ["--check", data, "--config", config, "--workdir", tmp_path]
     good = run("train", *options)
-    assert good.code == 0 and "Nothing was found wrong" in good.out and "tokens of" in good.out
+    assert good.code == 0 and "No problems found" in good.out and "tokens of" in good.out
     assert (tmp_path / "data_check.png").is_file()
     data.write_text(json.dumps(row) + "\n{oops\n")
     bad = run("train", *options)
@@ -82,8 +82,8 @@ def test_check_and_plan_of_a_mixture(run: Run, picture: Path, config: str, tmp_p
     mixture += f"MixtureComponent(Data({str(boxes)!r})))"
     given = ["--config", config, mixture, "--workdir", tmp_path]
     good = run("train", "--check", *given)
-    assert good.code == 0 and "part 0, 75.0% of what is drawn" in good.out
-    assert "part 1, 25.0% of what is drawn, each record 0.75 times an epoch" in good.out
+    assert good.code == 0 and "component 0, 75.0% of the samples" in good.out
+    assert "component 1, 25.0% of the samples, each record 0.75 times an epoch" in good.out
     assert re.search(r"total +\d\.\d\d GB a device", run("train", "--plan", *given).out)
     boxes.write_text("{oops\n" + json.dumps(row) + "\n")
     bad = run("train", "--check", *given)
@@ -91,7 +91,7 @@ def test_check_and_plan_of_a_mixture(run: Run, picture: Path, config: str, tmp_p
     wrong = run(
         "train", "--check", "--config", config, "--config.train=Mixture(MixtureComponent('x', -1))"
     )
-    assert wrong.code == 1 and "The weight of a part is -1" in wrong.err
+    assert wrong.code == 1 and "number, got -1" in wrong.err
     assert run("train", "--check").code == 2
 
 

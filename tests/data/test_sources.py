@@ -198,5 +198,5 @@ def test_prepared_data_with_a_dash_in_its_split_and_a_codec_for_its_reader(
     assert list(find_splits(tmp_path)) == ["test-dev"]
     monkeypatch.setattr("paligemma_jax.data.sources.TfdsSource", lambda *given: given)
     codec = FakeCodec()
-    _, split, reader = open_source(tmp_path, reader=Referring(), codec=codec)  # pyright: ignore
-    assert split == "train" and reader.codec is codec
+    opened: Any = open_source(tmp_path, reader=Referring(), codec=codec)
+    assert opened[1] == "train" and opened[2].codec is codec

@@ -144,7 +144,7 @@ def test_every_bad_line_is_listed(tmp_path: Path):
         "gqa.jsonl:5: the field 'answer' is missing; there are 'id', 'image', 'question'",
         "gqa.jsonl:6: the id is None",
         "gqa.jsonl:7: neither 'image' (a name) nor 'images'",
-        "gqa.jsonl:8: The picture '../a.png' leads out of the folder",
+        "gqa.jsonl:8: the image '../a.png' is outside of the folder",
         "gqa.jsonl:9: the question is 5 of type int, no string",
         "gqa.jsonl:10: the answer is 7 of type int, no string",
         "gqa.jsonl:11: the id 0 is that of gqa.jsonl:1 too",
