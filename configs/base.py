@@ -13,9 +13,7 @@ several splits gives both.
 from ml_collections import ConfigDict
 
 from paligemma_jax.data.transforms import RandomAnswer
-from paligemma_jax.models.layers import KeepInputs
 from paligemma_jax.models.sharding import Axes, Rules
-from paligemma_jax.processing.processor import Refuse
 from paligemma_jax.training.config import Data, TrainConfig, parse_arg
 from paligemma_jax.training.optimizer import KERNELS, Adam, Cosine, Epochs, Share, Steps
 from paligemma_jax.training.step import StepConfig, StopAtBadLoss
@@ -40,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
         validation_transforms=None,  # as in training
         # Tokens of prompt and answer, the separators too. `paligemma train --check DATA` counts.
         text_length=128,
-        on_overflow=Refuse(),  # Truncate() cuts as big_vision does
+        on_overflow="error",  # "truncate" cuts as big_vision does
         max_bad_records=0.0,  # 0.01 skips up to 1 % unusable records, and logs each
         workers=0,  # processes that read; 0 reads in threads, enough up to some hundred pictures/s
         # Rows of one update, of all devices together.
@@ -68,7 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
             dropout=0.0,  # in the language model
             # Parts that a batch goes through in, one after the other: less memory, same result.
             microbatches=1,
-            remat=KeepInputs(),  # KeepProducts() or KeepAll(): faster, with more memory
+            remat="full",  # "dots" or "none": faster, with more memory
             ema=None,  # 0.999: the result is an average over the last thousand updates or so
         ),
         lora=None,  # LoRA(rank=8): trains adapters alone

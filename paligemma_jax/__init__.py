@@ -76,8 +76,8 @@ if TYPE_CHECKING:
     from paligemma_jax.models.attention_maps import AttentionRollout as AttentionRollout
     from paligemma_jax.models.attention_maps import EveryHead as EveryHead
     from paligemma_jax.models.attention_maps import MeanAttention as MeanAttention
-    from paligemma_jax.models.inference_layout import restack as restack
-    from paligemma_jax.models.inference_layout import unroll as unroll
+    from paligemma_jax.models.inference_layout import stack_layers as stack_layers
+    from paligemma_jax.models.inference_layout import unstack_layers as unstack_layers
     from paligemma_jax.models.linen import to_linen as to_linen
     from paligemma_jax.models.lora import LoRA as LoRA
     from paligemma_jax.models.lora import add_lora as add_lora
@@ -85,12 +85,12 @@ if TYPE_CHECKING:
     from paligemma_jax.models.lora import with_dropout as with_dropout
     from paligemma_jax.models.paligemma import PaliGemma as PaliGemma
     from paligemma_jax.models.quantization import quantize as quantize
+    from paligemma_jax.models.quantization import quantize_stacked as quantize_stacked
     from paligemma_jax.models.quantization_config import Float8 as Float8
     from paligemma_jax.models.quantization_config import Int4 as Int4
     from paligemma_jax.models.quantization_config import Int8 as Int8
     from paligemma_jax.models.quantization_config import Int8Dynamic as Int8Dynamic
-    from paligemma_jax.models.quantization_config import Mixed as Mixed
-    from paligemma_jax.models.quantized_layers import quantize_stacked as quantize_stacked
+    from paligemma_jax.models.quantization_config import QuantizationConfig as QuantizationConfig
     from paligemma_jax.models.sharding import Axes as Axes
     from paligemma_jax.pipeline import Pipeline as Pipeline
     from paligemma_jax.processing.detections import Detections as Detections
@@ -115,9 +115,9 @@ if TYPE_CHECKING:
     from paligemma_jax.training.trainer import FineTuned as FineTuned
     from paligemma_jax.training.trainer import finetune as finetune
     from paligemma_jax.training.trainer import train as train
+    from paligemma_jax.viz.attention_maps import draw_attention_maps as draw_attention_maps
     from paligemma_jax.viz.attention_mask import AttentionMaskView as AttentionMaskView
     from paligemma_jax.viz.attention_mask import attention_mask as attention_mask
-    from paligemma_jax.viz.heat_map import draw_heat_maps as draw_heat_maps
     from paligemma_jax.weights.convert import convert as convert
     from paligemma_jax.weights.peft import load_adapter as load_adapter
     from paligemma_jax.weights.peft import save_adapter as save_adapter
@@ -152,13 +152,12 @@ _NAMES = {
     "hub.catalogue": "CATALOGUE Published",
     "loading": "from_pretrained load_model load_processor",
     "models.attention_maps": "AttentionRollout EveryHead MeanAttention",
-    "models.inference_layout": "restack unroll",
+    "models.inference_layout": "stack_layers unstack_layers",
     "models.linen": "to_linen",
     "models.lora": "add_lora LoRA merge_lora with_dropout",
     "models.paligemma": "PaliGemma",
-    "models.quantization": "quantize",
-    "models.quantization_config": "Float8 Int4 Int8 Int8Dynamic Mixed",
-    "models.quantized_layers": "quantize_stacked",
+    "models.quantization": "quantize quantize_stacked",
+    "models.quantization_config": "Float8 Int4 Int8 Int8Dynamic QuantizationConfig",
     "models.sharding": "Axes",
     "pipeline": "Pipeline",
     "processing.detections": "Detections Segmentations",
@@ -172,7 +171,7 @@ _NAMES = {
     "training.config": "TrainConfig",
     "training.trainer": "finetune FineTuned train",
     "viz.attention_mask": "attention_mask AttentionMaskView",
-    "viz.heat_map": "draw_heat_maps",
+    "viz.attention_maps": "draw_attention_maps",
     "weights.convert": "convert",
     "weights.peft": "load_adapter save_adapter",
 }

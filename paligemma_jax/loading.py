@@ -23,10 +23,10 @@ from paligemma_jax.errors import CheckpointError
 from paligemma_jax.filesystem import user_cache
 from paligemma_jax.hub.catalogue import find_published, find_source
 from paligemma_jax.hub.download import fetch_cached, fetch_fetch
-from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.inference_layout import unstack_layers
 from paligemma_jax.models.paligemma import PaliGemma, from_params
 from paligemma_jax.models.quantization import quantize_in_place
-from paligemma_jax.models.quantization_config import Recipe, find_recipe
+from paligemma_jax.models.quantization_config import Quantization, QuantizationConfig
 from paligemma_jax.models.sharding import Axes, leaf_sharding, local_mesh, shard_model
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.masks import MaskCodec
@@ -149,7 +149,7 @@ def from_pretrained(
     tokenizer: str | os.PathLike[str] | None = None,
     mask_codec: str | os.PathLike[str] | None = None,
     config: PaliGemmaConfig | None = None,
-    quantize: Recipe | str | None = None,
+    quantize: Quantization | str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     mesh: Mesh | Axes | None = None,
@@ -157,8 +157,9 @@ def from_pretrained(
 ) -> Pipeline:
     """Loads a checkpoint of any format, with the preprocessing it was trained with.
 
-    The model comes with its layers one by one, which answers fastest (see `unroll`); to train one,
-    call `load_model`. Programs that JAX compiles from now on are kept in the user's cache
+    The model comes with its layers one by one, which answers fastest (see `unstack_layers`); to
+    train one, call `load_model`. Programs that JAX compiles from now on are kept in the user's
+    cache
     directory, unless JAX has a directory for them already; JAX_ENABLE_COMPILATION_CACHE=false
     keeps none.
 
@@ -173,10 +174,11 @@ def from_pretrained(
       mask_codec: an npz of the codec of <seg> tokens, where none lies beside the weights; the
         published one is vae-oid.npz.
       config: the architecture, where the file cannot tell it.
-      quantize: "int8", "int4", "float8", "mixed", parts such as "mlp=int4:128,table=int8", or an
-        `Int8`, `Int8Dynamic`, `Int4`, `Float8` or `Mixed`: weights are rounded to so many bits as
-        they are read, and those of bfloat16 or float32 are never held together. Activations keep
-        `dtype`. A checkpoint that is stored so needs no telling.
+      quantize: "int8", "int4", "float8", "mixed", formats by kind of weight such as
+        "mlp=int4:128,embedding=int8", or an `Int8`, `Int8Dynamic`, `Int4`, `Float8` or
+        `QuantizationConfig`: weights are quantized as they are read, and those of bfloat16 or
+        float32 are never held together. Activations keep `dtype`. A checkpoint that is
+        stored quantized stays so.
       adapter: a directory of PEFT's (LoRA), added to the weights before they are rounded.
       revision: a branch, tag or commit at Hugging Face, such as "bfloat16".
       mesh: several devices of this process to answer together: `Axes(tensor=4)`, of all devices,
@@ -191,11 +193,12 @@ def from_pretrained(
     Raises:
       CheckpointError: naming everything that does not fit, or what keeps it from being downloaded.
       MissingExtraError: where the client of a hub is needed and not installed.
-      ConfigError: for an unknown name of a recipe, and a mesh that has other axes, more or fewer
-        devices than there are, or devices of other processes.
+      ConfigError: for an unknown quantization, and a mesh that has other axes, more or
+        fewer devices
+        than there are, or devices of other processes.
     """
     devices = None if mesh is None else local_mesh(mesh)
-    recipe = None if quantize is None else find_recipe(quantize)
+    quantization = None if quantize is None else QuantizationConfig.of(quantize)
     keep_compiled_programs()
     path = find_checkpoint(name_or_path, revision=revision, progress=progress)
     name = as_float_dtype(dtype).name
@@ -205,17 +208,17 @@ def from_pretrained(
         processor = _processor(checkpoint, resolution)
         vae = checkpoint.mask_codec
         config = with_resolution(checkpoint.config, resolution)
-        if recipe is not None and checkpoint.recipe != recipe:
+        if quantization is not None and checkpoint.quantization != quantization:
             checkpoint.require_floats()
         if adapter is None:
             model = load_unrolled(
-                checkpoint, config, name, recipe=recipe, mesh=devices, progress=progress
+                checkpoint, config, name, quantization=quantization, mesh=devices, progress=progress
             )
         else:
             base = _stacked(checkpoint, config, name, devices, progress)
-            model = unroll(load_adapter(base, adapter))
-            if recipe is not None:
-                quantize_in_place(model, recipe)
+            model = unstack_layers(load_adapter(base, adapter))
+            if quantization is not None:
+                quantize_in_place(model, quantization)
             if devices is not None:
                 model = shard_model(model, devices)
     codec = None if vae is None else MaskCodec(vae)
@@ -229,7 +232,7 @@ def load_model(
 ) -> PaliGemma:
     """The model alone, without a tokenizer; `config` is inferred where the file can tell it.
 
-    Its layers are stacked, as training wants them; `unroll` makes it answer faster.
+    Its layers are stacked, as training wants them; `unstack_layers` makes it answer faster.
     """
     keep_compiled_programs()
     with open_checkpoint(find_checkpoint(path), config=config) as checkpoint:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import paligemma_jax as pg
-from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.inference_layout import unstack_layers
 from paligemma_jax.models.paligemma import flatten, to_params
 from paligemma_jax.models.quantization import is_quantized
 
@@ -35,7 +35,7 @@ def directory(adapted: pg.PaliGemma, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_added_to_the_weights(adapted: pg.PaliGemma, directory: Path):
     found = pg.from_pretrained("demo", dtype="float32", adapter=directory).model
-    wanted = flatten(to_params(unroll(pg.merge_lora(adapted))))
+    wanted = flatten(to_params(unstack_layers(pg.merge_lora(adapted))))
     base = flatten(to_params(pg.from_pretrained("demo", dtype="float32").model))
     arrays = flatten(to_params(found))
     assert set(arrays) == set(wanted) == set(base)
@@ -48,7 +48,7 @@ def test_added_to_the_weights(adapted: pg.PaliGemma, directory: Path):
 def test_rounded_afterwards(adapted: pg.PaliGemma, directory: Path):
     found = pg.from_pretrained("demo", dtype="float32", adapter=directory, quantize="int8").model
     assert is_quantized(found)
-    wanted = pg.quantize(unroll(pg.merge_lora(adapted)), "int8")
+    wanted = pg.quantize(unstack_layers(pg.merge_lora(adapted)), "int8")
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         if jnp.issubdtype(one.dtype, jnp.integer):  # sums in another order may round otherwise
             assert np.mean(np.asarray(one) != np.asarray(other)) < 1e-3

@@ -13,7 +13,7 @@ from PIL import Image
 
 import paligemma_jax as pg
 from paligemma_jax.generation.decode import decode, prefill
-from paligemma_jax.models.inference_layout import restack
+from paligemma_jax.models.inference_layout import stack_layers
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
 from paligemma_jax.models.paligemma import to_params
 from paligemma_jax.processing.image import ImagePreprocessing
@@ -194,7 +194,7 @@ def test_saved_and_loaded_again(pali, picture, tmp_path):
     pali.save(tmp_path / "saved")
     again = pg.from_pretrained(tmp_path / "saved", dtype="float32")
     assert again.config == pali.config
-    stored = to_params(restack(again.model))
+    stored = to_params(stack_layers(again.model))
     for a, b in zip(jax.tree.leaves(stored), jax.tree.leaves(to_params(pali.model)), strict=True):
         np.testing.assert_array_equal(a, b)
     again.save(tmp_path / "again")

@@ -232,7 +232,7 @@ PEERS = (Kind.HUGGING_FACE, Kind.HUGGING_FACE_COMPILED)
 
 
 class Precision(enum.StrEnum):
-    """What weights are stored in; integers are for the decoder's, by the recipe of that name."""
+    """What weights are stored in; integers are for the decoder's, quantized by that name."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"

@@ -161,10 +161,10 @@ def save(
     image: "Image.Image", found: "Detections", maps: "np.ndarray", target: Path, *, force: bool
 ) -> None:
     """Writes the sheet of one picture; raises PaliGemmaError."""
-    from paligemma_jax.viz.heat_map import draw_heat_maps
+    from paligemma_jax.viz.attention_maps import draw_attention_maps
 
     words = [f"{one.label or 'object'} ({one.score:.2f})" for one in found]
-    save_picture(draw_heat_maps(image, maps, words), target, force=force, option=OPTION)
+    save_picture(draw_attention_maps(image, maps, words), target, force=force, option=OPTION)
 
 
 _detect_EPILOG = """\

@@ -30,7 +30,6 @@ from paligemma_jax.config import (
     PaliGemmaConfig,
     SigLIPConfig,
 )
-from paligemma_jax.models.quantization_config import recipe_names
 from paligemma_jax.weights.companions import (
     PRECISIONS,
     cache_bytes_per_token,
@@ -157,10 +156,10 @@ RECORDS = 256  # as `paligemma_jax.training.calibrate`
 
 _quantize_EPILOG = """\
 Examples:
-  paligemma quantize paligemma2-3b-mix-448 small --recipe int8      store it in 8 bits
+  paligemma quantize paligemma2-3b-mix-448 small --quantization int8      store it in 8 bits
   paligemma quantize paligemma2-3b-mix-448 small --calibrate train.jsonl
   paligemma quantize demo --report                    the demo model in 8 and in 4 bits
-  paligemma quantize demo --report --recipe int4 --scenes 100
+  paligemma quantize demo --report --quantization int4 --scenes 100
   paligemma quantize paligemma2-3b-mix-448 --report   without scores, which are the demo's
 
 TARGET is a store that every command opens as --model TARGET. Without --calibrate it is what convert
@@ -193,9 +192,9 @@ def add_quantize(commands: Any) -> None:
         "--report", action="store_true", help="measure and print; nothing is written"
     )
     parser.add_argument(
-        "--recipe", action="append", type=options.recipe, metavar="RECIPE",
-        help=f"{options.SOME_RECIPES}; of --report there may be several (default: int4; --report: "
-        "int8 and int4)",
+        "--quantization", action="append", type=options.quantization, metavar="FORMAT",
+        help=f"{options.QUANTIZATION_FORMATS}; of --report there may be several "
+        "(default: int4; --report: int8 and int4)",
     )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=options.DTYPES,
@@ -238,18 +237,18 @@ def run_quantize(args: argparse.Namespace) -> int:
         if args.calibrate is not None:
             args.usage_error("--calibrate is for TARGET; --report has --calibration-prompts.")
         return _report(args)
-    if len(args.recipe or ()) > 1:
-        args.usage_error("--recipe comes once with TARGET.")
-    recipe = (args.recipe or ["int4"])[0]
+    if len(args.quantization or ()) > 1:
+        args.usage_error("--quantization comes once with TARGET.")
+    quantization = (args.quantization or ["int4"])[0]
     if args.calibrate is None:
-        _write(args, recipe)
+        _write(args, quantization)
     else:
-        _write_calibrated(args, recipe)
+        _write_calibrated(args, quantization)
     print(f"{args.target}: {describe_target(args.target)}")
     return 0
 
 
-def _write(args: argparse.Namespace, recipe: str) -> None:
+def _write(args: argparse.Namespace, quantization: str) -> None:
     from paligemma_jax.loading import find_checkpoint
     from paligemma_jax.weights.convert import convert
 
@@ -259,13 +258,13 @@ def _write(args: argparse.Namespace, recipe: str) -> None:
             source,
             args.target,
             dtype=args.dtype,
-            quantize=recipe,
+            quantize=quantization,
             verify=args.verify,
             progress=progress,
         )
 
 
-def _write_calibrated(args: argparse.Namespace, recipe: str) -> None:
+def _write_calibrated(args: argparse.Namespace, quantization: str) -> None:
     from paligemma_jax.filesystem import refuse_existing
     from paligemma_jax.training.calibrate import calibrate
 
@@ -275,7 +274,7 @@ def _write_calibrated(args: argparse.Namespace, recipe: str) -> None:
         pipeline = calibrate(
             pipeline,
             args.calibrate,
-            recipe,
+            quantization,
             records=args.records,
             batch_size=args.batch_size,
             progress=records,
@@ -301,9 +300,9 @@ def _report(args: argparse.Namespace) -> int:
         for given, number in ((args.scenes, SCENES), (args.calibration_prompts, CALIBRATION))
     )
     pipeline = _load(args)
-    recipes = tuple(dict.fromkeys(args.recipe or ("int8", "int4")))
+    formats = tuple(dict.fromkeys(args.quantization or ("int8", "int4")))
     with status(args, "measuring"):
-        found = report(pipeline, recipes, scenes=scenes, prompts=args.prompts, calibrate=calibrate)
+        found = report(pipeline, formats, scenes=scenes, prompts=args.prompts, calibrate=calibrate)
     print(json.dumps(found.to_dict()) if args.json else "\n".join(_lines(args.model, found)))
     return 0
 
@@ -312,7 +311,7 @@ def _lines(model: str, found: "QuantizationReport") -> Iterator[str]:
     from paligemma_jax.evaluation.quantization_report import BEFORE, goal
 
     forms = found.forms
-    recipes = [name for name in forms if name != BEFORE]
+    formats = [name for name in forms if name != BEFORE]
     yield f"{model}: weights of {found.dtype} before, activations of {found.dtype}"
     yield ""
     yield _quantize_line("", [found.dtype if name == BEFORE else name for name in forms])
@@ -321,7 +320,7 @@ def _lines(model: str, found: "QuantizationReport") -> Iterator[str]:
         "  language model", [data_size(form.text_nbytes) for form in forms.values()]
     )
     yield _quantize_line("tokens/s", [f"{form.tokens_per_second:.1f}" for form in forms.values()])
-    close = [forms[name].agreement for name in recipes]
+    close = [forms[name].agreement for name in formats]
     yield _quantize_line("KL", ["", *[f"{a.divergence:.5f}" for a in close if a]])
     yield _quantize_line("same token", ["", *[f"{100 * a.same_token:.2f} %" for a in close if a]])
     if not found.scenes:
@@ -331,12 +330,12 @@ def _lines(model: str, found: "QuantizationReport") -> Iterator[str]:
         yield _quantize_line(
             score, [f"{100 * form.scores[score]:.1f} %" for form in forms.values()]
         )
-    worst = [max(found.losses(name).values()) for name in recipes]
+    worst = [max(found.losses(name).values()) for name in formats]
     yield _quantize_line("largest loss, points", ["", *[f"{loss:.1f}" for loss in worst]])
-    yield _quantize_line("  may be", ["", *[f"{goal(name):.1f}" for name in recipes]])
+    yield _quantize_line("  may be", ["", *[f"{goal(name):.1f}" for name in formats]])
     yield _quantize_line(
         "  reached",
-        ["", *["yes" if x <= goal(n) else "no" for n, x in zip(recipes, worst, strict=True)]],
+        ["", *["yes" if x <= goal(n) else "no" for n, x in zip(formats, worst, strict=True)]],
     )
 
 
@@ -471,7 +470,9 @@ def as_dict(
             "kind": checkpoint.kind,
             "stored_bytes": checkpoint.nbytes,
             "parameters_by_dtype": checkpoint.dtypes,
-            "quantization": None if checkpoint.recipe is None else recipe_names(checkpoint.recipe),
+            "quantization": None
+            if checkpoint.quantization is None
+            else checkpoint.quantization.to_dict(),
             "scale_bytes": checkpoint.scale_nbytes,
             "tokenizer": checkpoint.has_tokenizer,
             "mask_codec": checkpoint.has_mask_codec,
@@ -575,10 +576,10 @@ def _describe_checkpoint(info: "CheckpointInfo") -> list[str]:
 
 
 def _few_bits(info: "CheckpointInfo") -> list[str]:
-    if info.recipe is None:
+    if info.quantization is None:
         return []
     words = []
-    for kind, name in recipe_names(info.recipe).items():
+    for kind, name in info.quantization.to_dict().items():
         format, _, group = (name or "as trained").partition(":")
         groups = {"": "", "row": ", a scale a channel"}.get(group, f" in groups of {group}")
         words.append(f"{kind} {format}{groups}")

@@ -305,7 +305,7 @@ def _check_size(
     args: argparse.Namespace, config: "PaliGemmaConfig", processor: "Processor"
 ) -> None:
     """Raises ConfigError before memory runs out."""
-    text = len(processor.encoding.prompt_ids(processor.tokenizer, args.prompt))
+    text = len(processor.prompt_ids(args.prompt))
     if args.answer is not None:
         text += len(processor.tokenizer.encode(args.answer)) + 1
     size = args.images * config.img.num_patches + max(text, args.length or 0)

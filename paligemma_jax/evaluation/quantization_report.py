@@ -176,9 +176,9 @@ class QuantizationReport:
     scenes: int
     forms: Mapping[str, Measured]
 
-    def losses(self, recipe: str) -> dict[str, float]:
+    def losses(self, quantization: str) -> dict[str, float]:
         """Points out of 100 that each score falls by; below 0 where it rises."""
-        before, after = self.forms[BEFORE].scores, self.forms[recipe].scores
+        before, after = self.forms[BEFORE].scores, self.forms[quantization].scores
         return {name: 100 * (before[name] - after[name]) for name in before}
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,14 +191,14 @@ class QuantizationReport:
 
 def report(
     pipeline: Pipeline,
-    recipes: Sequence[str],
+    formats: Sequence[str],
     *,
     scenes: int,
     prompts: int,
     calibrate: int = 0,
     seed: int = 2026,
 ) -> QuantizationReport:
-    """Measures a model that is not quantized, and then by each recipe's name.
+    """Measures a model that is not quantized, and then by each quantization's name.
 
     `scenes` (and as many pairs) are for the demo benchmark, 0 leaves it out; `prompts` are those
     whose answers, the model's own, are compared token by token. Recipes of 4 bits are measured once
@@ -208,10 +208,10 @@ def report(
     answered = ask(pipeline, prompts, seed + 3)
     forms: dict[str, Measured] = {}
     inputs = None
-    if calibrate and "int4" in recipes:
+    if calibrate and "int4" in formats:
         inputs = measure_inputs(pipeline.model, texts(ask(pipeline, calibrate, seed + 5, TRAINING)))
-        recipes = (*recipes, CALIBRATED)
-    for name in (BEFORE, *recipes):
+        formats = (*formats, CALIBRATED)
+    for name in (BEFORE, *formats):
         model = pipeline.model
         if name == CALIBRATED:
             model = quantize(model, "int4", inputs=inputs)
@@ -225,9 +225,9 @@ def report(
     return QuantizationReport(jnp.dtype(pipeline.model.dtype).name, scenes, forms)
 
 
-def goal(recipe: str) -> float:
-    """Points that no score may fall by with a recipe, out of 100."""
-    return GOALS.get(recipe, _OTHERS)
+def goal(quantization: str) -> float:
+    """Points that no score may fall by with a quantization, out of 100."""
+    return GOALS.get(quantization, _OTHERS)
 
 
 def _nbytes(tree: Any) -> int:

@@ -1,23 +1,15 @@
 """Gemma and Gemma 2 decoders (arXiv 2403.08295, 2408.00118), run over embeddings.
 
+A layer exists with weights as they are trained (`Attention`, `FeedForward`) and as they are stored
+for decoding (`FusedAttention`, `FusedFeedForward`): queries, keys and values from one matmul, both
+gates of the MLP from another, contracted axes last. The numbers are the same.
+
 Letters: B batch, T tokens, S cache slots, W width, F MLP width, N query heads, K key-value heads,
 H head width, V vocabulary, L layers.
-
-One decoder layer of Gemma or Gemma 2, with weights as they are trained.
-
-Letters: B batch, T tokens, S cache slots, W width, F MLP width, N query heads, K key-value heads,
-H head width.
-
-One decoder layer with weights stored for decoding: fused, contracted axes last.
-
-Queries, keys and values come from one product, both gates of the MLP from another. The numbers are
-those of `Attention` and `FeedForward`, in another order; `unroll` moves them.
-
-Letters: B batch, T tokens, W width, F MLP width, N query heads, K key-value heads, H head width.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,41 +20,18 @@ from paligemma_jax.config import GemmaConfig
 from paligemma_jax.models.attention import attention, attention_weights, rotary_embedding, soft_cap
 from paligemma_jax.models.kv_cache import KVCache, empty_cache, empty_layers, empty_stacked
 from paligemma_jax.models.layers import (
-    KEEP_ALL,
     Dropout,
     DType,
-    Einsum,
     Remat,
     RMSNorm,
     contract,
     fold_layers,
+    init_stacked,
     on_cpu,
     scan_layers,
-    stack_layers,
 )
+from paligemma_jax.models.linear import Einsum, EinsumAxes, Linear, Projection
 from paligemma_jax.models.masks import Layer, Mask
-
-
-@runtime_checkable
-class Projections(Protocol):
-    """What stands around attention, however its weights are stored."""
-
-    def project(
-        self, x: Float[Array, "B T W"], positions: Int[Array, "B T"]
-    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
-        """Rotated and scaled queries, rotated keys, values."""
-        ...
-
-    def output(self, mixed: Float[Array, "B T N H"]) -> Float[Array, "B T W"]:
-        """What attention found, in the model's width."""
-        ...
-
-
-@runtime_checkable
-class MLP(Protocol):
-    """The gated network of a layer, however its weights are stored."""
-
-    def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]: ...
 
 
 class Attention(nnx.Module):
@@ -72,23 +41,23 @@ class Attention(nnx.Module):
         c = config
         kw = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
         self.query_scale = c.query_scale
-        self.q_einsum = Einsum((c.num_heads, c.width, c.head_dim), fan_in=c.width, **kw)
-        self.kv_einsum = Einsum((2, c.num_kv_heads, c.width, c.head_dim), fan_in=c.width, **kw)
-        self.attn_vec_einsum = Einsum(
-            (c.num_heads, c.head_dim, c.width), fan_in=c.num_heads * c.head_dim, **kw
-        )
+        heads, width, size = c.num_heads, c.width, c.head_dim
+        self.q_einsum = Einsum((heads, width, size), EinsumAxes((1,)), **kw)
+        kv_axes = EinsumAxes((2,), parts=("k", "v"))
+        self.kv_einsum = Einsum((2, c.num_kv_heads, width, size), kv_axes, **kw)
+        self.attn_vec_einsum = Einsum((heads, size, width), EinsumAxes((0, 1)), **kw)
 
     def project(
         self, x: Float[Array, "B T W"], positions: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
-        """See `Projections`."""
+        """Rotated and scaled queries, rotated keys, values."""
         q = rotary_embedding(self.q_einsum("BTW,NWH->BTNH", x), positions)
         k, v = self.kv_einsum("BTW,CKWH->CBTKH", x)
         k = rotary_embedding(k, positions)
         return q * self.query_scale, k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def output(self, mixed: Float[Array, "B T N H"]) -> Float[Array, "B T W"]:
-        """See `Projections`."""
+        """What attention gives, in the model's width."""
         return self.attn_vec_einsum("BTNH,NHW->BTW", mixed)
 
 
@@ -97,8 +66,9 @@ class FeedForward(nnx.Module):
 
     def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
         kw = dict(rngs=rngs, dtype=dtype, param_dtype=param_dtype)
-        self.gating_einsum = Einsum((2, config.width, config.mlp_dim), fan_in=config.width, **kw)
-        self.linear = Einsum((config.mlp_dim, config.width), fan_in=config.mlp_dim, **kw)
+        gates = EinsumAxes((1,), parts=("gate", "up"))
+        self.gating_einsum = Einsum((2, config.width, config.mlp_dim), gates, **kw)
+        self.linear = Einsum((config.mlp_dim, config.width), EinsumAxes((0,)), **kw)
 
     def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T W"]:
         gate, up = self.gating_einsum("BTW,CWF->CBTF", x)
@@ -111,8 +81,8 @@ class Block(nnx.Module):
     def __init__(
         self,
         config: GemmaConfig,
-        attn: Projections,
-        mlp: MLP,
+        attn: "Attention | FusedAttention",
+        mlp: "FeedForward | FusedFeedForward",
         *,
         dtype: DType,
         param_dtype: DType,
@@ -157,9 +127,9 @@ class Block(nnx.Module):
         mixed = attention(q, k.astype(q.dtype), v.astype(q.dtype), mask, layer, self.softcap)
         h = self.attn.output(mixed)
         h = self.post_attention_norm(h) if self.post_norms else h
-        x = x + (dropout.at(0)(h) if dropout else h)
+        x = x + (dropout.fold_in(0)(h) if dropout else h)
         h = self.mlp(self.pre_ffw_norm(x))
-        h = dropout.at(1)(h) if dropout else h
+        h = dropout.fold_in(1)(h) if dropout else h
         return x + (self.post_ffw_norm(h) if self.post_norms else h)
 
 
@@ -173,35 +143,34 @@ def make_block(config: GemmaConfig, rngs: nnx.Rngs, *, dtype: DType, param_dtype
 Seen = TypeVar("Seen")
 
 
-class Embedder(nnx.Module):
-    """The token table: looked up and scaled by sqrt(W) going in, tied output head going out."""
+class Head(Linear):
+    """One row for each token: an output head of its own, or what `Embedder` adds lookups to."""
 
     def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
+        self.shape, self.axes = (config.vocab_size, config.width), EinsumAxes((1,))
         self.dtype = dtype
-        shape = (config.vocab_size, config.width)
-        init = jax.random.normal(rngs.params(), shape) * config.width**-0.5
-        self.input_embedding = nnx.Param(init.astype(param_dtype))
+        init = jax.random.normal(rngs.params(), self.shape) * config.width**-0.5
+        setattr(self, self.weight_name, nnx.Param(init.astype(param_dtype)))
+
+    def logits(self, x: Float[Array, "B T W"]) -> Float[Array, "B T V"]:
+        """Of every token, in float32."""
+        if self.matrix is None:
+            return contract(getattr(self, self.weight_name)[...], x)
+        return self._quantized_matmul(x, 1)
+
+
+class Embedder(Head):
+    """The embedding table: looked up and scaled by sqrt(W) going in, tied output head going out."""
+
+    weight_name = "input_embedding"
 
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T W"]:
         """Scaled embeddings; the scale is rounded to the table's dtype, as in big_vision."""
-        x = look_up(self.input_embedding[...], tokens)
+        if self.matrix is None:
+            x = look_up(self.input_embedding[...], tokens)
+        else:
+            x = self.matrix.take(tokens).astype(self.dtype)
         return (x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype)).astype(self.dtype)
-
-    def decode(self, x: Float[Array, "B T W"]) -> Float[Array, "B T V"]:
-        """Logits in float32."""
-        return _logits(x, self.input_embedding[...])
-
-
-class Head(nnx.Module):
-    """An output head of its own, for checkpoints that were fine-tuned with one."""
-
-    def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
-        shape = (config.vocab_size, config.width)
-        init = jax.random.normal(rngs.params(), shape) * config.width**-0.5
-        self.w = nnx.Param(init.astype(param_dtype))
-
-    def __call__(self, x: Float[Array, "B T W"]) -> Float[Array, "B T V"]:
-        return _logits(x, self.w[...])
 
 
 @jax.custom_jvp
@@ -229,15 +198,11 @@ def _look_up_jvp(
     return look_up(table, tokens), tangents[0][tokens]
 
 
-def _logits(x: Float[Array, "B T W"], table: Float[Array, "V W"]) -> Float[Array, "B T V"]:
-    return contract(table, x)
-
-
 class Gemma(nnx.Module):
     """Decoder over embeddings; three ways through: forward, prefill (fills a cache), extend.
 
     `watch` is forward with a view of its attention. `layers` is one block whose weights are stacked
-    on a leading axis, or, after `unroll`, a list of blocks.
+    on a leading axis, or, after `unstack_layers`, a list of blocks.
     """
 
     def __init__(
@@ -252,7 +217,7 @@ class Gemma(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.embedder = Embedder(config, rngs=rngs, **kw)
-        self.layers: Block | nnx.List[Block] = stack_layers(
+        self.layers: Block | nnx.List[Block] = init_stacked(
             lambda layer_rngs: make_block(config, layer_rngs, **kw), config.depth, rngs
         )
         self.final_norm = RMSNorm(config.width, **kw)
@@ -272,13 +237,13 @@ class Gemma(nnx.Module):
         positions: Int[Array, "B T"],
         mask: Mask,
         dropout: Dropout | None = None,
-        remat: Remat = KEEP_ALL,
+        remat: Remat = "none",
     ) -> Float[Array, "B T W"]:
         """Normalised hidden states of a whole sequence."""
 
         def apply(block: Block, x: jax.Array, layer: Layer) -> jax.Array:
             q, k, v = block.project(x, positions)
-            drop = dropout.at(layer) if dropout else None
+            drop = dropout.fold_in(layer) if dropout else None
             return block.finish(x, q, k, v, mask, layer, drop)
 
         return self.final_norm(scan_layers(self.layers, apply, x, remat))
@@ -351,27 +316,12 @@ class Gemma(nnx.Module):
 
     def logits(self, x: Float[Array, "B T W"]) -> Float[Array, "B T V"]:
         """Output logits in float32, soft-capped where the configuration says so."""
-        out = self.embedder.decode(x) if self.config.tie_embeddings else self.lm_head(x)
-        return soft_cap(out, self.config.final_logit_softcap)
-
-
-class Projection(nnx.Module):
-    """One weight [*out, *in], contracted over its last axes; what quantisation replaces."""
-
-    def __init__(
-        self, out_shape: tuple[int, ...], in_shape: tuple[int, ...], *, dtype: DType, w: DType
-    ):
-        self.axes = len(in_shape)
-        self.dtype = dtype
-        self.w = nnx.Param(jnp.zeros(out_shape + in_shape, w))
-
-    def __call__(self, x: Float[Array, "B T *of_in"]) -> Float[Array, "B T *of_out"]:
-        """Multiplied in the activation dtype, added up and given back in float32."""
-        return contract(self.w[...], x.astype(self.dtype), self.axes)
+        head = self.embedder if self.config.tie_embeddings else self.lm_head
+        return soft_cap(head.logits(x), self.config.final_logit_softcap)
 
 
 class FusedAttention(nnx.Module):
-    """Queries, then keys, then values from one weight; see `Projections`."""
+    """Queries, then keys, then values from one weight; see `Attention`."""
 
     def __init__(self, config: GemmaConfig, *, dtype: DType, param_dtype: DType):
         c = config
@@ -383,7 +333,7 @@ class FusedAttention(nnx.Module):
     def project(
         self, x: Float[Array, "B T W"], positions: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B K T H"], Float[Array, "B K T H"]]:
-        """See `Projections`."""
+        """See `Attention`."""
         c = self.config
         heads = self.qkv(x).astype(x.dtype)
         rotated = rotary_embedding(heads[:, :, : c.num_heads + c.num_kv_heads], positions)
@@ -392,7 +342,7 @@ class FusedAttention(nnx.Module):
         return q * c.query_scale, k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def output(self, mixed: Float[Array, "B T N H"]) -> Float[Array, "B T W"]:
-        """See `Projections`."""
+        """See `Attention`."""
         return self.out(mixed).astype(mixed.dtype)
 
 

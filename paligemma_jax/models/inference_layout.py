@@ -1,4 +1,4 @@
-"""The same model with its layers one by one, for inference: `unroll` there, `stack_params` back.
+"""The same model with its layers one by one, for inference: `unstack_layers` and back.
 
 Nothing is computed, only moved: each layer's weights become arrays of their own, fused where one
 product can do the work of two, with the contracted axes last. Paths of the stacked form are those
@@ -10,7 +10,7 @@ Letters: L layers, W width, F MLP width, N query heads, K key-value heads, H hea
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -30,9 +30,10 @@ from paligemma_jax.models.paligemma import (
     flatten,
     from_params,
     nest,
+    split_model,
     to_params,
 )
-from paligemma_jax.models.quantized_matrix import is_rounded
+from paligemma_jax.models.quantized_matrix import is_quantized_array
 from paligemma_jax.models.siglip import Block
 
 _TEXT, _IMAGE = "llm/layers/", "img/blocks/"
@@ -49,7 +50,7 @@ _FUSED: dict[str, tuple[str, tuple[int, ...]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class ParamSlice:
     """One layer of a stacked parameter as a part of an unrolled one.
 
     Attributes:
@@ -71,7 +72,7 @@ class Piece:
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class UnstackedParam:
     """A parameter that every layer of an unrolled model has, or one that is of no layer.
 
     Attributes:
@@ -86,7 +87,7 @@ class Target:
     name: str
     depth: int | None
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ParamSlice, ...]
 
     @property
     def paths(self) -> list[str]:
@@ -96,7 +97,7 @@ class Target:
         return [f"{self.prefix}{layer}/{self.name}" for layer in range(self.depth)]
 
 
-def targets(config: PaliGemmaConfig) -> list[Target]:
+def unstacked_params(config: PaliGemmaConfig) -> list[UnstackedParam]:
     """All parameters of the unrolled form, and how those of the stacked form make them."""
     groups: dict[tuple[str, str], list[tuple[str, tuple[int, ...], tuple[int, ...]]]] = {}
     depths = {_TEXT: config.llm.depth, _IMAGE: config.img.depth}
@@ -109,13 +110,13 @@ def targets(config: PaliGemmaConfig) -> list[Target]:
         groups.setdefault((prefix, name), []).append((path, axes, shape))
     found = []
     for (prefix, name), sources in groups.items():
-        pieces: list[Piece] = []
+        pieces: list[ParamSlice] = []
         rows, rest = 0, tuple(sources[0][2][axis] for axis in sources[0][1])[1:]
         for path, axes, shape in sources:
             end = rows + math.prod(shape) // math.prod(rest)
-            pieces.append(Piece(path, axes, tuple(shape[axis] for axis in axes), (rows, end)))
+            pieces.append(ParamSlice(path, axes, tuple(shape[axis] for axis in axes), (rows, end)))
             rows = end
-        found.append(Target(prefix, name, depths.get(prefix), (rows, *rest), tuple(pieces)))
+        found.append(UnstackedParam(prefix, name, depths.get(prefix), (rows, *rest), tuple(pieces)))
     return found
 
 
@@ -127,37 +128,29 @@ def _name(path: str) -> str:
     return path.removeprefix(_prefix(path))
 
 
-def unroll(model: PaliGemma) -> PaliGemma:
+def unstack_layers(model: PaliGemma) -> PaliGemma:
     """The model with its layers one by one; the very same model if it is that already.
 
     Weights are copied: while both models are alive they take their memory twice. Adapters are
     merged into them, see `merge_lora`. Raises ConfigError for stacked weights of few bits.
     """
-    if is_unrolled(model):
+    if is_unstacked(model):
         return model
     params = flatten(to_params(plain(model)))
     arrays: dict[str, jax.Array] = {}
-    for target in targets(model.config):
+    for target in unstacked_params(model.config):
         stacked = tuple(params[piece.path] for piece in target.pieces)
         layers = stacked if target.depth is None else _split(stacked, target)
         arrays |= zip(target.paths, layers, strict=True)
-    return fill(abstract_unrolled(model.config, model.dtype), arrays)
+    return split_model(abstract_unstacked(model.config, model.dtype))[0].merge_flat(arrays)
 
 
-def is_unrolled(model: PaliGemma) -> bool:
+def is_unstacked(model: PaliGemma) -> bool:
     """Whether the model's layers stand by themselves."""
     return isinstance(model.llm.layers, nnx.List)
 
 
-def fill(model: PaliGemma, arrays: Mapping[str, jax.Array]) -> PaliGemma:
-    """A model of shapes with arrays in their place, by their paths; all must be there."""
-    graphdef, state = nnx.split(model)
-    flat = nnx.to_flat_state(state)
-    filled = [(path, leaf.replace(arrays["/".join(map(str, path))])) for path, leaf in flat]
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))
-
-
-def abstract_unrolled(
+def abstract_unstacked(
     config: PaliGemmaConfig, dtype: DType = jnp.float32, param_dtype: DType = jnp.float32
 ) -> PaliGemma:
     """The unrolled module with shapes and dtypes in place of arrays."""
@@ -171,28 +164,28 @@ def abstract_unrolled(
     return model
 
 
-def restack(model: PaliGemma) -> PaliGemma:
+def stack_layers(model: PaliGemma) -> PaliGemma:
     """The model with its layers stacked, as training wants it; the very same if they are.
 
     Weights are copied: while both models are alive they take their memory twice.
     """
-    if not is_unrolled(model):
+    if not is_unstacked(model):
         return model
-    params = {path: make() for path, make in stack_params(model)}
+    params = {path: make() for path, make in stacked_params(model)}
     return from_params(model.config, nest(params), model.dtype)
 
 
-def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array]]]:
+def stacked_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array]]]:
     """Path and maker of every parameter in the stacked form, from a model in either form.
 
     Each array is made when its maker is called, so that only one need be held at a time. Adapters
     are merged, see `merge_lora`. Raises ConfigError for weights that are rounded.
     """
     params = flatten(to_params(plain(model)))
-    if not is_unrolled(model):
+    if not is_unstacked(model):
         yield from ((path, functools.partial(_same, array)) for path, array in params.items())
         return
-    for target in targets(model.config):
+    for target in unstacked_params(model.config):
         layers = tuple(params[path] for path in target.paths)
         for piece in target.pieces:
             if target.depth is None:
@@ -204,7 +197,7 @@ def stack_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Array
 def plain(model: PaliGemma) -> PaliGemma:
     """The model without adapters; ConfigError for one whose weights are rounded."""
     model = merge_lora(model)
-    if any(map(is_rounded, jax.tree.leaves(model))):
+    if any(map(is_quantized_array, jax.tree.leaves(model))):
         raise ConfigError(
             "The weights of this model are quantized, and those they were made of are gone. A "
             "model as it was trained fits. Load it without quantize=, and quantize what you load "
@@ -218,7 +211,7 @@ def _same(array: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="target")
-def _split(stacked: tuple[jax.Array, ...], target: Target) -> tuple[jax.Array, ...]:
+def _split(stacked: tuple[jax.Array, ...], target: UnstackedParam) -> tuple[jax.Array, ...]:
     """Every layer's parameter."""
     moved = [
         [layer.transpose(piece.axes).reshape(-1, *target.shape[1:]) for layer in array]
@@ -228,6 +221,6 @@ def _split(stacked: tuple[jax.Array, ...], target: Target) -> tuple[jax.Array, .
 
 
 @functools.partial(jax.jit, static_argnames="piece")
-def _stack(layers: tuple[jax.Array, ...], piece: Piece) -> jax.Array:
+def _stack(layers: tuple[jax.Array, ...], piece: ParamSlice) -> jax.Array:
     """The inverse of `_split` for one of the pieces."""
     return jnp.stack([piece.view(layer) for layer in layers])

@@ -25,7 +25,7 @@ class KeyValues(Protocol):
         """Keys and values [B, K, S, H] of one layer."""
         ...
 
-    def repeat_rows(self, times: int) -> "KeyValues":
+    def repeat(self, times: int) -> "KeyValues":
         """Each row `times` times, side by side."""
         ...
 
@@ -54,7 +54,7 @@ class StackedKeyValues:
             jax.lax.dynamic_index_in_dim(self.v, layer, keepdims=False),
         )
 
-    def repeat_rows(self, times: int) -> KeyValues:
+    def repeat(self, times: int) -> KeyValues:
         return StackedKeyValues(
             jnp.repeat(self.k, times, axis=1), jnp.repeat(self.v, times, axis=1)
         )
@@ -86,7 +86,7 @@ class LayerKeyValues:
         assert isinstance(layer, int), "layers that stand by themselves are not scanned over"
         return self.k[layer], self.v[layer]
 
-    def repeat_rows(self, times: int) -> KeyValues:
+    def repeat(self, times: int) -> KeyValues:
         k, v = ((jnp.repeat(x, times, axis=0) for x in every) for every in (self.k, self.v))
         return LayerKeyValues(tuple(k), tuple(v))
 
@@ -136,11 +136,11 @@ class KVCache:
         """Counts `tokens` more slots as used."""
         return dataclasses.replace(self, length=self.length + tokens)
 
-    def repeat_rows(self, times: int) -> "KVCache":
+    def repeat(self, times: int) -> "KVCache":
         """Each row `times` times, side by side; for one length of all rows."""
         return dataclasses.replace(
             self,
-            layers=self.layers.repeat_rows(times),
+            layers=self.layers.repeat(times),
             valid=jnp.repeat(self.valid, times, axis=0),
             positions=jnp.repeat(self.positions, times, axis=0),
         )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.models.gemma import Gemma
 from paligemma_jax.models.layers import DType
-from paligemma_jax.models.paligemma import PaliGemma, Skeleton, abstract_model, to_params
+from paligemma_jax.models.paligemma import GraphDef, PaliGemma, abstract_model, to_params
 from paligemma_jax.models.siglip import SigLIP
 
 
@@ -58,7 +58,7 @@ class LinenPaliGemma(linen.Module):
 
         given = self.variables.get("params")
         if given:  # names: below, Linen compares shapes in their order
-            self._skeleton().check(given)
+            self._graphdef().check(given)
         self.img = self.param("img", make_encoder)
         self.llm = self.param("llm", make_decoder)
 
@@ -76,12 +76,12 @@ class LinenPaliGemma(linen.Module):
         return self._model().encode_images(images)
 
     def _model(self) -> PaliGemma:
-        return self._skeleton().merge({"img": self.img, "llm": self.llm})
+        return self._graphdef().merge({"img": self.img, "llm": self.llm})
 
-    def _skeleton(self) -> Skeleton:
-        return _make_skeleton(self.config, self.dtype)
+    def _graphdef(self) -> GraphDef:
+        return _make_graphdef(self.config, self.dtype)
 
 
 @functools.lru_cache(maxsize=16)
-def _make_skeleton(config: PaliGemmaConfig, dtype: DType) -> Skeleton:
+def _make_graphdef(config: PaliGemmaConfig, dtype: DType) -> GraphDef:
     return abstract_model(config, dtype).split()[0]

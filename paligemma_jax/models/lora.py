@@ -1,24 +1,9 @@
-"""Adapters of low rank on a stacked model: `add_lora`, `with_dropout`, `merge_lora`.
+"""LoRA adapters (arXiv 2106.09685) on a stacked model: `add_lora`, `with_dropout`, `merge_lora`.
 
     model = add_lora(load_model(path), LoRA(rank=8, alpha=16), nnx.Rngs(0))
 
-Only what matches `TRAINABLE` is to be trained. The base may be of few bits (`quantize_stacked`).
-
-What adapters a model gets: `LoRA` (arXiv 2106.09685).
-
-Layers with an adapter of low rank beside their weight: each stands in for one by its call.
-
-The weight keeps its path, and the adapter's parameters lie beside it:
-
-    lora_a      [*inputs, R]     [C, *inputs, R] where C weights are joined (k and v, gate and up)
-    lora_b      [R, *outputs]    [C, R, *outputs]
-    lora_scale  []               [C]; 0 where a part has no adapter; never trained
-
-Parts have adapters of their own, so that they can be told apart again. All have the leading axis of
-layers where layers are stacked. An adapter of a lower rank than its neighbours is filled up with
-zeros, which training leaves zeros.
-
-Letters: R rank.
+Only what matches `TRAINABLE` is to be trained. The base may be quantized (`quantize_stacked`). An
+adapter of a lower rank than its neighbors is padded with zeros, which training leaves zeros.
 """
 
 import dataclasses
@@ -28,16 +13,14 @@ import re
 import string
 import zlib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.layers import Dense, Einsum
+from paligemma_jax.models.linear import DropoutKey, EinsumAxes, Linear
 from paligemma_jax.models.paligemma import (
     PaliGemma,
     abstract_params,
@@ -46,7 +29,6 @@ from paligemma_jax.models.paligemma import (
     nest,
     to_params,
 )
-from paligemma_jax.models.quantized_layers import EINSUM_AXES, Axes, QuantizedDense, QuantizedEinsum
 
 LANGUAGE_MODEL = "llm/layers/.*"
 
@@ -63,8 +45,8 @@ class LoRA:
       targets: regular expression that must match a whole path, such as
         "llm/layers/attn/q_einsum" or "img/blocks/mlp/fc1". Weights that join two have a path for
         each too: "llm/layers/attn/kv_einsum/k" and ".../v", "llm/layers/mlp/gating_einsum/gate" and
-        ".../up". The default is every product of the language model's layers;
-        "(llm/layers|img)/.*" has those of the image encoder, and its projection, too.
+        ".../up". The default is every linear layer of the language model; "(llm/layers|img)/.*"
+        has those of the image encoder, and its projection, too.
     """
 
     rank: int = 8
@@ -102,134 +84,7 @@ def scale_of(rank: int, alpha: int | float, rslora: bool) -> float:
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
-_RANK = "r"  # in equations, whose other letters are capitals
-
-
-class DropoutKey(nnx.Variable):
-    """A random key for every layer, there only while gradients are taken; see `with_dropout`."""
-
-
-class Adapter(nnx.Module):
-    """What all layers with an adapter have; `spec` is what they were made by."""
-
-    lora_a: nnx.Param
-    lora_b: nnx.Param
-    lora_scale: nnx.Param
-    spec: LoRA
-    dropout_key: DropoutKey | None
-
-    def _add(self, y: jax.Array, x: jax.Array, into: str, out_of: str) -> jax.Array:
-        """`y`, the product with the weight, plus that of `x` with the adapter.
-
-        `into` is the equation of x and lora_a, and `out_of` that of what comes out and lora_b.
-        """
-        x = self._drop(x.astype(y.dtype))
-        a, b = self.lora_a[...].astype(x.dtype), self.lora_b[...].astype(x.dtype)
-        scale = jax.lax.stop_gradient(self.lora_scale[...]).astype(jnp.float32)
-        inner = jnp.einsum(into, x, a, preferred_element_type=jnp.float32) * scale[..., None]
-        delta = jnp.einsum(out_of, inner.astype(x.dtype), b, preferred_element_type=jnp.float32)
-        return (y.astype(jnp.float32) + delta).astype(y.dtype)
-
-    def _drop(self, x: jax.Array) -> jax.Array:
-        if self.dropout_key is None or not self.spec.dropout:
-            return x
-        keep = 1 - self.spec.dropout
-        kept = jax.random.bernoulli(self.dropout_key[...], keep, x.shape)
-        return jnp.where(kept, x / keep, 0).astype(x.dtype)
-
-    def _take(self, spec: LoRA, a: jax.Array, b: jax.Array, scale: jax.Array) -> None:
-        self.lora_a, self.lora_b = nnx.Param(a), nnx.Param(b)
-        self.lora_scale = nnx.Param(scale)
-        self.spec = spec
-        self.dropout_key = nnx.data(None)  # so that a key may come in its place
-
-
-class LoRAEinsum(Adapter, Einsum):
-    """Stands in for `Einsum`."""
-
-    def __init__(
-        self, base: Einsum, axes: Axes, spec: LoRA, a: jax.Array, b: jax.Array, scale: jax.Array
-    ):
-        self.axes = axes
-        self.dtype = base.dtype
-        self.w = base.w
-        self._take(spec, a, b, scale)
-
-    def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """As `Einsum`."""
-        y = Einsum.__call__(self, equation, x)
-        return self._add(y, x, *_equations(equation, self.axes))
-
-
-class LoRAQuantizedEinsum(Adapter, QuantizedEinsum):
-    """Stands in for `QuantizedEinsum`."""
-
-    def __init__(
-        self,
-        base: QuantizedEinsum,
-        axes: Axes,
-        spec: LoRA,
-        a: jax.Array,
-        b: jax.Array,
-        scale: jax.Array,
-    ):
-        QuantizedEinsum.__init__(self, base.matrix, base.shape, axes, base.dtype)
-        self._take(spec, a, b, scale)
-
-    def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """As `Einsum`."""
-        y = QuantizedEinsum.__call__(self, equation, x)
-        return self._add(y, x, *_equations(equation, self.axes))
-
-
-class LoRADense(Adapter, Dense):
-    """Stands in for `Dense`."""
-
-    def __init__(self, base: Dense, spec: LoRA, a: jax.Array, b: jax.Array, scale: jax.Array):
-        self.axes = base.axes
-        self.dtype = base.dtype
-        self.kernel, self.bias = base.kernel, base.bias
-        self._take(spec, a, b, scale)
-
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        y = Dense.__call__(self, x)
-        return self._add(y, x, *_dense_equations(self.axes, self.bias[...].ndim))
-
-
-class LoRAQuantizedDense(Adapter, QuantizedDense):
-    """Stands in for `QuantizedDense`."""
-
-    def __init__(
-        self, base: QuantizedDense, spec: LoRA, a: jax.Array, b: jax.Array, scale: jax.Array
-    ):
-        QuantizedDense.__init__(self, base.matrix, base.bias, base.axes, base.dtype)
-        self._take(spec, a, b, scale)
-
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        y = QuantizedDense.__call__(self, x)
-        return self._add(y, x, *_dense_equations(self.axes, self.bias[...].ndim))
-
-
-def _equations(equation: str, axes: Axes) -> tuple[str, str]:
-    """The two products with an adapter that do what `equation` does with a weight of `axes`."""
-    operands, result = equation.split("->")
-    of_x, of_w = operands.split(",")
-    lead = of_w[: axes.lead]
-    ins = "".join(of_w[axis] for axis in axes.inputs)
-    outs = "".join(of_w[axis] for axis in axes.outputs(len(of_w)))
-    rows = "".join(letter for letter in of_x if letter not in ins)
-    inner = rows + lead + _RANK
-    return f"{of_x},{lead}{ins}{_RANK}->{inner}", f"{inner},{lead}{_RANK}{outs}->{result}"
-
-
-def _dense_equations(inputs: int, outputs: int) -> tuple[str, str]:
-    letters = string.ascii_uppercase
-    ins, outs = letters[:inputs], letters[inputs : inputs + outputs]
-    return f"...{ins},{ins}{_RANK}->...{_RANK}", f"...{_RANK},{_RANK}{outs}->...{outs}"
-
-
 TRAINABLE = ".*/lora_[ab]"  # matches the paths of parameters that adapters are trained by
-_IMAGE_LAYERS = ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/fc1", "mlp/fc2")
 
 
 def is_adapter(path: str) -> bool:
@@ -249,7 +104,7 @@ class Place:
     """
 
     path: str
-    axes: Axes
+    axes: EinsumAxes
     shape: tuple[int, ...]
     depth: int | None
 
@@ -307,13 +162,13 @@ def add_lora(model: PaliGemma, lora: LoRA, rngs: nnx.Rngs) -> PaliGemma:
 
 
 def put_adapters(model: PaliGemma, lora: LoRA, arrays: Mapping[str, Arrays]) -> PaliGemma:
-    """`add_lora` with given arrays, by the paths of their places."""
+    """`add_lora` with given arrays, by the paths of their layers."""
     shared = nnx.merge(*nnx.split(model))
-    places = adaptable(shared)
     for path, adapter in arrays.items():
-        owner, name = _find(shared, path)
-        new = _adapt(getattr(owner, name), places[path].axes, lora, adapter)
-        setattr(owner, name, new)
+        *parents, name = path.split("/")
+        owner = functools.reduce(getattr, parents, shared)
+        layer: Linear = getattr(owner, name)
+        setattr(owner, name, layer.with_adapter(lora, adapter.a, adapter.b, adapter.scale))
     return shared
 
 
@@ -321,13 +176,13 @@ def adaptable(model: PaliGemma) -> dict[str, Place]:
     """Every layer that can have an adapter, by its path; ConfigError if the model can have none."""
     if isinstance(model.llm.layers, nnx.List):
         raise ConfigError(
-            "The layers of this model stand one by one, as answering wants them. Adapters need "
-            "them stacked: load_model(path), or restack(model)."
+            "Expected stacked layers, got layers one by one, the form for inference. Call "
+            "load_model(path), or stack_layers(model)."
         )
     if has_adapters(model):
         raise ConfigError(
-            "This model has adapters already. One without fits. Call merge_lora(model) first to "
-            "keep what they learned, or load the model again."
+            "This model has adapters already. Call merge_lora(model) first to keep what they "
+            "learned, or load the model again."
         )
     return find_places(model)
 
@@ -336,15 +191,21 @@ def find_places(model: PaliGemma) -> dict[str, Place]:
     """Every layer of a stacked model that an adapter can be at, by its path."""
     shapes = _shapes(model.config)
     places = {}
-    for name, axes in EINSUM_AXES.items():
-        depth, *shape = shapes[f"llm/layers/{name}/w"].shape
-        places[f"llm/layers/{name}"] = Place(f"llm/layers/{name}", axes, tuple(shape), depth)
-    for name in _IMAGE_LAYERS:
-        depth, *shape = shapes[f"img/blocks/{name}/kernel"].shape
-        axes = Axes(tuple(range(_get(model, f"img/blocks/{name}").axes)))
-        places[f"img/blocks/{name}"] = Place(f"img/blocks/{name}", axes, tuple(shape), depth)
-    places["img/head"] = Place("img/head", Axes((0,)), shapes["img/head/kernel"].shape, None)
+    for path, layer in _linear_layers(model).items():
+        stacked = path.startswith(("llm/layers/", "img/blocks/"))
+        if stacked or path == "img/head":
+            shape = shapes[f"{path}/{layer.weight_name}"].shape
+            depth = shape[0] if stacked else None
+            places[path] = Place(path, layer.axes, shape[1:] if stacked else shape, depth)
     return places
+
+
+def _linear_layers(model: nnx.Module) -> dict[str, Linear]:
+    found = {}
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, Linear):
+            found["/".join(map(str, path))] = module
+    return found
 
 
 @functools.lru_cache(maxsize=16)
@@ -352,13 +213,10 @@ def _shapes(config: PaliGemmaConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return flatten(abstract_params(config))
 
 
-def adapters(model: nnx.Module) -> dict[str, Adapter]:
+def adapters(model: nnx.Module) -> dict[str, Linear]:
     """The layers that have an adapter, by their paths."""
-    found = {}
-    for path, module in nnx.iter_modules(model):
-        if isinstance(module, Adapter):
-            found["/".join(map(str, path))] = module
-    return found
+    layers = _linear_layers(model)
+    return {path: layer for path, layer in layers.items() if layer.lora_a is not None}
 
 
 def has_adapters(model: nnx.Module) -> bool:
@@ -388,31 +246,29 @@ def merge_lora(model: PaliGemma) -> PaliGemma:
     """The plain model with adapters added to the weights, in their dtype: w + scale * a @ b.
 
     The very same model if it has no adapters. Sums are taken in float32. Raises ConfigError for
-    weights of few bits, which a sum would have to be rounded to once more.
+    quantized weights, which a sum would have to be quantized to once more.
     """
     found = adapters(model)
     if not found:
         return model
-    if any(isinstance(x, LoRAQuantizedEinsum | LoRAQuantizedDense) for x in found.values()):
+    if any(layer.matrix is not None for layer in found.values()):
         raise ConfigError(
             "The weights of this model are quantized, and what adapters add would be lost in "
-            "rounding. Weights as they were before fit. Call save_adapter(model, path), then "
+            "rounding. Call save_adapter(model, path), then "
             "merge_lora(load_adapter(load_model(base), path))."
         )
     flat = flatten(to_params(model))
     for path, layer in found.items():
-        flat |= {f"{path}/{name}": None for name in ("lora_a", "lora_b", "lora_scale")}
-        name = "w" if isinstance(layer, Einsum) else "kernel"
-        w = flat[f"{path}/{name}"]
-        flat[f"{path}/{name}"] = _merge(
-            w, layer.lora_a[...], layer.lora_b[...], layer.lora_scale[...], _axes(layer)
-        )
-    kept = {path: array for path, array in flat.items() if array is not None}
-    return from_params(model.config, nest(kept), model.dtype)
+        adapter = [flat.pop(f"{path}/{name}") for name in ("lora_a", "lora_b", "lora_scale")]
+        weight = f"{path}/{layer.weight_name}"
+        flat[weight] = _merge(flat[weight], *adapter, layer.axes)
+    return from_params(model.config, nest(flat), model.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
-def _merge(w: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, axes: Axes) -> jax.Array:
+def _merge(
+    w: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, axes: EinsumAxes
+) -> jax.Array:
     layers = a.ndim - 1 - len(axes.inputs) - axes.lead
     letters = string.ascii_uppercase[: w.ndim]
     lead, own = letters[: layers + axes.lead], letters[layers:]
@@ -422,13 +278,6 @@ def _merge(w: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, axes: Axe
     equation = f"{lead}{ins}r,{lead},{lead}r{outs}->{letters}"
     delta = jnp.einsum(equation, a, scale, b, precision=jax.lax.Precision.HIGHEST)
     return (w.astype(jnp.float32) + delta).astype(w.dtype)
-
-
-def _axes(layer: Adapter) -> Axes:
-    if isinstance(layer, LoRAEinsum | LoRAQuantizedEinsum):
-        return layer.axes
-    assert isinstance(layer, LoRADense | LoRAQuantizedDense)
-    return Axes(tuple(range(layer.axes)))
 
 
 def _initial(place: Place, lora: LoRA, parts: list[bool], key: jax.Array) -> Arrays:
@@ -441,30 +290,3 @@ def _initial(place: Place, lora: LoRA, parts: list[bool], key: jax.Array) -> Arr
     scale = jnp.broadcast_to(wanted * lora.scale, place.lead)
     inner = (1,) * (len(place.inputs) + 1)
     return Arrays(a * jnp.broadcast_to(wanted, place.lead).reshape(*place.lead, *inner), b, scale)
-
-
-def _adapt(layer: nnx.Module, axes: Axes, lora: LoRA, arrays: Arrays) -> Adapter:
-    taken = (lora, arrays.a, arrays.b, arrays.scale)
-    match layer:
-        case Einsum():
-            return LoRAEinsum(layer, axes, *taken)
-        case QuantizedEinsum():
-            return LoRAQuantizedEinsum(layer, axes, *taken)
-        case Dense():
-            return LoRADense(layer, *taken)
-        case QuantizedDense():
-            return LoRAQuantizedDense(layer, *taken)
-    raise TypeError(f"{type(layer).__name__} has no weight to adapt.")
-
-
-def _find(model: PaliGemma, path: str) -> tuple[object, str]:
-    *rooms, name = path.split("/")
-    owner: object = model
-    for room in rooms:
-        owner = getattr(owner, room)
-    return owner, name
-
-
-def _get(model: PaliGemma, path: str) -> Any:
-    owner, name = _find(model, path)
-    return getattr(owner, name)

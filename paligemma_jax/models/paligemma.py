@@ -28,7 +28,7 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.gemma import Gemma, Seen
 from paligemma_jax.models.kv_cache import KVCache
-from paligemma_jax.models.layers import KEEP_ALL, Dropout, DType, Remat
+from paligemma_jax.models.layers import Dropout, DType, Remat
 from paligemma_jax.models.masks import Layer, PrefixMask, SlotMask
 from paligemma_jax.models.siglip import SigLIP
 
@@ -57,7 +57,7 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Skeleton:
+class GraphDef:
     """What is left of a model, of whatever form, without its arrays; hashable.
 
     `paths` are those of the model's tree, in its order: "llm/layers/attn/q_einsum/w".
@@ -80,7 +80,7 @@ class Skeleton:
         Raises as `check`.
         """
         self.check(params)
-        return self.fill(flatten(params))
+        return self.merge_flat(flatten(params))
 
     def check(self, params: Mapping[str, Any]) -> None:
         """Raises ConfigError that names all parameters that are missing or too many.
@@ -99,18 +99,18 @@ class Skeleton:
                 "model.split()"
             )
 
-    def fill(self, arrays: Mapping[str, Any]) -> Any:
+    def merge_flat(self, arrays: Mapping[str, Any]) -> Any:
         """The model around arrays by flat path; nothing is copied."""
         state = jax.tree.unflatten(self.treedef, [arrays[path] for path in self.paths])
         return nnx.merge(self.graphdef, state)
 
 
-def take_apart(model: nnx.Module) -> tuple[Skeleton, dict[str, Any]]:
-    """The skeleton and the arrays (or shapes) by flat path; nothing is copied."""
+def split_model(model: nnx.Module) -> tuple[GraphDef, dict[str, Any]]:
+    """The graphdef and the arrays (or shapes) by flat path; nothing is copied."""
     graphdef, state = nnx.split(model)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
     arrays = {"/".join(_name(key) for key in path[:-1]): leaf for path, leaf in leaves}
-    return Skeleton(graphdef, treedef, tuple(arrays)), arrays
+    return GraphDef(graphdef, treedef, tuple(arrays)), arrays
 
 
 def _name(key: Any) -> str:
@@ -146,7 +146,7 @@ class PaliGemma(nnx.Module):
         self.img = SigLIP(config.img, config.llm.width, **kw)
         self.llm = Gemma(config.llm, **kw)
 
-    def split(self) -> tuple[Skeleton, dict[str, Any]]:
+    def split(self) -> tuple[GraphDef, dict[str, Any]]:
         """The functional form: the model without its arrays, and these in a plain nested dict.
 
             graphdef, params = model.split()
@@ -157,11 +157,11 @@ class PaliGemma(nnx.Module):
         a checkpoint: params["llm"]["layers"]["attn"]["q_einsum"]["w"]. Where layers stand one by
         one (`from_pretrained`), each has its number: params["llm"]["layers"]["0"]["attn"].
         """
-        skeleton, arrays = take_apart(self)
-        return skeleton, nest(arrays)
+        graphdef, arrays = split_model(self)
+        return graphdef, nest(arrays)
 
     def encode_images(
-        self, images: Float[Array, "B *N height width 3"], remat: Remat = KEEP_ALL
+        self, images: Float[Array, "B *N height width 3"], remat: Remat = "none"
     ) -> Float[Array, "B NP W"]:
         """Image tokens; several images an example ([B, N, height, width, 3]) are concatenated."""
         batch = images.shape[0]
@@ -198,7 +198,7 @@ class PaliGemma(nnx.Module):
         tokens: Int[Array, "B T"],
         mask_ar: Int[Array, "B T"],
         dropout: Dropout | None = None,
-        remat: Remat = KEEP_ALL,
+        remat: Remat = "none",
     ) -> Float[Array, "B T W"]:
         """Final hidden states of the text positions, before the output head."""
         mask_input = jnp.ones(tokens.shape, bool)

@@ -1,16 +1,14 @@
-"""Models whose weights are of few bits: `quantize`.
+"""Quantized models: `quantize` for inference, `quantize_stacked` as the base of adapters.
 
-The parameters of an unrolled model that a recipe rounds, as matrices and back.
+Also the parameters of an unstacked model that a config quantizes, as matrices and back.
 
 Letters: O output channels, I inputs, G groups of inputs with a scale each.
-
-Which recipe the weights of a model are rounded by: `recipe_of`.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -22,95 +20,102 @@ from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.gptq import (
     InputMoments,
     Texts,
+    gptq_matrix,
     measure_inputs,
     moment_bytes,
-    weight_paths,
 )
-from paligemma_jax.models.inference_layout import Target, is_unrolled, targets, unroll
+from paligemma_jax.models.inference_layout import (
+    UnstackedParam,
+    is_unstacked,
+    unstack_layers,
+    unstacked_params,
+)
+from paligemma_jax.models.linear import Linear, Matrix
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.quantization_config import (
+    KINDS,
     Float8,
-    Format,
     Int4,
     Int8,
     Int8Dynamic,
-    Mixed,
-    Recipe,
-    find_recipe,
-    spell_recipe,
+    Quantization,
+    QuantizationConfig,
+    QuantizedFormat,
 )
-from paligemma_jax.models.quantized_layers import kernel_matrix, quantize_layer
 from paligemma_jax.models.quantized_matrix import (
     FLOAT8,
     DynamicMatrix,
-    Matrix,
-    Pairs,
     QuantizedMatrix,
     as_in_files,
-    as_on_device,
-    is_rounded,
+    int4_from_files,
+    is_quantized_array,
     multiply_groups,
+    quantize_matrix,
+    unpack_int4,
 )
-from paligemma_jax.models.recipe_text import KINDS
 
-CALIBRATION_BYTES = 4 << 30  # of what a decoder layer's weights are multiplied with, at once
+CALIBRATION_BYTES = 4 << 30  # of second moments of the inputs of decoder layers, at once
 
 
 def quantize(
-    model: PaliGemma, recipe: Recipe | str, *, inputs: InputMoments | None = None
+    model: PaliGemma, quantization: Quantization | str, *, inputs: InputMoments | None = None
 ) -> PaliGemma:
-    """The model with weights of few bits, in the layout for inference; `model` stays as it is.
+    """The model with quantized weights, in the layout for inference; `model` stays as it is.
 
-    `recipe` is an `Int8`, `Int8Dynamic`, `Int4`, `Float8` or `Mixed`, or what `find_recipe` reads:
-    "int8", "int4", "float8", "mixed", "mlp=int4:128,table=int8".
-    Activations, norms and what the recipe leaves alone keep their dtypes, and their arrays are
-    shared. `quantize_in_place` needs less memory, and `from_pretrained(..., quantize=)` least.
-    With `inputs` (see `measure_inputs`) weights of 4 bits lose about half as much of what the model
-    says. Raises ConfigError for a model that is quantized already.
+    `quantization` is an `Int8`, `Int8Dynamic`, `Int4`, `Float8` or `QuantizationConfig`, or text:
+    "int8", "int4", "float8", "mixed", "mlp=int4:128,embedding=int8". Activations, norms and weights
+    that it leaves alone keep their dtypes, and their arrays are shared. `quantize_in_place` needs
+    less memory, and `from_pretrained(..., quantize=)` least. With `inputs` (see `measure_inputs`)
+    4-bit weights lose about half as much accuracy. Raises ConfigError for a model that is quantized
+    already.
     """
-    shared = nnx.merge(*nnx.split(unroll(model)))
-    quantize_in_place(shared, recipe, inputs=inputs)
+    shared = nnx.merge(*nnx.split(unstack_layers(model)))
+    quantize_in_place(shared, quantization, inputs=inputs)
     return shared
 
 
 def quantize_in_place(
-    model: PaliGemma, recipe: Recipe | str, *, inputs: InputMoments | None = None
+    model: PaliGemma, quantization: Quantization | str, *, inputs: InputMoments | None = None
 ) -> None:
-    """`quantize` of an unrolled model (see `unroll`), one weight after the other.
+    """`quantize` of an unstacked model (see `unstack_layers`), one weight after the other.
 
     At most one more weight is held at a time, if nothing else refers to those of the model. Raises
     ConfigError for one that is stacked or quantized.
     """
-    formats = _checked(model, recipe)
-    for number in range(model.config.llm.depth):
-        _quantize_block(model, number, formats, inputs or {})
-    _quantize_rest(model, formats)
+    config = _checked(model, quantization)
+    for layer in _layers(model, config):
+        layer.quantize((inputs or {}).get(layer.path))
 
 
 def calibrate_in_place(
     model: PaliGemma,
-    recipe: Recipe | str,
+    quantization: Quantization | str,
     texts: Callable[[], Iterable[Texts]],
     *,
     memory: int = CALIBRATION_BYTES,
 ) -> None:
-    """`quantize_in_place` by what weights of 4 bits are multiplied with in some texts.
+    """`quantize_in_place` by what 4-bit weights are multiplied with in some texts (GPTQ).
 
-    `texts()` is called once for each of the `calibration_rounds`: some layers at a time, of which
-    the measures take at most `memory` bytes, each group after those before it were rounded. Raises
-    ConfigError as `quantize_in_place`, and for a recipe without weights of 4 bits in the decoder.
+    `texts()` is called once for each of the `calibration_rounds`: some layers at a time, whose
+    second moments take at most `memory` bytes, each group after those before it were quantized.
+    Raises ConfigError as `quantize_in_place`, and for a config without 4-bit decoder layers.
     """
-    formats = _checked(model, recipe)
-    if not any(isinstance(format, Int4) for format in (formats.attention, formats.mlp)):
+    config = _checked(model, quantization)
+    if not any(isinstance(format, Int4) for format in (config.attention, config.mlp)):
         raise ConfigError(
-            f"Nothing of {spell_recipe(formats)} is rounded by what it is multiplied with. Weights "
-            "of 4 bits of the decoder's layers are. Calibrate with: recipe='int4' (--recipe int4)"
+            f"Only 4-bit weights of decoder layers are calibrated; {config} has none. Pass 'int4' "
+            "(--quantization int4)."
         )
-    for layers in calibration_rounds(model.config, memory):
-        inputs = measure_inputs(model, texts(), layers=layers)
-        for number in layers:
-            _quantize_block(model, number, formats, inputs)
-    _quantize_rest(model, formats)
+    layers = list(_layers(model, config))
+    for numbers in calibration_rounds(model.config, memory):
+        inputs = measure_inputs(model, texts(), layers=numbers)
+        prefixes = tuple(f"llm/layers/{number}/" for number in numbers)
+        for layer in layers:
+            if layer.path.startswith(prefixes):
+                layer.quantize(inputs.get(layer.path))
+    for layer in layers:
+        if not layer.path.startswith("llm/layers/"):
+            layer.quantize()
 
 
 def calibration_rounds(config: PaliGemmaConfig, memory: int = CALIBRATION_BYTES) -> list[range]:
@@ -119,44 +124,38 @@ def calibration_rounds(config: PaliGemmaConfig, memory: int = CALIBRATION_BYTES)
     return [range(start, min(start + size, depth)) for start in range(0, depth, size)]
 
 
-def _checked(model: PaliGemma, recipe: Recipe | str) -> Mixed:
-    """The recipe, if the model is one that can be quantized."""
-    if is_quantized(model):
+def quantize_stacked(model: PaliGemma, quantization: Quantization | str) -> PaliGemma:
+    """The model with quantized weights and its layers still stacked; `model` stays as it is.
+
+    For `add_lora`: a frozen base that takes a quarter or a half of the memory, under the same
+    paths. `quantization` as for `quantize`, `Int8Dynamic` apart, whose quantized activations let no
+    gradient through. Raises ConfigError for a model that is unstacked, quantized, or has adapters.
+    """
+    config = QuantizationConfig.of(quantization)
+    if any(isinstance(getattr(config, kind), Int8Dynamic) for kind in KINDS):
         raise ConfigError(
-            "The weights of this model are rounded to few bits already, and rounding them again "
-            "would lose more. A model as it was trained fits. Load it once more without quantize=."
+            "Int8Dynamic quantizes activations, and no gradient passes through rounding. Call "
+            "quantize_stacked(model, 'int8')."
         )
-    if not is_unrolled(model):
+    adapted = any(layer.lora_a is not None for layer in _linear_layers(model))
+    if is_unstacked(model) or is_quantized(model) or adapted:
+        state = "unstacked" if is_unstacked(model) else "quantized already"
         raise ConfigError(
-            "The layers of this model are stacked, as training wants them. Layers one by one fit. "
-            "Call quantize_in_place(unroll(model), recipe), or quantize(model, recipe)."
+            "Expected a stacked model of floats without adapters, got one that "
+            f"{'has adapters' if adapted else f'is {state}'}. Call "
+            "quantize_stacked(load_model(path), quantization)."
         )
-    return find_recipe(recipe)
+    shared = nnx.merge(*nnx.split(model))
+    for layer in _layers(shared, config):
+        layer.quantize()
+    return shared
 
 
-def _quantize_block(model: PaliGemma, number: int, formats: Mixed, inputs: InputMoments) -> None:
-    text = model.llm.layers
-    assert isinstance(text, nnx.List)
-    for path, (owner, name) in weight_paths(number).items():
-        format = formats.attention if owner == "attn" else formats.mlp
-        _replace(getattr(text[number], owner), (name,), format, inputs.get(path))
-
-
-def _quantize_rest(model: PaliGemma, formats: Mixed) -> None:
-    image = model.img.blocks
-    assert isinstance(image, nnx.List)
-    _replace(model.llm, ("embedder", "lm_head"), formats.table)
-    for block in image:
-        _replace(block.attn, ("q", "k", "v", "out"), formats.image)
-        _replace(block.mlp, ("fc1", "fc2"), formats.image)
-    _replace(model.img, ("head",), formats.image)
-
-
-def abstract_quantized(model: PaliGemma, recipe: Recipe | str) -> PaliGemma:
-    """The quantized model with shapes in place of arrays, from an unrolled one of shapes."""
+def abstract_quantized(model: PaliGemma, quantization: Quantization | str) -> PaliGemma:
+    """The quantized model with shapes in place of arrays, from an unstacked one of shapes."""
 
     def run(model: PaliGemma) -> PaliGemma:
-        quantize_in_place(model, recipe)
+        quantize_in_place(model, quantization)
         return model
 
     return jax.eval_shape(run, model)
@@ -164,24 +163,73 @@ def abstract_quantized(model: PaliGemma, recipe: Recipe | str) -> PaliGemma:
 
 def is_quantized(model: nnx.Module) -> bool:
     """Whether any weight is of at most 8 bits."""
-    return any(map(is_rounded, jax.tree.leaves(model)))
+    return any(map(is_quantized_array, jax.tree.leaves(model)))
 
 
-def _replace(
-    owner: object,
-    names: tuple[str, ...],
-    format: Format | None,
-    moments: jax.Array | None = None,
-) -> None:
-    for name in names:
-        if format is not None and hasattr(owner, name):
-            layer = _quantize(getattr(owner, name), format, moments)
-            setattr(owner, name, jax.block_until_ready(layer))
+def _checked(model: PaliGemma, quantization: Quantization | str) -> QuantizationConfig:
+    """The config, if the model is one that can be quantized."""
+    if is_quantized(model):
+        raise ConfigError(
+            "The weights of this model are quantized already, and quantizing them again would lose "
+            "more. Load it once more without quantize=."
+        )
+    if not is_unstacked(model):
+        raise ConfigError(
+            "Expected layers one by one, got stacked ones. Call "
+            "quantize_in_place(unstack_layers(model), quantization), or quantize(model, ...)."
+        )
+    return QuantizationConfig.of(quantization)
 
 
-@functools.partial(jax.jit, static_argnames="format")
-def _quantize(layer: nnx.Module, format: Format, moments: jax.Array | None) -> nnx.Module:
-    return quantize_layer(layer, format, moments)
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A linear layer to quantize: attribute `name` of `owner`, at `path` of the model."""
+
+    owner: object
+    name: str
+    path: str
+    format: QuantizedFormat
+    stacked: bool
+
+    def quantize(self, moments: jax.Array | None = None) -> None:
+        layer = _quantize(getattr(self.owner, self.name), self.format, self.stacked, moments)
+        setattr(self.owner, self.name, jax.block_until_ready(layer))
+
+
+def _layers(model: PaliGemma, config: QuantizationConfig) -> Iterator[_Layer]:
+    """Those that `config` has a format for, layer by layer."""
+    owners = [("llm", model.llm, False), ("img", model.img, False)]
+    for prefix, blocks in (("llm/layers", model.llm.layers), ("img/blocks", model.img.blocks)):
+        stacked = not isinstance(blocks, nnx.List)
+        for number, block in [("", blocks)] if stacked else enumerate(blocks):
+            path = prefix if stacked else f"{prefix}/{number}"
+            owners += [
+                (f"{path}/{part}", getattr(block, part), stacked) for part in ("attn", "mlp")
+            ]
+    for prefix, owner, stacked in owners:
+        for name in list(vars(owner)):
+            # No variable holds the layer: its weight is freed as soon as it is replaced.
+            if isinstance(getattr(owner, name), Linear):
+                path = f"{prefix}/{name}"
+                format = config.format_of(f"{path}/{getattr(owner, name).weight_name}")
+                if format is not None:
+                    yield _Layer(owner, name, path, format, stacked)
+
+
+def _linear_layers(model: PaliGemma) -> Iterator[Linear]:
+    return (layer for _, layer in nnx.iter_modules(model) if isinstance(layer, Linear))
+
+
+@functools.partial(jax.jit, static_argnames=("format", "stacked"))
+def _quantize(
+    layer: Linear, format: QuantizedFormat, stacked: bool, moments: Float[Array, "I I"] | None
+) -> Linear:
+    def one(layer: Linear) -> Linear:
+        if moments is not None and isinstance(format, Int4):
+            return layer.with_matrix(gptq_matrix(layer.as_matrix(), moments, format))
+        return layer.with_matrix(quantize_matrix(layer.as_matrix(), format))
+
+    return jax.vmap(one)(layer) if stacked else one(layer)
 
 
 _TWO_INPUT_AXES = ("attn/out/w", "attn/out/kernel")  # heads and their width
@@ -189,11 +237,11 @@ Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundedTarget:
-    """A parameter that every layer has, or one of no layer, and the format it is rounded to."""
+class QuantizedParam:
+    """A parameter that every layer has, or one of no layer, and the format it is quantized to."""
 
-    target: Target
-    format: Format
+    target: UnstackedParam
+    format: QuantizedFormat
 
     @property
     def owner(self) -> str:
@@ -212,7 +260,7 @@ class RoundedTarget:
 
     @property
     def owners(self) -> list[str]:
-        """As `owner`, of the unrolled model, layer by layer."""
+        """As `owner`, of the unstacked model, layer by layer."""
         return [path.rpartition("/")[0] for path in self.target.paths]
 
     @property
@@ -232,99 +280,106 @@ class RoundedTarget:
         """How many axes are inputs."""
         return 2 if self.target.name.endswith(_TWO_INPUT_AXES) else 1
 
-    def round(self, w: Float[Array, "..."]) -> tuple[Array, Float[Array, "O G"]]:
+    def quantize(self, w: Float[Array, "..."]) -> tuple[Array, Float[Array, "O G"]]:
         """Integers (or floats of 8 bits) as files have them, and scales.
 
-        `w` is the parameter of a layer, or some rows of a table.
+        `w` is the parameter of a layer, or some rows of an embedding table.
         """
-        return _round(w, self.axes, self.is_kernel, self.format)
+        return _to_files(w, self.axes, self.is_kernel, self.format)
 
     def on_device(self, values: Array, scale: Float[Array, "O G"]) -> Array:
-        """The values that `round` gives, as the model has them here."""
+        """The values that `quantize` gives, as the model has them here."""
         if not isinstance(self.format, Int4):
             return values
         return _on_device(values, self.shape[1], scale.shape[1])
 
-    def widen(self, values: Array, scale: Float[Array, "O G"], shape: Shape) -> Float[Array, "..."]:
-        """What `round` was given, as far as it is still known; f32[shape]."""
-        return _widen(values, scale, shape, self.is_kernel, isinstance(self.format, Int4))
+    def dequantize(
+        self, values: Array, scale: Float[Array, "O G"], shape: Shape
+    ) -> Float[Array, "..."]:
+        """What `quantize` was given, as far as it is still known; f32[shape]."""
+        return _dequantize(values, scale, shape, self.is_kernel, isinstance(self.format, Int4))
 
     def file_shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """What `round` gives of one layer."""
+        """What `quantize` gives of one layer."""
         return _file_shapes(self.format, self.shape)
 
 
-def rounded_targets(config: PaliGemmaConfig, recipe: Mixed) -> list[RoundedTarget]:
+def quantized_params(
+    config: PaliGemmaConfig, quantization: QuantizationConfig
+) -> list[QuantizedParam]:
     """All of a model's."""
-    found = ((target, recipe.format_of(target.paths[0])) for target in targets(config))
-    return [RoundedTarget(target, format) for target, format in found if format is not None]
+    found = ((p, quantization.format_of(p.paths[0])) for p in unstacked_params(config))
+    return [QuantizedParam(param, format) for param, format in found if format is not None]
 
 
 @functools.lru_cache
 def _file_shapes(
-    format: Format, shape: tuple[int, int]
+    format: QuantizedFormat, shape: tuple[int, int]
 ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     matrix = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return jax.eval_shape(lambda w: _round(w, 1, False, format), matrix)
+    return jax.eval_shape(lambda w: _to_files(w, 1, False, format), matrix)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "is_kernel", "format"))
-def _round(w: jax.Array, axes: int, is_kernel: bool, format: Format) -> tuple[jax.Array, jax.Array]:
+def _to_files(
+    w: jax.Array, axes: int, is_kernel: bool, format: QuantizedFormat
+) -> tuple[jax.Array, jax.Array]:
     if is_kernel:
-        matrix = format.store(kernel_matrix(w, axes))
+        rows = w.reshape(math.prod(w.shape[:axes]), -1).T
     else:
-        matrix = format.store(w.reshape(-1, math.prod(w.shape[w.ndim - axes :])))
+        rows = w.reshape(-1, math.prod(w.shape[w.ndim - axes :]))
+    matrix = quantize_matrix(rows, format)
     scale = matrix.scale[...]
     return as_in_files(matrix.values[...], scale.shape[1]), scale
 
 
 @functools.partial(jax.jit, static_argnames=("columns", "groups"))
 def _on_device(values: jax.Array, columns: int, groups: int) -> jax.Array:
-    return as_on_device(values, columns, groups)
+    return int4_from_files(values, columns, groups)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "is_kernel", "is_int4"))
-def _widen(
+def _dequantize(
     values: Num[Array, "O stored"],
     scale: Float[Array, "O G"],
     shape: Shape,
     is_kernel: bool,
     is_int4: bool,
 ) -> jax.Array:
-    columns = math.prod(shape) // values.shape[0]
-    if is_int4 and values.shape[1] < columns:
-        values = Pairs(scale.shape[1]).read(values)
+    if is_int4:
+        values = unpack_int4(values, math.prod(shape) // values.shape[0], scale.shape[1])
     matrix = multiply_groups(values.astype(jnp.float32), scale)
     return matrix.T.reshape(shape) if is_kernel else matrix.reshape(shape)
 
 
-def recipe_of(model: PaliGemma) -> Mixed | None:
-    """The recipe that an unrolled model was quantized by; None for weights as they were trained.
+def quantization_of(model: PaliGemma) -> QuantizationConfig | None:
+    """The config that an unstacked model was quantized by; None for weights as they were trained.
 
-    Raises ConfigError for a stacked model that is quantized, and for one of which parts of a kind
+    Raises ConfigError for a stacked model that is quantized, and for one of which weights of a kind
     are in different formats.
     """
-    if not any(map(is_rounded, jax.tree.leaves(model))):
+    if not is_quantized(model):
         return None
-    if not is_unrolled(model):
+    if not is_unstacked(model):
         raise ConfigError(
-            "The weights of this model are rounded while its layers are stacked, as the base of "
-            "adapters. A model that from_pretrained or quantize gives fits. Save the adapters "
-            "alone: save_adapter(model, path)"
+            "Expected a model of from_pretrained or quantize, got a stacked quantized one, the "
+            "base of adapters. Save the adapters alone: save_adapter(model, path)"
         )
-    return Mixed(**{kind: _format_of_kind(model, kind) for kind in KINDS})
+    return QuantizationConfig(**{kind: _format_of_kind(model, kind) for kind in KINDS})
 
 
-def _format_of_kind(model: PaliGemma, kind: str) -> Format | None:
-    recipe = Mixed(**{**dict.fromkeys(KINDS), kind: Int8()})
-    found: set[Format | None] = set()
+def _format_of_kind(model: PaliGemma, kind: str) -> QuantizedFormat | None:
+    only = QuantizationConfig(**{**dict.fromkeys(KINDS), kind: Int8()})
+    found: set[QuantizedFormat | None] = set()
     matrices: list[tuple[Matrix, int]] = []
-    for rounded in rounded_targets(model.config, recipe):
-        for owner in rounded.owners:
-            matrix = getattr(_at(model, owner), "matrix", None)
-            found.add(None if matrix is None else _format(matrix, rounded.shape[1]))
-            if matrix is not None:
-                matrices.append((matrix, rounded.shape[1]))
+    for layer in _layers(model, only):
+        linear = getattr(layer.owner, layer.name)
+        if linear.matrix is None:
+            found.add(None)
+        else:
+            columns = math.prod(linear.shape[axis] for axis in linear.axes.inputs)
+            found.add(_format(linear.matrix, columns))
+            matrices.append((linear.matrix, columns))
     grouped = {f for f in found if isinstance(f, Int4) and f.group is not None}
     if len(grouped) == 1 and found <= grouped | {Int4(None)}:
         (format,) = grouped
@@ -333,28 +388,19 @@ def _format_of_kind(model: PaliGemma, kind: str) -> Format | None:
     if len(found) != 1:
         names = ", ".join(sorted(map(str, found)))
         raise ConfigError(
-            f"Weights of one kind ({kind}) are in several formats: {names}. One format for each "
-            "kind fits. Quantize with a recipe: quantize(model, Mixed(...))"
+            f"Expected one format for each kind of weight, got {names} for {kind}. Quantize with "
+            "quantize(model, QuantizationConfig(...))."
         )
     return found.pop()
 
 
-def _at(model: PaliGemma, path: str) -> nnx.Module:
-    found = model
-    for name in path.split("/"):
-        found = found[int(name)] if isinstance(found, nnx.List) else getattr(found, name)
-    return found
-
-
-def _format(matrix: Matrix, columns: int) -> Format:
-    match matrix:
-        case DynamicMatrix():
-            return Int8Dynamic()
-        case QuantizedMatrix(layout=layout, values=values, scale=scale):
-            if values[...].dtype == FLOAT8:
-                return Float8()
-            groups = scale[...].shape[1]
-            if layout.bits == 8:
-                return Int8()
-            return Int4(None if groups == 1 else columns // groups)
-    raise TypeError(f"{type(matrix).__name__} has no format.")
+def _format(matrix: Matrix, columns: int) -> QuantizedFormat:
+    if isinstance(matrix, DynamicMatrix):
+        return Int8Dynamic()
+    assert isinstance(matrix, QuantizedMatrix)
+    if matrix.values[...].dtype == FLOAT8:
+        return Float8()
+    groups = matrix.scale[...].shape[1]
+    if matrix.bits == 8:
+        return Int8()
+    return Int4(None if groups == 1 else columns // groups)

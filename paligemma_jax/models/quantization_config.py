@@ -1,87 +1,47 @@
-"""What becomes of which weights: recipes for a whole model.
+"""How weights are quantized: a format for each kind of weight, as values or as text.
 
-Formats of few bits that one matrix is stored in.
+Text is a format for the language model ("int4"), "mixed", or formats by kind of weight
+("attention=int8,mlp=int4:128"). This module imports no jax, so that `paligemma --help` stays fast.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
-
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from typing import Any
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.quantized_matrix import (
-    FLOAT8,
-    DynamicMatrix,
-    Matrix,
-    Plain,
-    QuantizedMatrix,
-    fit_rows,
-    fit_rows_to_inputs,
-    layout_of_4_bits,
-    round_rows,
-)
-from paligemma_jax.models.recipe_text import FITTING, KINDS, find_problems, read_recipe
-
-
-@runtime_checkable
-class Format(Protocol):
-    """How one matrix is stored in few bits."""
-
-    def store(self, matrix: Float[Array, "O I"]) -> Matrix:
-        """The matrix in this format; scales are for its rows, or parts of them."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Int8:
-    """8 bits a weight and a scale for each output channel; rows are multiplied as they are."""
-
-    def store(self, matrix: Float[Array, "O I"]) -> QuantizedMatrix:
-        """See `Format`."""
-        values, scale = round_rows(matrix, 8)
-        return QuantizedMatrix(values, scale, Plain(jnp.int8, 8))
+    """8 bits a weight and a scale for each output channel; activations keep their dtype."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Int8Dynamic:
-    """As `Int8`, but rows are rounded to 8 bits too, each by its largest number, as they come.
+    """As `Int8`, with activations quantized to 8 bits too, token by token, as they come.
 
-    On CPUs this is the fastest; answers differ more. See `DynamicMatrix`.
+    On CPUs this is the fastest; outputs differ more. See `DynamicMatrix`.
     """
-
-    def store(self, matrix: Float[Array, "O I"]) -> DynamicMatrix:
-        """See `Format`."""
-        return DynamicMatrix(*round_rows(matrix, 8))
 
 
 @dataclasses.dataclass(frozen=True)
 class Float8:
     """8 bits a weight as a float (e4m3) and a scale for each output channel.
 
-    For devices that have such numbers; a CPU is correct and slow. Small weights keep more of their
+    For devices with float8 arithmetic; a CPU is correct and slow. Small weights keep more of their
     digits than in `Int8`, large ones fewer.
     """
-
-    def store(self, matrix: Float[Array, "O I"]) -> QuantizedMatrix:
-        """See `Format`."""
-        limit = float(jnp.finfo(FLOAT8).max)
-        matrix = matrix.astype(jnp.float32)
-        scale = jnp.max(jnp.abs(matrix), axis=1, keepdims=True) / limit
-        scale = jnp.where(scale == 0, 1.0, scale)
-        values = jnp.clip(matrix / scale, -limit, limit).astype(FLOAT8)  # beyond it are NaNs
-        return QuantizedMatrix(values, scale, Plain(FLOAT8, 8))
 
 
 @dataclasses.dataclass(frozen=True)
 class Int4:
     """4 bits a weight, with a scale for each `group` of inputs of each output channel.
 
-    A scale for the whole output channel where `group` is None, or where groups do not come out
-    even. Scales of groups are bfloat16: 4.25 bits a weight in groups of 64. Those
-    of 128 take 4.125, but XLA for GPUs cannot always apply them inside of a product: not where it
-    splits matrices of PaliGemma 2.
+    There is one scale for the whole output channel where `group` is None, or where it does not
+    divide the inputs. Scales of groups are bfloat16: 4.25 bits a weight in groups of 64. Groups of
+    128 take 4.125, but XLA for GPUs cannot always apply their scales inside of a matmul: not where
+    it splits matrices of PaliGemma 2.
     """
 
     group: int | None = 64
@@ -89,104 +49,106 @@ class Int4:
     def __post_init__(self) -> None:
         if self.group is not None and self.group < 2:
             raise ConfigError(
-                f"Groups of {self.group} inputs cannot share a scale. 2 or more fit, or None for "
-                "one scale a channel: Int4(group=64)"
+                f"Expected a group of at least 2 inputs, got {self.group}. Pass None for one scale "
+                "per output channel, or Int4(group=64)."
             )
 
     def groups(self, columns: int) -> int:
-        """Scales of a row of so many inputs."""
+        """Scales of an output channel of so many inputs."""
         return 1 if self.group is None or columns % self.group else columns // self.group
 
-    def store(
-        self, matrix: Float[Array, "O I"], moments: Float[Array, "I I"] | None = None
-    ) -> QuantizedMatrix:
-        """See `Format`; `moments` of the inputs make it `fit_rows_to_inputs`."""
-        columns = matrix.shape[1]
-        groups = self.groups(columns)
-        scale_dtype = jnp.float32 if groups == 1 else jnp.bfloat16
-        if moments is None:
-            values, scale = fit_rows(matrix, 4, groups, scale_dtype)
-        else:
-            values, scale = fit_rows_to_inputs(matrix, moments, 4, groups, scale_dtype)
-        layout = layout_of_4_bits(columns, groups)
-        return QuantizedMatrix(layout.write(values), scale, layout)
+
+QuantizedFormat = Int8 | Int8Dynamic | Int4 | Float8
+
+KINDS = ("attention", "mlp", "embedding", "image")
+FORMATS = ("int8", "int8-dynamic", "int4", "float8")
+EXPECTED = (
+    f"{', '.join(FORMATS)}, mixed, or formats by kind of weight, such as "
+    "'attention=int8,mlp=int4:128,embedding=int8,image=int8'"
+)
+_FORMAT = re.compile(r"int8|int8-dynamic|float8|int4(:(row|[1-9]\d{0,5}))?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixed:
-    """A format for each kind of weight; None leaves it as it is.
+class QuantizationConfig:
+    """A format for each kind of weight; None leaves it as it is. `str` of it can be parsed again.
 
     Attributes:
       attention, mlp: of the decoder's layers.
-      table: token embeddings, which are read whole for every new token; the output head too where
-        it is apart.
+      embedding: the embedding table, which is read whole for every new token, and the output head
+        too where it is separate.
       image: image encoder and the projection after it, patch embedding left out.
     """
 
-    attention: Format | None = Int8()
-    mlp: Format | None = Int8()
-    table: Format | None = Int8()
-    image: Format | None = None
+    attention: QuantizedFormat | None = Int8()
+    mlp: QuantizedFormat | None = Int8()
+    embedding: QuantizedFormat | None = Int8()
+    image: QuantizedFormat | None = None
 
-    def format_of(self, path: str) -> Format | None:
-        """The format of a parameter of the unrolled model, by its path."""
+    @classmethod
+    def of(cls, quantize: "QuantizedFormat | QuantizationConfig | str") -> "QuantizationConfig":
+        """The formats that `quantize` stands for; raises ConfigError for unknown text.
+
+        A single format is for the language model; 4 bits leave its embedding table at 8. "mixed" is
+        8 bits for attention, embedding and image encoder, 4 for the MLPs. Kinds of weight that text
+        does not name stay as they are.
+        """
+        if isinstance(quantize, QuantizationConfig):
+            return quantize
+        if not isinstance(quantize, str):
+            embedding = Int8() if isinstance(quantize, Int4) else quantize
+            return cls(attention=quantize, mlp=quantize, embedding=embedding)
+        if quantize == "mixed":
+            return cls(mlp=Int4(), image=Int8())
+        if _FORMAT.fullmatch(quantize):
+            return cls.of(_parse_format(quantize))
+        if "=" not in quantize:
+            raise ConfigError(f"Expected {EXPECTED}; got {quantize!r}.")
+        pairs = [part.partition("=") for part in quantize.split(",")]
+        names = {kind.strip(): name.strip() for kind, _, name in pairs}
+        if len(names) < len(pairs):
+            raise ConfigError(f"A kind of weight is named twice in {quantize!r}.")
+        return cls.from_dict(dict.fromkeys(KINDS) | names)
+
+    @classmethod
+    def from_dict(cls, names: Mapping[str, Any]) -> "QuantizationConfig":
+        """Inverse of `to_dict`; raises ConfigError naming everything that is unknown or missing."""
+        problems = [f"there is no kind of weight {kind!r}" for kind in names if kind not in KINDS]
+        problems += [f"{kind} is missing" for kind in KINDS if kind not in names]
+        for kind, name in names.items():
+            known = name in (None, "none") or (isinstance(name, str) and _FORMAT.fullmatch(name))
+            if not known:
+                problems.append(f"there is no format {name!r} (of {kind})")
+        if problems:
+            raise ConfigError(
+                f"The quantization config is invalid: {'; '.join(problems)}. Expected {EXPECTED}."
+            )
+        return cls(**{kind: _parse_format(name) for kind, name in names.items()})
+
+    def to_dict(self) -> dict[str, str | None]:
+        """The name of each kind's format, ready for JSON."""
+        return {kind: _format_name(getattr(self, kind)) for kind in KINDS}
+
+    def __str__(self) -> str:
+        names = self.to_dict().items()
+        return ",".join(f"{kind}={name}" for kind, name in names if name is not None)
+
+    def format_of(self, path: str) -> QuantizedFormat | None:
+        """The format of a parameter of a stacked or unstacked model, by its path."""
         match path.split("/"):
-            case ["llm", "layers", _, "attn", *_]:
-                return self.attention
-            case ["llm", "layers", _, "mlp", *_]:
-                return self.mlp
+            case ["llm", "layers", *_, ("attn" | "mlp") as kind, _, _]:
+                return self.attention if kind == "attn" else self.mlp
             case ["llm", "embedder" | "lm_head", _]:
-                return self.table
+                return self.embedding
             case ["img", "blocks", *_, "kernel"] | ["img", "head", "kernel"]:
                 return self.image
         return None
 
 
-Recipe = Int8 | Int8Dynamic | Int4 | Float8 | Mixed
+Quantization = QuantizedFormat | QuantizationConfig
 
 
-def find_recipe(recipe: Recipe | str) -> Mixed:
-    """The format of every kind of weight that a recipe, or its name, stands for.
-
-    A single format is for the language model; 4 bits leave its table at 8. Names are those of
-    formats, "mixed" (8 bits for attention, table and image encoder, 4 for the MLPs), or parts with
-    their formats: "attention=int8,mlp=int4:128". Raises ConfigError for others.
-    """
-    if isinstance(recipe, str):
-        try:
-            return recipe_from_names(read_recipe(recipe))
-        except ValueError as e:
-            raise ConfigError(
-                f"{str(e).capitalize()} to quantize by. {FITTING}, or an object: "
-                "from_pretrained(path, quantize=Int4(group=64))"
-            ) from e
-    if isinstance(recipe, Mixed):
-        return recipe
-    table = Int8() if isinstance(recipe, Int4) else recipe
-    return Mixed(attention=recipe, mlp=recipe, table=table)
-
-
-def recipe_names(recipe: Mixed) -> dict[str, str | None]:
-    """The format of each kind by its name, as `recipe_from_names` reads it."""
-    return {kind: _name(getattr(recipe, kind)) for kind in KINDS}
-
-
-def recipe_from_names(names: Mapping[str, str | None]) -> Mixed:
-    """Inverse of `recipe_names`; raises ValueError that tells everything which is not known."""
-    problems = find_problems(names)
-    problems += [f"nothing is said of {kind}" for kind in KINDS if kind not in names]
-    if problems:
-        raise ValueError("; ".join(problems))
-    return Mixed(**{kind: _format(name) for kind, name in names.items()})
-
-
-def spell_recipe(recipe: Mixed) -> str:
-    """For people, and for `find_recipe`: "attention=int4:64,mlp=int4:64,table=int8"."""
-    names = recipe_names(recipe)
-    return ",".join(f"{kind}={name}" for kind, name in names.items() if name is not None)
-
-
-def _name(format: Format | None) -> str | None:
+def _format_name(format: QuantizedFormat | None) -> str | None:
     match format:
         case None:
             return None
@@ -198,14 +160,10 @@ def _name(format: Format | None) -> str | None:
             return "float8"
         case Int4(group=group):
             return f"int4:{group or 'row'}"
-    raise ConfigError(
-        f"{type(format).__name__} is a format without a name, by which files could tell it. Int8, "
-        "Int8Dynamic, Int4 and Float8 fit. Quantize with one of them."
-    )
 
 
-def _format(name: str | None) -> Format | None:
-    if name is None:
+def _parse_format(name: str | None) -> QuantizedFormat | None:
+    if name is None or name == "none":
         return None
     kind, _, group = name.partition(":")
     if kind == "int4":

@@ -26,7 +26,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.paligemma import take_apart
+from paligemma_jax.models.paligemma import split_model
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 NAMES = (DATA, FSDP, TENSOR)
@@ -292,9 +292,11 @@ def shardings(
 
 def shard_model(model: nnx.Module, mesh: Mesh, rules: Rules[Layouts] = RULES) -> Any:
     """The model, in whatever form, with its weights on the devices of a mesh."""
-    skeleton, arrays = take_apart(model)
+    graphdef, arrays = split_model(model)
     places = shardings(arrays, mesh, rules)
-    return skeleton.fill({path: jax.device_put(x, places[path]) for path, x in arrays.items()})
+    return graphdef.merge_flat(
+        {path: jax.device_put(x, places[path]) for path, x in arrays.items()}
+    )
 
 
 def _named(mesh: AnyMesh, spec: Spec) -> NamedSharding:

@@ -1,7 +1,7 @@
 """SigLIP image encoder (arXiv 2303.15343) and the projection to the language model's width.
 
 Letters: B batch, P patches, D encoder width, F MLP width, N heads, H head width, W decoder width,
-L layers. Layers are stacked on a leading L axis, or a list after `unroll`.
+L layers. Layers are stacked on a leading L axis, or a list after `unstack_layers`.
 """
 
 import jax
@@ -11,15 +11,8 @@ from jaxtyping import Array, Float
 
 from paligemma_jax.config import SigLIPConfig
 from paligemma_jax.models.attention import in_query_blocks
-from paligemma_jax.models.layers import (
-    KEEP_ALL,
-    Dense,
-    DType,
-    LayerNorm,
-    Remat,
-    scan_layers,
-    stack_layers,
-)
+from paligemma_jax.models.layers import DType, LayerNorm, Remat, init_stacked, scan_layers
+from paligemma_jax.models.linear import Dense
 
 
 class SelfAttention(nnx.Module):
@@ -116,14 +109,14 @@ class SigLIP(nnx.Module):
             (jax.random.normal(rngs.params(), (1, config.num_patches, config.width))
              / config.width**0.5).astype(param_dtype)
         )  # fmt: skip
-        self.blocks: Block | nnx.List[Block] = stack_layers(
+        self.blocks: Block | nnx.List[Block] = init_stacked(
             lambda layer_rngs: Block(config, rngs=layer_rngs, **kw), config.depth, rngs
         )
         self.norm = LayerNorm(config.width, **kw)
         self.head = Dense((config.width,), (out_width,), rngs=rngs, **kw)
 
     def encode(
-        self, images: Float[Array, "B height width 3"], remat: Remat = KEEP_ALL
+        self, images: Float[Array, "B height width 3"], remat: Remat = "none"
     ) -> Float[Array, "B P D"]:
         """Normalised output of the last layer, before the projection; images in [-1, 1]."""
         x = self.patch_embed(images)
@@ -132,7 +125,7 @@ class SigLIP(nnx.Module):
         return self.norm(x)
 
     def __call__(
-        self, images: Float[Array, "B height width 3"], remat: Remat = KEEP_ALL
+        self, images: Float[Array, "B height width 3"], remat: Remat = "none"
     ) -> Float[Array, "B P W"]:
         """Image tokens in the decoder's width; images in [-1, 1]."""
         return self.head(self.encode(images, remat))

@@ -1,7 +1,5 @@
 """Pictures and words in, boxes out: everything between a user's input and the model's arrays."""
 
-from paligemma_jax.processing.image import Bicubic as Bicubic
-from paligemma_jax.processing.image import BilinearTruncated as BilinearTruncated
 from paligemma_jax.processing.image import ImagePreprocessing as ImagePreprocessing
 from paligemma_jax.processing.image import load_image as load_image
 from paligemma_jax.processing.location_tokens import Box as Box
@@ -16,10 +14,6 @@ from paligemma_jax.processing.masks import mask_to_polygons as mask_to_polygons
 from paligemma_jax.processing.masks import polygons_to_mask as polygons_to_mask
 from paligemma_jax.processing.masks import tight_corners as tight_corners
 from paligemma_jax.processing.processor import Batch as Batch
-from paligemma_jax.processing.processor import OnePieceEncoding as OnePieceEncoding
 from paligemma_jax.processing.processor import Processor as Processor
-from paligemma_jax.processing.processor import Refuse as Refuse
-from paligemma_jax.processing.processor import ThreePieceEncoding as ThreePieceEncoding
-from paligemma_jax.processing.processor import Truncate as Truncate
 from paligemma_jax.processing.processor import group_by_image_count as group_by_image_count
 from paligemma_jax.processing.tokenizer import Tokenizer as Tokenizer

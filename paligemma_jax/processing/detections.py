@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 
 from paligemma_jax.errors import ConfigError, InvalidPromptError, MissingExtraError
-from paligemma_jax.processing.location_tokens import Box, ParsedAnswer, Unused, parse_answer
+from paligemma_jax.processing.location_tokens import Box, ParsedAnswer, Unparsed, parse_answer
 from paligemma_jax.processing.masks import RLE, Polygon, mask_to_polygons, paste
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def intersection_over_union(boxes: Sequence[Box], others: Sequence[Box]) -> np.n
 
 
 def distinct(boxes: Sequence[Box], scores: Sequence[float], iou: float) -> list[int]:
-    """Places of the boxes to keep, in their order; see `Detections.without_duplicates`."""
+    """Places of the boxes to keep, in their order; see `Detections.nms`."""
     overlaps = intersection_over_union(boxes, boxes)
     corners = _corners(boxes)
     kept: list[int] = []
@@ -79,7 +79,7 @@ class Detections:
     width: int
     height: int
     scores: tuple[float, ...] | None = None
-    unused: tuple[Unused, ...] = ()
+    unused: tuple[Unparsed, ...] = ()
 
     def __post_init__(self) -> None:
         if self.scores is not None and len(self.scores) != len(self.boxes):
@@ -134,7 +134,7 @@ class Detections:
         """Those whose label is one of `labels`."""
         return self[[i for i, label in enumerate(self.labels) if label in labels]]
 
-    def without_duplicates(self, iou: float = 0.7) -> Self:
+    def nms(self, iou: float = 0.7) -> Self:
         """Leaves out every box like a better one of the same label: equal, or of so high an IoU.
 
         The better of two is that of the higher score, or the first. With 1 only equal boxes go; in
@@ -144,7 +144,7 @@ class Detections:
         if not 0 < iou <= 1:
             raise ConfigError(
                 f"An overlap (iou) of {iou} is none. More than 0, and at most 1, fits. Call for "
-                "example: without_duplicates(iou=0.7)"
+                "example: nms(iou=0.7)"
             )
         scores = [0.0] * len(self) if self.scores is None else self.scores
         return self[distinct(self.boxes, scores, iou)]

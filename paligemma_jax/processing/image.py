@@ -25,7 +25,7 @@ import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -357,60 +357,52 @@ def resize_bilinear_antialias(pixels: np.ndarray, height: int, width: int) -> np
     return np.ascontiguousarray(columns.transpose(1, 0, 2))
 
 
-@runtime_checkable
-class PixelMethod(Protocol):
-    """A way from 8-bit RGB of any size to float32 [size, size, 3] in [-1, 1]."""
-
-    name: ClassVar[str]
-
-    def __call__(self, image: Image.Image, size: int) -> np.ndarray: ...
+BILINEAR = "bilinear-antialias-truncated"
+BICUBIC = "bicubic-pil"
 
 
-@dataclasses.dataclass(frozen=True)
-class BilinearTruncated:
+def resize_bilinear(image: Image.Image, size: int) -> np.ndarray:
     """big_vision's `resize(size, antialias=True)|value_range(-1, 1)`, bit for bit.
 
-    Source: google-research/big_vision, pp/ops_image.py; the resized picture is truncated to uint8.
+    Source: google-research/big_vision, pp/ops_image.py; the resized image is truncated to uint8.
     """
-
-    name: ClassVar[str] = "bilinear-antialias-truncated"
-
-    def __call__(self, image: Image.Image, size: int) -> np.ndarray:
-        resized = resize_bilinear_antialias(np.asarray(image), size, size)
-        pixels = np.clip(resized, 0, 255).astype(np.uint8).astype(np.float32)
-        return pixels / 255 * 2 - 1
+    resized = resize_bilinear_antialias(np.asarray(image), size, size)
+    pixels = np.clip(resized, 0, 255).astype(np.uint8).astype(np.float32)
+    return pixels / 255 * 2 - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Bicubic:
+def resize_bicubic(image: Image.Image, size: int) -> np.ndarray:
     """Hugging Face's SiglipImageProcessor (PIL backend), bit for bit.
 
     Bicubic with antialias on 8-bit pixels, then x / 255 and (x - 0.5) / 0.5.
     """
-
-    name: ClassVar[str] = "bicubic-pil"
-
-    def __call__(self, image: Image.Image, size: int) -> np.ndarray:
-        resized = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
-        unit = (resized * (1 / 255)).astype(np.float32)  # the product in float64, as there
-        return (unit - np.float32(0.5)) / np.float32(0.5)
+    resized = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+    unit = (resized * (1 / 255)).astype(np.float32)  # multiplied in float64, as there
+    return (unit - np.float32(0.5)) / np.float32(0.5)
 
 
-METHODS: dict[str, PixelMethod] = {m.name: m for m in (BilinearTruncated(), Bicubic())}
+_METHODS = {BILINEAR: resize_bilinear, BICUBIC: resize_bicubic}
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePreprocessing:
-    """Any picture -> f32[size, size, 3] in [-1, 1]; `size` in pixels, aspect ratio not kept."""
+    """Any image -> f32[size, size, 3] in [-1, 1]; aspect ratio not kept.
+
+    `size` is in pixels, `method` is BILINEAR (big_vision) or BICUBIC (Hugging Face).
+    """
 
     size: int
-    method: PixelMethod = BilinearTruncated()
+    method: str = BILINEAR
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or self.size < 1:
             raise ConfigError(
-                f"Image size {self.size!r} does not fit. A positive number of pixels such as 224 "
-                "does. Take it from the checkpoint: config.img.image_size"
+                f"Expected an image size of 1 pixel or more, got {self.size!r}. Take it from the "
+                "checkpoint: config.img.image_size"
+            )
+        if self.method not in _METHODS:
+            raise ConfigError(
+                f"Expected a resizing method of {' or '.join(_METHODS)}, got {self.method!r}."
             )
 
     def __call__(self, source: ImageSource, *, allow_urls: bool = False) -> np.ndarray:
@@ -418,21 +410,20 @@ class ImagePreprocessing:
         return self.preprocess(load_image(source, allow_urls=allow_urls))
 
     def preprocess(self, image: Image.Image) -> np.ndarray:
-        """f32[size, size, 3] in [-1, 1] of an RGB picture that `load_image` gave."""
-        return self.method(image, self.size)
+        """f32[size, size, 3] in [-1, 1] of an RGB image that `load_image` gave."""
+        return _METHODS[self.method](image, self.size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict, ready for JSON."""
-        return {"size": self.size, "method": self.method.name}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ImagePreprocessing":
         """Inverse of `to_dict`; raises ConfigError for a missing field or an unknown method."""
         try:
-            return cls(size=values["size"], method=METHODS[values["method"]])
+            return cls(size=values["size"], method=values["method"])
         except KeyError as e:
             raise ConfigError(
-                f"Image preprocessing {dict(values)} lacks or does not know {e}. A size and one of "
-                f"the methods {', '.join(METHODS)} fit. Convert the checkpoint again: "
+                f"The image preprocessing {dict(values)} lacks {e}. Convert the checkpoint again: "
                 "paligemma convert SOURCE TARGET"
             ) from e

@@ -197,7 +197,7 @@ class Box:
 
 
 @dataclasses.dataclass(frozen=True)
-class Unused:
+class Unparsed:
     """Text that belongs to no object, the character where it starts, and why it is unused."""
 
     text: str
@@ -215,7 +215,7 @@ class ParsedAnswer:
 
     text: str
     objects: tuple[Box, ...]
-    unused: tuple[Unused, ...]
+    unused: tuple[Unparsed, ...]
 
 
 def parse_answer(text: str, scale: LocationScale = LocationScale.BIG_VISION) -> ParsedAnswer:
@@ -240,7 +240,7 @@ def answer_of(
     return ParsedAnswer(
         text,
         tuple(_box(text, draft, scale) for draft in drafts),
-        tuple(Unused(text[start:end], start, reason) for start, end, reason in unused),
+        tuple(Unparsed(text[start:end], start, reason) for start, end, reason in unused),
     )
 
 

@@ -12,11 +12,11 @@ from paligemma_jax.data.record import RecordSource
 from paligemma_jax.data.sources import open_source
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.models.gptq import Texts
-from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.inference_layout import unstack_layers
 from paligemma_jax.models.quantization import calibrate_in_place, calibration_rounds
-from paligemma_jax.models.quantization_config import Recipe
+from paligemma_jax.models.quantization_config import Quantization
 from paligemma_jax.pipeline import Pipeline
-from paligemma_jax.processing.processor import Processor, Truncate
+from paligemma_jax.processing.processor import Processor
 
 RECORDS, ROWS = 256, 8
 Report = Callable[[int, int], None]  # records read, and how many there are to read
@@ -25,7 +25,7 @@ Report = Callable[[int, int], None]  # records read, and how many there are to r
 def calibrate(
     pipeline: Pipeline,
     data: RecordSource | str | os.PathLike[str],
-    recipe: Recipe | str = "int4",
+    quantization: Quantization | str = "int4",
     *,
     records: int = RECORDS,
     batch_size: int = ROWS,
@@ -41,7 +41,7 @@ def calibrate(
     MissingExtraError without grain.
     """
     source = open_source(data) if isinstance(data, str | os.PathLike) else data
-    model = nnx.merge(*nnx.split(unroll(pipeline.model)))  # another, of the same arrays
+    model = nnx.merge(*nnx.split(unstack_layers(pipeline.model)))  # another, of the same arrays
     rows = max(1, min(batch_size, records, len(source)))
     count = min(records, len(source)) // rows
     total = count * rows * len(calibration_rounds(model.config))
@@ -57,7 +57,7 @@ def calibrate(
                 progress(done, total)
         found.close()
 
-    calibrate_in_place(model, recipe, texts)
+    calibrate_in_place(model, quantization, texts)
     return dataclasses.replace(pipeline, model=model)
 
 
@@ -69,7 +69,7 @@ def _read(source: RecordSource, processor: Processor, rows: int, seed: int) -> B
         length=processor.max_text_length,
         seed=seed,
         epochs=1,
-        on_overflow=Truncate(),
+        on_overflow="truncate",
     )
 
 

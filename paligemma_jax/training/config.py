@@ -31,10 +31,10 @@ from paligemma_jax.data.transforms import RandomAnswer
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.loading import find_checkpoint
 from paligemma_jax.models.lora import TRAINABLE, LoRA
-from paligemma_jax.models.quantization_config import Recipe
+from paligemma_jax.models.quantization_config import Quantization
 from paligemma_jax.models.sharding import Axes, Rules
 from paligemma_jax.processing.masks import MaskCodec
-from paligemma_jax.processing.processor import Overflow, Refuse
+from paligemma_jax.processing.processor import Overflow
 from paligemma_jax.training.checkpoints import Best
 from paligemma_jax.training.optimizer import (
     KERNELS,
@@ -108,7 +108,7 @@ class TrainConfig:
     transforms: tuple[Transform, ...] = (RandomAnswer(),)
     validation_transforms: tuple[Transform, ...] | None = None
     text_length: int = 128
-    on_overflow: Overflow = Refuse()
+    on_overflow: Overflow = "error"
     max_bad_records: float = 0.0
     workers: int = 0
     batch_size: int = 32

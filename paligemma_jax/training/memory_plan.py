@@ -23,10 +23,10 @@ from jax.extend.core import Var
 from paligemma_jax.config import VARIANTS, PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.loading import find_checkpoint, published_name
-from paligemma_jax.models.layers import DType, KeepAll, KeepInputs, KeepProducts
+from paligemma_jax.models.layers import DType
 from paligemma_jax.models.lora import add_lora
-from paligemma_jax.models.paligemma import PaliGemma, Skeleton, take_apart
-from paligemma_jax.models.quantized_layers import quantize_stacked
+from paligemma_jax.models.paligemma import GraphDef, PaliGemma, split_model
+from paligemma_jax.models.quantization import quantize_stacked
 from paligemma_jax.models.sharding import NAMES, Axes, leaf_sharding, make_mesh
 from paligemma_jax.processing.processor import Batch
 from paligemma_jax.training.config import TrainConfig
@@ -114,7 +114,7 @@ class MemoryPlan:
 class StepShapes:
     """Everything a step is made of, as shapes."""
 
-    skeleton: Skeleton
+    graphdef: GraphDef
     state: TrainState
     batch: Batch
     mesh: Any
@@ -150,11 +150,11 @@ def plan_memory(
     trainable = held(state.trainable, own.trainable)
     parts = step.microbatches
     local = jax.tree.map(lambda x: _rows(x, x.shape[0] // (subject.rows * parts)), subject.batch)
-    kept, kept_of_layer = _residuals(subject.skeleton, state, local, step)
-    everything = dataclasses.replace(step, remat=KeepAll())
-    _, layer = _residuals(subject.skeleton, state, local, everything)
+    kept, kept_of_layer = _residuals(subject.graphdef, state, local, step)
+    everything = dataclasses.replace(step, remat="none")
+    _, layer = _residuals(subject.graphdef, state, local, everything)
     work = int(MADE_AGAIN * (layer - kept_of_layer) + KEPT * kept_of_layer)
-    config = subject.skeleton.fill({**state.trainable, **state.frozen}).config.llm
+    config = subject.graphdef.merge_flat({**state.trainable, **state.frozen}).config.llm
     columns = min(step.logit_columns, step.most_supervised or shape.text, shape.text)
     logits = local.tokens.shape[0] * columns * config.vocab_size * 4 // mesh.shape["tensor"]
     return MemoryPlan(
@@ -181,8 +181,8 @@ def compiled_memory(
 ) -> int:
     """Bytes that XLA reserves on one device for what `plan_memory` estimates; compiles the step."""
     subject = step_shapes(model, optimizer, step, shape, Axes(), dtype)
-    transformation = make_optimizer(optimizer, subject.skeleton.paths, RUN)
-    program = make_train_step(subject.skeleton, transformation, step)
+    transformation = make_optimizer(optimizer, subject.graphdef.paths, RUN)
+    program = make_train_step(subject.graphdef, transformation, step)
     key = jax.eval_shape(lambda: jax.random.key(0))
     found: Any = program.lower(subject.state, subject.batch, key).compile().memory_analysis()
     new = found.output_size_in_bytes - found.alias_size_in_bytes
@@ -207,7 +207,7 @@ def what_fits(
     local = shape.rows // rows
     parts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= step.microbatches and local % n == 0]
     found = []
-    for remat in (KeepAll(), KeepProducts(), KeepInputs()):
+    for remat in ("none", "dots", "full"):
         for count in parts:
             changed = dataclasses.replace(step, remat=remat, microbatches=count)
             plan = plan_memory(model, optimizer, changed, shape, axes=axes, dtype=dtype)
@@ -227,7 +227,7 @@ def step_shapes(
     dtype: DType,
 ) -> StepShapes:
     """What `plan_memory` looks at; its arguments are the same. Raises ConfigError."""
-    skeleton, arrays = take_apart(model)
+    graphdef, arrays = split_model(model)
     shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in arrays.items()}
     transformation = make_optimizer(optimizer, shapes, RUN)
     paths = optimizer.trainable(shapes)
@@ -235,24 +235,24 @@ def step_shapes(
     state = jax.eval_shape(
         lambda arrays: init_state(arrays, paths, transformation, dtype=dtype, ema=ema), shapes
     )
-    size = skeleton.fill(shapes).config.img.image_size
+    size = graphdef.merge_flat(shapes).config.img.image_size
     text: Any = jax.ShapeDtypeStruct((shape.rows, shape.text + 1), jnp.int32)
     pictures = (shape.rows, shape.images, size, size, 3)
     images: Any = jax.ShapeDtypeStruct(pictures, jnp.float32) if shape.images else None
     batch = Batch(images=images, tokens=text, mask_ar=text, mask_input=text, mask_loss=text)
     mesh = jax.sharding.AbstractMesh(axes.sizes, NAMES)
-    return StepShapes(skeleton, state, batch, mesh)
+    return StepShapes(graphdef, state, batch, mesh)
 
 
 def _residuals(
-    skeleton: Skeleton, state: TrainState, batch: Batch, step: StepConfig
+    graphdef: GraphDef, state: TrainState, batch: Batch, step: StepConfig
 ) -> tuple[int, int]:
     """Bytes that the gradient keeps of the forward pass: of all layers, and most of one."""
 
     def pullback(trainable: Any, frozen: Any, batch: Batch, key: jax.Array) -> Any:
         def loss(trainable: Any) -> jax.Array:
             weights = jnp.ones((batch.tokens.shape[0], batch.tokens.shape[1] - 1))
-            model = skeleton.fill({**frozen, **trainable})
+            model = graphdef.merge_flat({**frozen, **trainable})
             return batch_loss(model, batch, weights, step, key)
 
         return jax.vjp(loss, trainable)[1]

@@ -34,9 +34,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from paligemma_jax.errors import ConfigError, PaliGemmaError
-from paligemma_jax.models.layers import Dropout, DType, KeepInputs, Remat
+from paligemma_jax.models.layers import Dropout, DType, Remat
 from paligemma_jax.models.lora import with_dropout
-from paligemma_jax.models.paligemma import PaliGemma, Skeleton
+from paligemma_jax.models.paligemma import GraphDef, PaliGemma
 from paligemma_jax.processing.processor import Batch
 
 
@@ -223,7 +223,7 @@ class StepConfig:
     label_smoothing: float = 0.0
     dropout: float = 0.0
     microbatches: int = 1
-    remat: Remat = KeepInputs()
+    remat: Remat = "full"
     ema: float | None = None
     skip: Skip | None = None
     logit_columns: int = 32
@@ -268,7 +268,7 @@ def batch_loss(
 
 
 def loss_and_gradient(
-    skeleton: Skeleton,
+    graphdef: GraphDef,
     trainable: Params,
     frozen: Mapping[str, Any],
     batch: Batch,
@@ -282,7 +282,7 @@ def loss_and_gradient(
 
     def loss(trainable: Params, batch: Batch, weights: jax.Array, key: jax.Array) -> jax.Array:
         of_decoder, of_adapters = jax.random.split(key)
-        model = with_dropout(skeleton.fill({**frozen, **trainable}), of_adapters)
+        model = with_dropout(graphdef.merge_flat({**frozen, **trainable}), of_adapters)
         return batch_loss(model, batch, weights, config, of_decoder)
 
     gradient = jax.value_and_grad(loss)
@@ -325,12 +325,12 @@ class TrainStep:
 
     def __init__(
         self,
-        skeleton: Skeleton,
+        graphdef: GraphDef,
         optimizer: optax.GradientTransformation,
         config: StepConfig,
         shardings: TrainState | None,
     ):
-        self._skeleton, self._optimizer, self._config = skeleton, optimizer, config
+        self._graphdef, self._optimizer, self._config = graphdef, optimizer, config
         out = None if shardings is None else (dataclasses.replace(shardings, frozen={}), None)
         self._compiled = jax.jit(self._step, donate_argnums=0, static_argnums=4, out_shardings=out)
 
@@ -356,7 +356,7 @@ class TrainStep:
         config = dataclasses.replace(self._config, most_supervised=most)
         key = jax.random.fold_in(key, moving.step)
         loss, grads = loss_and_gradient(
-            self._skeleton, moving.trainable, frozen, batch, config, key
+            self._graphdef, moving.trainable, frozen, batch, config, key
         )
         updates, opt_state = self._optimizer.update(grads, moving.opt_state, moving.trainable)
         trainable: Any = optax.apply_updates(moving.trainable, updates)
@@ -383,7 +383,7 @@ class TrainStep:
 
 
 def make_train_step(
-    skeleton: Skeleton,
+    graphdef: GraphDef,
     optimizer: optax.GradientTransformation,
     config: StepConfig = StepConfig(),  # noqa: B008
     *,
@@ -403,7 +403,7 @@ def make_train_step(
     gradient is not; skipped, 1 if there was no update (the optimizer's own count of updates, which
     schedules go by, then stays too).
     """
-    return TrainStep(skeleton, optimizer, config, shardings)
+    return TrainStep(graphdef, optimizer, config, shardings)
 
 
 def most_supervised(batch: Batch, config: StepConfig) -> int | None:

@@ -58,10 +58,9 @@ from paligemma_jax.loading import (
     keep_compiled_programs,
     load_processor,
 )
-from paligemma_jax.models.layers import KeepAll
 from paligemma_jax.models.lora import add_lora, is_adapter, merge_lora
-from paligemma_jax.models.paligemma import PaliGemma, Skeleton, from_params, take_apart
-from paligemma_jax.models.quantized_layers import quantize_stacked
+from paligemma_jax.models.paligemma import GraphDef, PaliGemma, from_params, split_model
+from paligemma_jax.models.quantization import quantize_stacked
 from paligemma_jax.models.sharding import DATA, FSDP, leaf_sharding, make_mesh
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.detections import Detections, Segmentations
@@ -130,7 +129,7 @@ class Start:
       path: of the checkpoint.
       fingerprint: of the checkpoint's files; frozen weights are read from there again.
       stored_dtypes: of the checkpoint's weights, by path.
-      skeleton: the model without its arrays, adapters included.
+      graphdef: the model without its arrays, adapters included.
       state: on the devices; `shardings` are those of its arrays.
     """
 
@@ -140,7 +139,7 @@ class Start:
     processor: Processor
     mask_codec: bytes | None
     stored_dtypes: dict[str, np.dtype]
-    skeleton: Skeleton
+    graphdef: GraphDef
     optimizer: optax.GradientTransformation
     mesh: Mesh
     state: TrainState
@@ -168,7 +167,7 @@ def prepare(config: TrainConfig, total_steps: int, records: int) -> Start:
         model = quantize_stacked(model, config.quantize)
     if config.lora is not None:
         model = add_lora(model, config.lora, nnx.Rngs(config.seed))
-    skeleton, arrays = take_apart(model)
+    graphdef, arrays = split_model(model)
     run = Run(total_steps=total_steps, batch_size=config.batch_size, data_size=records)
     optimizer = make_optimizer(config.optimizer, arrays, run)
     trainable = config.optimizer.trainable(arrays)
@@ -201,7 +200,7 @@ def prepare(config: TrainConfig, total_steps: int, records: int) -> Start:
         processor=processor,
         mask_codec=codec,
         stored_dtypes=stored,
-        skeleton=skeleton,
+        graphdef=graphdef,
         optimizer=optimizer,
         mesh=mesh,
         state=state,
@@ -283,15 +282,15 @@ def trained_model(config: TrainConfig, start: Start, state: TrainState) -> PaliG
     Adapters of a quantized base are merged into the weights as they were before rounding.
     """
     arrays = {**state.params, **(state.ema or {})}
-    model = start.skeleton.fill(arrays)
+    model = start.graphdef.merge_flat(arrays)
     if config.lora is None:
         return model
     if config.quantize is None:
         return merge_lora(model)
     base = add_lora(load_base(config, start.mesh), config.lora, nnx.Rngs(0))
-    skeleton, floats = take_apart(base)
+    graphdef, floats = split_model(base)
     learned = {n: arrays[n] for n in floats if n in state.trainable or is_adapter(n)}
-    return merge_lora(skeleton.fill({**floats, **learned}))
+    return merge_lora(graphdef.merge_flat({**floats, **learned}))
 
 
 def write_model(target: Path, config: TrainConfig, start: Start, state: TrainState) -> None:
@@ -332,7 +331,7 @@ def write_adapter(target: Path, config: TrainConfig, start: Start, state: TrainS
     if is_first():
         _make_room(target)
         try:
-            save_adapter(start.skeleton.fill(arrays), target, whole=whole)
+            save_adapter(start.graphdef.merge_flat(arrays), target, whole=whole)
         except ConfigError as e:
             problem = str(e)
             _finish_log.warning("The model is written, adapters alone are not: %s", e)
@@ -480,10 +479,10 @@ class Validation:
         most = config.evaluate_batches
         self._batches = batches if most is None else min(batches, most)
         self._rows = min(len(source), self._batches * size)
-        step = StepConfig(remat=KeepAll(), logit_columns=config.step.logit_columns)
+        step = StepConfig(remat="none", logit_columns=config.step.logit_columns)
 
         def loss(arrays: dict[str, jax.Array], batch: Any) -> jax.Array:
-            model = start.skeleton.fill(arrays)
+            model = start.graphdef.merge_flat(arrays)
             mask = jnp.asarray(batch.mask_loss)[:, 1:]
             weights = example_mean(mask, batch.row_mask)
             return batch_loss(model, batch, weights, step, jax.random.key(0))
@@ -728,7 +727,7 @@ class _Training:
             for every in (config.log_every, config.evaluate_every, config.checkpoint_every)
         )
         step_of = make_train_step(
-            self.start.skeleton,
+            self.start.graphdef,
             self.start.optimizer,
             config.step_config,
             shardings=self.start.shardings,
@@ -866,7 +865,7 @@ class _Training:
         count = min(self.config.samples, len(self.held_out))
         if count and jax.process_count() == 1:
             records = first_records(self.held_out, count)
-            model = self.start.skeleton.fill({**self.state.params, **(self.state.ema or {})})
+            model = self.start.graphdef.merge_flat({**self.state.params, **(self.state.ema or {})})
             samples = answer_records(
                 Pipeline(model, self.start.processor),
                 records,

@@ -25,9 +25,9 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.drawing import Drawing, Number, Rect, Words, em_width
 from paligemma_jax.errors import ConfigError, InvalidPromptError
 from paligemma_jax.models.paligemma import PaliGemma, abstract_model
-from paligemma_jax.processing.processor import Batch, Processor, Refuse, prompt_arrays
+from paligemma_jax.processing.processor import Batch, Processor, prompt_arrays
 from paligemma_jax.processing.tokenizer import Tokenizer
-from paligemma_jax.viz.heat_map import cells_wide, cut, token_labels
+from paligemma_jax.viz.attention_maps import cells_wide, cut, token_labels
 
 Kind = Literal["image", "prompt", "answer", "padding"]
 KINDS: tuple[Kind, ...] = ("image", "prompt", "answer", "padding")
@@ -378,11 +378,11 @@ def attention_mask(
       InvalidPromptError: for text that does not fit `length`.
       ConfigError: for a negative number of pictures.
     """
-    ids = processor.encoding.prompt_ids(processor.tokenizer, prompt)
+    ids = processor.prompt_ids(prompt)
     more: list[int] = []
     if answer is not None:
         more = [*processor.tokenizer.encode(answer), processor.tokenizer.eos_id]
-    arrays = prompt_arrays(ids, more, len(ids) + len(more) if length is None else length, Refuse())
+    arrays = prompt_arrays(ids, more, len(ids) + len(more) if length is None else length, "error")
     return _view(
         config,
         processor.tokenizer,

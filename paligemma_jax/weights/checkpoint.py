@@ -13,7 +13,7 @@ import numpy as np
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.models.mask_vae import MaskVAE
-from paligemma_jax.models.quantization_config import Mixed, spell_recipe
+from paligemma_jax.models.quantization_config import QuantizationConfig
 from paligemma_jax.processing.tokenizer import Tokenizer
 from paligemma_jax.weights.big_vision import BigVisionSource
 from paligemma_jax.weights.companions import (
@@ -57,7 +57,7 @@ class Checkpoint:
       kind: "big_vision" (npz), "huggingface" (directory) or "store" (ours).
       config: inferred from the files, or the one given.
       specs: shape and stored dtype of each parameter by its path; of few bits, see `StoreSource`.
-      recipe: that the weights are rounded by; None for floats.
+      quantization: that the weights are rounded by; None for floats.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class Checkpoint:
         self.path: Path = source.path
         self.config: PaliGemmaConfig = source.config
         self.specs: dict[str, TensorSpec] = dict(source.specs)
-        self.recipe: Mixed | None = source.recipe if isinstance(source, StoreSource) else None
+        self.quantization: QuantizationConfig | None = (
+            source.quantization if isinstance(source, StoreSource) else None
+        )
 
     @functools.cached_property
     def processor_settings(self) -> dict[str, Any]:
@@ -144,9 +146,9 @@ class Checkpoint:
 
     def require_floats(self) -> None:
         """Raises CheckpointError where weights are rounded already."""
-        if self.recipe is not None:
+        if self.quantization is not None:
             raise CheckpointError(
-                f"The weights in {self.path} are rounded already ({spell_recipe(self.recipe)}). To "
+                f"The weights in {self.path} are rounded already ({str(self.quantization)}). To "
                 "train, to round in another way, and for adapters, weights as they were trained "
                 "fit; training rounds them itself where it is told to (quantize). Name the "
                 "checkpoint that these were made of, or take the floats that are left: paligemma "
@@ -269,7 +271,7 @@ class CheckpointInfo:
     processor: dict[str, Any]
     has_tokenizer: bool
     has_mask_codec: bool
-    recipe: Mixed | None
+    quantization: QuantizationConfig | None
     scale_nbytes: int
     origin: dict[str, Any]
 
@@ -284,8 +286,8 @@ def describe(path: str | os.PathLike[str]) -> CheckpointInfo:
                 scales += spec.nbytes
             elif not name.endswith(VALUES):
                 dtypes[spec.dtype.name] += spec.size
-        if checkpoint.recipe is not None:
-            dtypes.update(weight_counts(checkpoint.config, checkpoint.recipe))
+        if checkpoint.quantization is not None:
+            dtypes.update(weight_counts(checkpoint.config, checkpoint.quantization))
         return CheckpointInfo(
             path=checkpoint.path,
             kind=checkpoint.kind,
@@ -296,7 +298,7 @@ def describe(path: str | os.PathLike[str]) -> CheckpointInfo:
             processor=checkpoint.processor_settings,
             has_tokenizer=checkpoint.tokenizer is not None,
             has_mask_codec=checkpoint.mask_codec is not None,
-            recipe=checkpoint.recipe,
+            quantization=checkpoint.quantization,
             scale_nbytes=scales,
             origin=checkpoint.origin,
         )

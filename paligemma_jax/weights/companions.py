@@ -23,9 +23,8 @@ from typing import Any
 from paligemma_jax.config import VARIANTS, GemmaConfig, PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.filesystem import read_json
-from paligemma_jax.models.quantization_config import Mixed
-from paligemma_jax.processing.image import Bicubic, BilinearTruncated, ImagePreprocessing
-from paligemma_jax.processing.processor import OnePieceEncoding, ThreePieceEncoding
+from paligemma_jax.models.quantization_config import QuantizationConfig
+from paligemma_jax.processing.image import BICUBIC, BILINEAR, ImagePreprocessing
 from paligemma_jax.weights.tensors import expected_shapes
 
 BIG_VISION_TOKENIZER = "paligemma_tokenizer.model"
@@ -46,8 +45,8 @@ _PIL_BICUBIC = 3
 
 def big_vision_processor(config: PaliGemmaConfig) -> dict[str, Any]:
     """Settings for `Processor.from_dict` as big_vision prepares pictures and prompts."""
-    image = ImagePreprocessing(config.img.image_size, BilinearTruncated())
-    return {"image": image.to_dict(), "encoding": ThreePieceEncoding.name}
+    image = ImagePreprocessing(config.img.image_size, BILINEAR)
+    return {"image": image.to_dict(), "encoding": "big_vision"}
 
 
 def hugging_face_processor(directory: Path, config: PaliGemmaConfig) -> dict[str, Any]:
@@ -86,8 +85,8 @@ def hugging_face_processor(directory: Path, config: PaliGemmaConfig) -> dict[str
             "The settings published with PaliGemma fit. Download the file again from where the "
             "weights are from."
         )
-    image = ImagePreprocessing(config.img.image_size, Bicubic())
-    return {"image": image.to_dict(), "encoding": OnePieceEncoding.name}
+    image = ImagePreprocessing(config.img.image_size, BICUBIC)
+    return {"image": image.to_dict(), "encoding": "huggingface"}
 
 
 def _image_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
@@ -147,7 +146,7 @@ class Contents:
       tokenizer: the SentencePiece model; None only for a file that has room for weights alone.
       mask_codec: an npz of the codec of <seg> tokens.
       origin: where the weights came from.
-      recipe: that the weights are rounded by; None for floats.
+      quantization: that the weights are rounded by; None for floats.
       tokenizer_files: Hugging Face's own files of the same tokenizer, to be copied as they are.
     """
 
@@ -155,7 +154,7 @@ class Contents:
     tokenizer: bytes | None
     mask_codec: bytes | None = None
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    recipe: Mixed | None = None
+    quantization: QuantizationConfig | None = None
     tokenizer_files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.filesystem import staged, staging_path
-from paligemma_jax.models.quantization_config import Mixed, Recipe, find_recipe, spell_recipe
+from paligemma_jax.models.quantization_config import Quantization, QuantizationConfig
 from paligemma_jax.weights.big_vision import BigVision
 from paligemma_jax.weights.checkpoint import Checkpoint, open_checkpoint
 from paligemma_jax.weights.companions import Contents, hugging_face_tokenizer_files
@@ -191,7 +191,7 @@ def export_weights(
 
     Args:
       target: which does not exist yet.
-      weights: must fit their configuration and `contents.recipe`, and be finite.
+      weights: must fit their configuration and `contents.quantization`, and be finite.
       contents: what goes along with them.
       format: "orbax", "huggingface", "big_vision", or one of their classes with its settings.
       what: the weights are, in messages; "the model" otherwise.
@@ -206,14 +206,18 @@ def export_weights(
     what = what or "the model"
     changed = _changed(weights, dtype, resolution)
     found = {name: spec.shape for name, spec in changed.specs.items()}
-    few_bits = {} if contents.recipe is None else few_bit_specs(changed.config, contents.recipe)
+    few_bits = (
+        {}
+        if contents.quantization is None
+        else few_bit_specs(changed.config, contents.quantization)
+    )
     wanted = {name: spec.shape for name, spec in few_bits.items()}
-    require_fit(what, found, wanted | float_shapes(changed.config, contents.recipe))
+    require_fit(what, found, wanted | float_shapes(changed.config, contents.quantization))
     _check_name(path, writer)
-    if contents.recipe is not None and not writer.few_bits:
+    if contents.quantization is not None and not writer.few_bits:
         raise CheckpointError(
             f"{path} cannot be written: the weights of {what} are rounded to few bits "
-            f"({spell_recipe(contents.recipe)}), and {writer.name} has room for floats only. Our "
+            f"({str(contents.quantization)}), and {writer.name} has room for floats only. Our "
             "own store fits, or the floats that are left of them. Say: paligemma convert SOURCE "
             f"TARGET --to {writer.name} --dequantize"
         )
@@ -274,7 +278,7 @@ def convert(
     resolution: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     mask_codec: str | os.PathLike[str] | None = None,
-    quantize: Recipe | str | None = None,
+    quantize: Quantization | str | None = None,
     dequantize: bool = False,
     verify: bool = False,
     progress: Progress | None = None,
@@ -294,8 +298,8 @@ def convert(
       resolution: resamples the position embeddings to pictures of so many pixels a side.
       tokenizer: needed where none lies beside the weights.
       mask_codec: such as vae-oid.npz, where masks are wanted and none lies beside the weights.
-      quantize: "int8", "int4" or any other recipe (see `find_recipe`): weights are rounded, in the
-        dtype they have or are cast to, and stored so. Only our own store has room for them.
+      quantize: "int8", "int4" or any other `QuantizationConfig`: weights are quantized, in
+        the dtype they have or are cast to, and stored so. Only our own store has room for them.
       dequantize: makes floats of weights that are stored rounded, of bfloat16 or `dtype`.
       verify: reads `target` again and compares it with `source` tensor by tensor.
       progress: called with what is being written, bytes done and bytes in all.
@@ -311,23 +315,23 @@ def convert(
                 "Face tokenizer.json, of PaliGemma fits. Copy it there, or name it: paligemma "
                 f"convert {source} {target} --tokenizer tokenizer.model"
             )
-        recipe = _recipe(checkpoint, quantize, dequantize)
+        quantization = _quantization(checkpoint, quantize, dequantize)
         weights: Weights = checkpoint
-        if quantize is not None and recipe is not None:
+        if quantize is not None and quantization is not None:
             if dtype is not None:  # first, as on loading
                 weights = cast_floats(weights, as_float_dtype(dtype))
             finite = Finite(weights, str(checkpoint.path), checkpoint.specs)
-            weights = RoundedWeights(finite, recipe)
-        elif dequantize and checkpoint.recipe is not None:
+            weights = RoundedWeights(finite, quantization)
+        elif dequantize and checkpoint.quantization is not None:
             widened = as_float_dtype(dtype or "bfloat16")
-            weights = WidenedWeights(checkpoint, checkpoint.recipe, widened)
+            weights = WidenedWeights(checkpoint, checkpoint.quantization, widened)
         from_hub = checkpoint.kind == "huggingface" and tokenizer is None
         contents = Contents(
             _processor(checkpoint, resolution),
             words,
             checkpoint.mask_codec_bytes,
             checkpoint.origin,
-            recipe,
+            quantization,
             hugging_face_tokenizer_files(checkpoint.path) if from_hub else {},
         )
         export_weights(
@@ -343,12 +347,12 @@ def convert(
         )
 
 
-def _recipe(
-    checkpoint: Checkpoint, quantize: Recipe | str | None, dequantize: bool
-) -> Mixed | None:
+def _quantization(
+    checkpoint: Checkpoint, quantize: Quantization | str | None, dequantize: bool
+) -> QuantizationConfig | None:
     """What weights are to be rounded by when they are written."""
-    wanted = None if quantize is None else find_recipe(quantize)
-    stored = checkpoint.recipe
+    wanted = None if quantize is None else QuantizationConfig.of(quantize)
+    stored = checkpoint.quantization
     if wanted is not None and dequantize:
         raise ConfigError(
             "quantize and dequantize are both given. One of them fits. Leave the other out."
@@ -362,9 +366,9 @@ def _recipe(
         return None
     if wanted is not None and stored is not None:
         raise ConfigError(
-            f"The weights of {checkpoint.path} are rounded already ({spell_recipe(stored)}), and "
+            f"The weights of {checkpoint.path} are rounded already ({str(stored)}), and "
             "rounding them again would lose more. Weights as they were trained fit. Convert from "
-            "where those are: paligemma convert SOURCE TARGET --quantize RECIPE"
+            "where those are: paligemma convert SOURCE TARGET --quantize FORMAT"
         )
     return wanted or stored
 

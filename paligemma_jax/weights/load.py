@@ -24,10 +24,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.models.inference_layout import Target, abstract_unrolled, fill, targets
-from paligemma_jax.models.paligemma import PaliGemma, nest, take_apart
-from paligemma_jax.models.quantization import RoundedTarget, abstract_quantized, rounded_targets
-from paligemma_jax.models.quantization_config import Recipe, find_recipe
+from paligemma_jax.models.inference_layout import (
+    UnstackedParam,
+    abstract_unstacked,
+    unstacked_params,
+)
+from paligemma_jax.models.paligemma import PaliGemma, nest, split_model
+from paligemma_jax.models.quantization import QuantizedParam, abstract_quantized, quantized_params
+from paligemma_jax.models.quantization_config import Quantization, QuantizationConfig
 from paligemma_jax.models.sharding import shardings
 from paligemma_jax.weights.checkpoint import Checkpoint, open_checkpoint
 from paligemma_jax.weights.tensors import (
@@ -324,7 +328,7 @@ class OverMesh:
 
     def __init__(self, model: nnx.Module, mesh: Mesh):
         """`model` is one of shapes, as it is to be."""
-        self._shardings: Mapping[str, NamedSharding] = shardings(take_apart(model)[1], mesh)
+        self._shardings: Mapping[str, NamedSharding] = shardings(split_model(model)[1], mesh)
 
     def put(self, path: str, array: Any) -> jax.Array:
         """See `Places`."""
@@ -342,37 +346,39 @@ def load_unrolled(
     config: PaliGemmaConfig,
     dtype: DTypeLike,
     *,
-    recipe: Recipe | str | None = None,
+    quantization: Quantization | str | None = None,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
 ) -> PaliGemma:
     """The model with its layers one by one, its floats and activations of `dtype`.
 
     `config` may have another resolution than the checkpoint's; position embeddings are resampled
-    then. A `recipe` rounds floats one by one, as they are read; weights that are stored rounded go
-    where they stay as they are. Peak memory is that of the model and of one layer's largest
-    parameter. On a `mesh`, which has all three axes, no device ever holds more than its shards,
+    then. `quantization` quantizes floats one by one, as they are read; weights that are stored
+    quantized go where they stay as they are. Peak memory is that of the model and of one layer's
+    largest parameter. On a `mesh`, which has all three axes, no device ever holds more than its
+    shards,
     one rounded parameter on its way to the others apart. Raises CheckpointError, and ConfigError
-    for an unknown recipe.
+    for an unknown quantization.
     """
     weights = cast_floats(checkpoint, as_float_dtype(dtype))
-    formats = checkpoint.recipe
-    if recipe is not None and formats is None:
-        formats = find_recipe(recipe)
+    formats = checkpoint.quantization
+    if quantization is not None and formats is None:
+        formats = QuantizationConfig.of(quantization)
         weights = RoundedWeights(weights, formats)
-    model = abstract_unrolled(config, dtype)
-    few_bits: dict[str, RoundedTarget] = {}
+    model = abstract_unstacked(config, dtype)
+    few_bits: dict[str, QuantizedParam] = {}
     if formats is not None:
-        few_bits = {r.target.paths[0]: r for r in rounded_targets(config, formats)}
+        few_bits = {r.target.paths[0]: r for r in quantized_params(config, formats)}
         model = abstract_quantized(model, formats)
     places = DefaultDevice() if mesh is None else OverMesh(model, mesh)
-    return fill(model, dict(_arrays(weights, config, few_bits, places, progress)))
+    arrays = dict(_arrays(weights, config, few_bits, places, progress))
+    return split_model(model)[0].merge_flat(arrays)
 
 
 def _arrays(
     weights: Weights,
     config: PaliGemmaConfig,
-    few_bits: dict[str, RoundedTarget],
+    few_bits: dict[str, QuantizedParam],
     places: Places,
     progress: Progress | None,
 ) -> Iterator[tuple[str, jax.Array]]:
@@ -381,7 +387,9 @@ def _arrays(
     Each is written where it stays, layer by layer: no stacked parameter is ever in memory.
     """
     done, total = 0, sum(spec.nbytes for spec in weights.specs.values())
-    for target in sorted(targets(config), key=lambda t: -math.prod(t.shape) * (t.depth or 1)):
+    for target in sorted(
+        unstacked_params(config), key=lambda t: -math.prod(t.shape) * (t.depth or 1)
+    ):
         rounded = few_bits.get(target.paths[0])
         paths = [piece.path for piece in target.pieces]
         if rounded is not None:
@@ -401,7 +409,9 @@ def _arrays(
         progress("", done, total)
 
 
-def _layers_of(weights: Weights, target: Target, places: Places) -> Iterator[tuple[str, jax.Array]]:
+def _layers_of(
+    weights: Weights, target: UnstackedParam, places: Places
+) -> Iterator[tuple[str, jax.Array]]:
     dtype = weights.specs[target.pieces[0].path].dtype
     if target.depth is None:
         (path,) = target.paths
@@ -416,7 +426,7 @@ def _layers_of(weights: Weights, target: Target, places: Places) -> Iterator[tup
 
 
 def _few_bits_of(
-    weights: Weights, rounded: RoundedTarget, places: Places
+    weights: Weights, rounded: QuantizedParam, places: Places
 ) -> Iterator[tuple[str, jax.Array]]:
     names = (rounded.values, rounded.scale)
     if rounded.target.depth is None:

@@ -44,8 +44,7 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.filesystem import read_json, sync_tree
 from paligemma_jax.models.paligemma import flatten, nest
-from paligemma_jax.models.quantization_config import Mixed, recipe_from_names, recipe_names
-from paligemma_jax.models.recipe_text import FITTING
+from paligemma_jax.models.quantization_config import QuantizationConfig
 from paligemma_jax.weights.companions import MASK_CODEC, Contents
 from paligemma_jax.weights.tensors import (
     FLOATS,
@@ -559,13 +558,13 @@ class Orbax:
 
     def write(self, target: Path, weights: Weights, contents: Contents) -> None:
         """Writes into an empty directory, layer by layer."""
-        recipe = contents.recipe
+        quantization = contents.quantization
         settings: dict[str, dict[str, Any]] = {
             CONFIG: {**weights.config.to_dict(), "origin": dict(contents.origin)},
             PROCESSOR: dict(contents.processor),
         }
-        if recipe is not None:
-            settings[CONFIG][QUANTIZATION] = recipe_names(recipe)
+        if quantization is not None:
+            settings[CONFIG][QUANTIZATION] = quantization.to_dict()
         for name, values in settings.items():
             (target / name).write_text(json.dumps(values, indent=1) + "\n")
         (target / TOKENIZER).write_bytes(contents.tokenizer or b"")
@@ -573,7 +572,7 @@ class Orbax:
             (target / MASK_CODEC).write_bytes(contents.mask_codec)
         digests = write_tree(target / PARAMS, arrays_to_store(weights))
         sync_tree(target)
-        version = PIECES if recipe is None else FEW_BITS
+        version = PIECES if quantization is None else FEW_BITS
         Manifest(digest_files(target), digests, version).write(target)
 
 
@@ -608,7 +607,7 @@ class StoreSource:
             raise damaged(path, problems)
         values = read_json(path / CONFIG)
         self.origin: dict[str, Any] = values.pop("origin", {})
-        self.recipe = _read_recipe(path, values.pop(QUANTIZATION, None))
+        self.quantization = _read_quantization(path, values.pop(QUANTIZATION, None))
         try:
             self.config = config or PaliGemmaConfig.from_dict(values)
         except ConfigError as e:
@@ -617,8 +616,10 @@ class StoreSource:
                 "Convert again: paligemma convert SOURCE TARGET"
             ) from e
         self.processor: dict[str, Any] = read_json(path / PROCESSOR)
-        shapes = float_shapes(self.config, self.recipe)
-        few_bits = {} if self.recipe is None else few_bit_specs(self.config, self.recipe)
+        shapes = float_shapes(self.config, self.quantization)
+        few_bits = (
+            {} if self.quantization is None else few_bit_specs(self.config, self.quantization)
+        )
         self._arrays = open_arrays(self.path, manifest, shapes, few_bits, verify=verify)
         self.specs: dict[str, TensorSpec] = dict(self._arrays.specs)
 
@@ -638,14 +639,14 @@ class StoreSource:
         """Nothing stays open between reads."""
 
 
-def _read_recipe(path: Path, names: Any) -> Mixed | None:
+def _read_quantization(path: Path, names: Any) -> QuantizationConfig | None:
     try:
         if names is not None and not isinstance(names, dict):
             raise ValueError(f"{names!r} is no format for each kind of weight")
-        return None if names is None else recipe_from_names(names)
+        return None if names is None else QuantizationConfig.from_dict(names)
     except ValueError as e:
         raise CheckpointError(
-            f"{path / CONFIG} does not fit: of {QUANTIZATION}, {e}. {FITTING}. A newer library may "
+            f"{path / CONFIG} does not fit: {QUANTIZATION}: {e} A newer library may "
             "know it: pip install --upgrade paligemma-jax"
         ) from e
 

@@ -20,11 +20,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.models.inference_layout import Piece, Target, is_unrolled, targets
+from paligemma_jax.models.inference_layout import (
+    ParamSlice,
+    UnstackedParam,
+    is_unstacked,
+    unstacked_params,
+)
 from paligemma_jax.models.lora import merge_lora
 from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
-from paligemma_jax.models.quantization import RoundedTarget, recipe_of, rounded_targets
-from paligemma_jax.models.quantization_config import Mixed
+from paligemma_jax.models.quantization import QuantizedParam, quantization_of, quantized_params
+from paligemma_jax.models.quantization_config import QuantizationConfig
 from paligemma_jax.models.quantized_matrix import as_in_files
 from paligemma_jax.weights.tensors import (
     FLOATS,
@@ -174,10 +179,12 @@ class Watched:
 Pair = tuple[np.ndarray, np.ndarray]  # values and scales of a piece
 
 
-def few_bit_specs(config: PaliGemmaConfig, recipe: Mixed) -> dict[str, TensorSpec]:
-    """The values and scales that a file of a model has by this recipe."""
+def few_bit_specs(
+    config: PaliGemmaConfig, quantization: QuantizationConfig
+) -> dict[str, TensorSpec]:
+    """The values and scales that a file of a model has by this quantization."""
     specs: dict[str, TensorSpec] = {}
-    for rounded in rounded_targets(config, recipe):
+    for rounded in quantized_params(config, quantization):
         depth = rounded.target.depth
         lead = () if depth is None else (depth,)
         for path, found in zip((rounded.values, rounded.scale), rounded.file_shapes(), strict=True):
@@ -185,31 +192,33 @@ def few_bit_specs(config: PaliGemmaConfig, recipe: Mixed) -> dict[str, TensorSpe
     return specs
 
 
-def float_shapes(config: PaliGemmaConfig, recipe: Mixed | None) -> dict[str, TreeShape]:
+def float_shapes(
+    config: PaliGemmaConfig, quantization: QuantizationConfig | None
+) -> dict[str, TreeShape]:
     """The tensors that stay floats, layers stacked."""
     shapes = expected_shapes(config)
-    for rounded in rounded_targets(config, recipe) if recipe else ():
+    for rounded in quantized_params(config, quantization) if quantization else ():
         for piece in rounded.target.pieces:
             del shapes[piece.path]
     return shapes
 
 
 class RoundedWeights:
-    """What becomes of floats by a recipe; see `Weights`.
+    """What becomes of floats by a quantization; see `Weights`.
 
     A piece of values is rounded when it is read, and its scales are kept until the next one is: so
     read them in turn (`families`). Weights are rounded in their own dtype, or in float32 where
     those that are joined to a matrix have several.
     """
 
-    def __init__(self, weights: Weights, recipe: Mixed):
+    def __init__(self, weights: Weights, quantization: QuantizationConfig):
         self.config = weights.config
         self._weights = weights
-        few_bits = few_bit_specs(self.config, recipe)
-        floats = float_shapes(self.config, recipe)
+        few_bits = few_bit_specs(self.config, quantization)
+        floats = float_shapes(self.config, quantization)
         self.specs: Mapping[str, TensorSpec] = few_bits | {n: weights.specs[n] for n in floats}
-        self._places: dict[str, tuple[RoundedTarget, int]] = {}
-        for rounded in rounded_targets(self.config, recipe):
+        self._places: dict[str, tuple[QuantizedParam, int]] = {}
+        for rounded in quantized_params(self.config, quantization):
             self._places |= {rounded.values: (rounded, 0), rounded.scale: (rounded, 1)}
         self._last: tuple[str, int, Pair] | None = None
 
@@ -230,7 +239,7 @@ class RoundedWeights:
         for _ in made or ():  # the digest of the last piece is compared after it
             pass
 
-    def _rounded(self, rounded: RoundedTarget) -> Iterator[Pair]:
+    def _rounded(self, rounded: QuantizedParam) -> Iterator[Pair]:
         target = rounded.target
         dtypes = {self._weights.specs[piece.path].dtype for piece in target.pieces}
         dtype = dtypes.pop() if len(dtypes) == 1 else FLOATS["float32"]
@@ -242,20 +251,20 @@ class RoundedWeights:
             array = aligned_empty(shape if target.depth is None else target.shape, dtype)
             for piece, fill in zip(target.pieces, fills, strict=True):
                 fill(array if target.depth is None else piece.view(array))
-            values, scale = rounded.round(jnp.asarray(array))
+            values, scale = rounded.quantize(jnp.asarray(array))
             yield np.asarray(values), np.asarray(scale)
 
 
 class WidenedWeights:
     """Floats made of weights of few bits, as far as they are still known; see `Weights`."""
 
-    def __init__(self, weights: Weights, recipe: Mixed, dtype: np.dtype):
+    def __init__(self, weights: Weights, quantization: QuantizationConfig, dtype: np.dtype):
         self.config = weights.config
         self._weights = weights
         shapes = expected_shapes(self.config)
         self._pieces = {
             piece.path: (rounded, number)
-            for rounded in rounded_targets(self.config, recipe)
+            for rounded in quantized_params(self.config, quantization)
             for number, piece in enumerate(rounded.target.pieces)
         }
         self.specs: Mapping[str, TensorSpec] = {
@@ -273,14 +282,14 @@ class WidenedWeights:
             shape = rounded.target.shape
             if name in TABLES:  # some rows at a time
                 shape = (len(values), *shape[1:])
-            array = np.asarray(rounded.widen(jnp.asarray(values), jnp.asarray(scale), shape))
+            array = np.asarray(rounded.dequantize(jnp.asarray(values), jnp.asarray(scale), shape))
             yield fill_from(array if depth is None else piece.view(array))
 
 
-def weight_counts(config: PaliGemmaConfig, recipe: Mixed) -> dict[str, int]:
+def weight_counts(config: PaliGemmaConfig, quantization: QuantizationConfig) -> dict[str, int]:
     """How many weights are in each format, by names such as "int4"; floats are left out."""
     counts: dict[str, int] = {}
-    for rounded in rounded_targets(config, recipe):
+    for rounded in quantized_params(config, quantization):
         name = type(rounded.format).__name__.removesuffix("Dynamic").lower()
         size = math.prod(rounded.target.shape) * (rounded.target.depth or 1)
         counts[name] = counts.get(name, 0) + size
@@ -381,25 +390,26 @@ def _take(sharding: NamedSharding, size: int) -> Any:
 def model_weights(model: PaliGemma) -> Weights:
     """The weights that a file of the model holds, adapters merged; rounded ones as they are.
 
-    `recipe_of` tells what they are rounded by. Raises ConfigError for what cannot be in a file.
+    `quantization_of` tells what they are quantized by. Raises ConfigError for what cannot be in a
+    file.
     """
     model = merge_lora(model)
-    recipe = recipe_of(model)
-    if is_unrolled(model):
-        return UnrolledWeights(model, recipe)
+    quantization = quantization_of(model)
+    if is_unstacked(model):
+        return UnrolledWeights(model, quantization)
     return ArrayWeights(model.config, flatten(to_params(model)))
 
 
 class UnrolledWeights:
     """Of a model whose layers stand one by one, fused and in another order; see `Weights`."""
 
-    def __init__(self, model: PaliGemma, recipe: Mixed | None = None):
+    def __init__(self, model: PaliGemma, quantization: QuantizationConfig | None = None):
         self.config = model.config
         self._params: dict[str, Any] = flatten(to_params(model))
-        shapes = float_shapes(model.config, recipe)
-        self._found: dict[str, tuple[Target, Piece]] = {
+        shapes = float_shapes(model.config, quantization)
+        self._found: dict[str, tuple[UnstackedParam, ParamSlice]] = {
             piece.path: (target, piece)
-            for target in targets(model.config)
+            for target in unstacked_params(model.config)
             for piece in target.pieces
             if piece.path in shapes
         }
@@ -415,10 +425,10 @@ class UnrolledWeights:
             path: TensorSpec(shapes[path], np.dtype(self._params[target.paths[0]].dtype))
             for path, (target, _) in self._found.items()
         }
-        self._rounded: dict[str, RoundedTarget] = {}
-        if recipe is not None:
-            self.specs |= few_bit_specs(model.config, recipe)
-            for rounded in rounded_targets(model.config, recipe):
+        self._rounded: dict[str, QuantizedParam] = {}
+        if quantization is not None:
+            self.specs |= few_bit_specs(model.config, quantization)
+            for rounded in quantized_params(model.config, quantization):
                 self._rounded |= {rounded.values: rounded, rounded.scale: rounded}
 
     def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
@@ -432,7 +442,7 @@ class UnrolledWeights:
         for path in target.paths:
             yield fill_from(piece.view(to_host(self._params[path])))
 
-    def _pieces_of_few_bits(self, name: str, rounded: RoundedTarget) -> Iterator[Fill]:
+    def _pieces_of_few_bits(self, name: str, rounded: QuantizedParam) -> Iterator[Fill]:
         for owner in rounded.owners:
             values, scale = self._params[f"{owner}{VALUES}"], self._params[f"{owner}{SCALE}"]
             is_scale = name == rounded.scale

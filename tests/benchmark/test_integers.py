@@ -11,13 +11,13 @@ from paligemma_jax.benchmark.huggingface import write_checkpoint
 from paligemma_jax.benchmark.report import summarize
 from paligemma_jax.benchmark.subjects import TINY, Effort, Kind, Precision, Record
 from paligemma_jax.benchmark.worker import Job, run_job
-from paligemma_jax.models.quantization_config import find_recipe
+from paligemma_jax.models.quantization_config import QuantizationConfig
 
 INTEGERS = [precision for precision in Precision if precision.quantized]
 
 
 def test_each_is_a_recipe():
-    assert [find_recipe(precision.value) for precision in INTEGERS]
+    assert [QuantizationConfig.of(precision.value) for precision in INTEGERS]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.cli.conftest import Run
 
 
 def test_report(run: Run, store: Path):
-    argv = ["quantize", store, "--report", "--recipe", "int4", "--prompts", "3"]
+    argv = ["quantize", store, "--report", "--quantization", "int4", "--prompts", "3"]
     outcome = run(*argv, "--dtype", "float32", "--json")
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
@@ -30,10 +30,10 @@ def test_report(run: Run, store: Path):
 
 
 def test_it_writes_what_convert_writes(run: Run, store: Path, tmp_path: Path):
-    recipe = "attention=int8,mlp=int4:8,image=float8"
+    quantization = "attention=int8,mlp=int4:8,image=float8"
     for argv in (
-        ["quantize", store, tmp_path / "a", "--recipe", recipe, "--verify"],
-        ["convert", store, tmp_path / "b", "--quantize", recipe],
+        ["quantize", store, tmp_path / "a", "--quantization", quantization, "--verify"],
+        ["convert", store, tmp_path / "b", "--quantize", quantization],
     ):
         outcome = run(*argv)
         assert outcome.code == 0, outcome.err
@@ -65,7 +65,16 @@ def data(tmp_path: Path, picture: Path) -> Path:
 
 def test_calibrated_weights_are_stored(run: Run, store: Path, data: Path, tmp_path: Path):
     target = tmp_path / "small"
-    argv = ["--calibrate", data, "--recipe", "int4:8", "--batch-size", "2", "--dtype", "float32"]
+    argv = [
+        "--calibrate",
+        data,
+        "--quantization",
+        "int4:8",
+        "--batch-size",
+        "2",
+        "--dtype",
+        "float32",
+    ]
     outcome = run("quantize", store, target, *argv, "--progress")
     assert outcome.code == 0, outcome.err
     assert "4/4" in outcome.err and "int4" in outcome.out
@@ -82,8 +91,8 @@ def test_calibrated_weights_are_stored(run: Run, store: Path, data: Path, tmp_pa
 
 def test_what_calibration_is_for(run: Run, store: Path, data: Path, tmp_path: Path):
     argv = ["quantize", store, tmp_path / "small", "--calibrate", data]
-    outcome = run(*argv, "--recipe", "int8")
-    assert outcome.code == 1 and "--recipe int4" in outcome.err
+    outcome = run(*argv, "--quantization", "int8")
+    assert outcome.code == 1 and "--quantization int4" in outcome.err
     data.write_text('{"prefix": "caption en", "suffix": "nothing"}\n')
     assert run(*argv).code == 1
     assert not (tmp_path / "small").exists()
@@ -91,7 +100,17 @@ def test_what_calibration_is_for(run: Run, store: Path, data: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_calibrated_weights_are_closer(run: Run):
-    argv = ["quantize", "demo", "--report", "--recipe", "int4", "--scenes", "0", "--prompts", "64"]
+    argv = [
+        "quantize",
+        "demo",
+        "--report",
+        "--quantization",
+        "int4",
+        "--scenes",
+        "0",
+        "--prompts",
+        "64",
+    ]
     outcome = run(*argv, "--dtype", "float32", "--calibration-prompts", "64", "--json")
     assert outcome.code == 0, outcome.err
     forms = json.loads(outcome.out)["forms"]
@@ -126,8 +145,8 @@ def test_wrong_usage(run: Run, store: Path):
     for argv in (
         ["quantize", "demo"],
         ["quantize", "demo", "target", "--report"],
-        ["quantize", "demo", "target", "--recipe", "int8", "--recipe", "int4"],
-        ["quantize", "demo", "target", "--recipe", "mlp=int3"],
+        ["quantize", "demo", "target", "--quantization", "int8", "--quantization", "int4"],
+        ["quantize", "demo", "target", "--quantization", "mlp=int3"],
         ["quantize", "demo", "--report", "--calibrate", "data.jsonl"],
     ):
         assert run(*argv).code == 2

@@ -80,9 +80,9 @@ def main() -> None:
         (pg.Int4(8), Axes(tensor=2, fsdp=2, data=2)),
         ("int4", Axes(tensor=4, fsdp=2)),
     )
-    for recipe, axes in few_bits:
-        alone = answers(pg.from_pretrained(store, dtype="float32", quantize=recipe), few=True)
-        pali = pg.from_pretrained(store, dtype="float32", quantize=recipe, mesh=axes)
+    for quantization, axes in few_bits:
+        alone = answers(pg.from_pretrained(store, dtype="float32", quantize=quantization), few=True)
+        pali = pg.from_pretrained(store, dtype="float32", quantize=quantization, mesh=axes)
         compare(alone, answers(pali, few=True))
         done += 1
     print(json.dumps({"same": done}))

@@ -65,7 +65,7 @@ def test_rows_repeated_stand_side_by_side(empty):
     cache = empty_cache(empty(**(SHAPE | {"batch": 2}), dtype=jnp.float32), 2, 6)
     new = jax.random.normal(jax.random.key(0), (2, 1, 6, 2))
     cache = cache.claim(jnp.eye(2, 6, dtype=bool), jnp.ones((2, 6), jnp.int32)).write(0, new, -new)
-    many = cache.repeat_rows(3)
+    many = cache.repeat(3)
     for copy in range(6):
         row = copy // 3
         for layer in (0, 1):

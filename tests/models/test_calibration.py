@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.gptq import Texts, measure_inputs, moment_bytes, weight_paths
-from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.gptq import (
+    Texts,
+    measure_inputs,
+    moment_bytes,
+    quantize_by_moments,
+    weight_paths,
+)
+from paligemma_jax.models.inference_layout import unstack_layers
 from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
 from paligemma_jax.models.quantization import calibrate_in_place, calibration_rounds, quantize
-from paligemma_jax.models.quantization_config import Int4, Mixed
-from paligemma_jax.models.quantized_matrix import (
-    Pairs,
-    fit_rows,
-    fit_rows_to_inputs,
-    multiply_groups,
-)
+from paligemma_jax.models.quantization_config import Int4, QuantizationConfig
+from paligemma_jax.models.quantized_matrix import multiply_groups, quantize_int4, unpack_int4
 from tests.tiny import prompts, random_model
 
 rng = np.random.default_rng(0)
@@ -32,17 +33,17 @@ def _off(values: jax.Array, scale: jax.Array) -> float:
 @pytest.mark.parametrize(("groups", "dtype"), [(1, jnp.float32), (3, jnp.bfloat16)])
 def test_products_are_closer(groups: int, dtype: type):
     moments = jnp.asarray(INPUTS.T @ INPUTS)
-    found = fit_rows_to_inputs(jnp.asarray(MATRIX), moments, 4, groups, dtype)
-    plain = fit_rows(jnp.asarray(MATRIX), 4, groups, dtype)
+    found = quantize_by_moments(jnp.asarray(MATRIX), moments, groups)
+    plain = quantize_int4(jnp.asarray(MATRIX), groups, dtype)
     assert [x.shape for x in found] == [x.shape for x in plain]
     assert [x.dtype for x in found] == [x.dtype for x in plain]
     assert _off(*found) < 0.5 * _off(*plain)
 
 
 def test_inputs_that_tell_nothing_change_nothing():
-    plain = fit_rows(jnp.asarray(MATRIX), 4, 3)
+    plain = quantize_int4(jnp.asarray(MATRIX), 3, jnp.bfloat16)
     for moments in (jnp.zeros((24, 24)), 7 * jnp.eye(24)):
-        found = fit_rows_to_inputs(jnp.asarray(MATRIX), moments, 4, 3)
+        found = quantize_by_moments(jnp.asarray(MATRIX), moments, 3)
         for a, b in zip(found, plain, strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -56,7 +57,7 @@ def _texts(padding: int) -> Texts:
 
 
 def test_padding_does_not_count(tiny_model: PaliGemma):
-    model = unroll(tiny_model)
+    model = unstack_layers(tiny_model)
     found, wider = (measure_inputs(model, [_texts(n)]) for n in (0, 3))
     depth = tiny_model.config.llm.depth
     assert found.keys() == {path for n in range(depth) for path in weight_paths(n)}
@@ -67,24 +68,24 @@ def test_padding_does_not_count(tiny_model: PaliGemma):
 
 def test_other_models_are_refused(tiny_model: PaliGemma):
     for model in (tiny_model, quantize(tiny_model, "int8")):
-        with pytest.raises(ConfigError, match="unroll"):
+        with pytest.raises(ConfigError, match="unstack_layers"):
             measure_inputs(model, [])
 
 
 def test_layers_are_calibrated_in_turn(tiny_model: PaliGemma):
     """Later ones by what comes out of those that are rounded already."""
-    recipe = Mixed(attention=Int4(8), mlp=Int4(8))
+    quantization = QuantizationConfig(attention=Int4(8), mlp=Int4(8))
     config, texts = tiny_model.config, [_texts(0)]
     size = moment_bytes(config.llm)
     assert calibration_rounds(config, 2 * size) == [range(0, 2), range(2, 3)]
     assert calibration_rounds(config, 1) == [range(n, n + 1) for n in range(3)]
     models = []
     for memory in (1, 99 * size):
-        model = unroll(random_model(config))
-        calibrate_in_place(model, recipe, lambda: texts, memory=memory)
+        model = unstack_layers(random_model(config))
+        calibrate_in_place(model, quantization, lambda: texts, memory=memory)
         models.append(flatten(to_params(model)))
-    together = flatten(to_params(quantize(tiny_model, recipe, inputs=measure_inputs(
-        unroll(tiny_model), texts
+    together = flatten(to_params(quantize(tiny_model, quantization, inputs=measure_inputs(
+        unstack_layers(tiny_model), texts
     ))))  # fmt: skip
     jax.tree.map(np.testing.assert_array_equal, models[1], together)
     same = {n: np.array_equal(models[0][n], models[1][n]) for n in models[0] if "values" in n}
@@ -93,12 +94,12 @@ def test_layers_are_calibrated_in_turn(tiny_model: PaliGemma):
 
 
 def test_what_is_not_calibrated(tiny_model: PaliGemma):
-    with pytest.raises(ConfigError, match="--recipe int4"):
-        calibrate_in_place(unroll(tiny_model), "int8", list)
+    with pytest.raises(ConfigError, match="--quantization int4"):
+        calibrate_in_place(unstack_layers(tiny_model), "int8", list)
 
 
 def test_a_model_is_rounded_by_them(tiny_model: PaliGemma):
-    model = unroll(tiny_model)
+    model = unstack_layers(tiny_model)
     inputs = measure_inputs(model, [_texts(0), _texts(0)])
     plain, found = quantize(model, Int4(8)), quantize(model, Int4(8), inputs=inputs)
     assert jax.tree.structure(found) == jax.tree.structure(plain)
@@ -107,7 +108,7 @@ def test_a_model_is_rounded_by_them(tiny_model: PaliGemma):
     off = []
     for rounded in (plain, found):
         arrays = flatten(to_params(rounded))
-        values = Pairs(groups=3).read(arrays[f"{path}/matrix/values"]).astype(jnp.float32)
-        error = multiply_groups(values, arrays[f"{path}/matrix/scale"]) - before
+        values = unpack_int4(arrays[f"{path}/matrix/values"], before.shape[1], 3)
+        error = multiply_groups(values.astype(jnp.float32), arrays[f"{path}/matrix/scale"]) - before
         off.append(float(jnp.einsum("oi,ij,oj", error, inputs[path], error)))
     assert off[1] < 0.7 * off[0]

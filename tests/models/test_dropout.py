@@ -23,14 +23,9 @@ def test_a_share_is_dropped_and_the_rest_scaled_up():
     assert Dropout(KEY, 0.0)(x) is x and Dropout(KEY, 0.5)(x).dtype == x.dtype
 
 
-def test_shared_axes_are_dropped_together():
-    dropped = np.asarray(Dropout(KEY, 0.5, shared_axes=(1,))(jnp.ones((8, 9, 10))))
-    assert (dropped == dropped[:, :1]).all() and 0 < (dropped == 0).mean() < 1
-
-
 def test_places_have_keys_of_their_own():
     x, dropout = jnp.ones((50, 50)), Dropout(KEY, 0.5)
-    first, again, other = (np.asarray(dropout.at(place)(x)) for place in (0, 0, 1))
+    first, again, other = (np.asarray(dropout.fold_in(place)(x)) for place in (0, 0, 1))
     assert (first == again).all() and 0.4 < (first != other).mean() < 0.6
 
 
@@ -42,8 +37,8 @@ def test_it_follows_the_norm_of_attention_and_precedes_that_of_the_mlp(tiny_mode
     dropout = Dropout(KEY, 0.5)
     q, k, v = block.project(x, mask.query_positions)
     mixed = attention(q, k, v, mask, 1, block.softcap)
-    middle = x + dropout.at(0)(block.post_attention_norm(block.attn.output(mixed)))
-    mlp = dropout.at(1)(block.mlp(block.pre_ffw_norm(middle)))
+    middle = x + dropout.fold_in(0)(block.post_attention_norm(block.attn.output(mixed)))
+    mlp = dropout.fold_in(1)(block.mlp(block.pre_ffw_norm(middle)))
     wanted = middle + block.post_ffw_norm(mlp)
     found = block.finish(x, q, k, v, mask, 1, dropout)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

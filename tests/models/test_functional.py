@@ -12,7 +12,7 @@ from flax.training.train_state import TrainState
 
 import paligemma_jax as pg
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.inference_layout import abstract_unrolled
+from paligemma_jax.models.inference_layout import abstract_unstacked
 from paligemma_jax.models.paligemma import PaliGemma, abstract_params, flatten, nest
 from paligemma_jax.models.quantization import abstract_quantized
 from tests.tiny import GEMMA, random_images, random_tokens, tiny_config
@@ -34,7 +34,7 @@ def test_parameters_are_those_of_a_checkpoint(tiny_model: PaliGemma):
 
 
 def unrolled() -> PaliGemma:
-    return abstract_unrolled(tiny_config(GEMMA, depth=11))  # a layer "10", sorted before "2"
+    return abstract_unstacked(tiny_config(GEMMA, depth=11))  # a layer "10", sorted before "2"
 
 
 @pytest.mark.parametrize("form", ["unrolled", "quantized", "adapters"])

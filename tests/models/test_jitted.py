@@ -7,21 +7,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from paligemma_jax.models import layers as backend
-from paligemma_jax.models import layers as jitted
+from paligemma_jax.models import layers
 from paligemma_jax.models.layers import Jitted
 
 
 @pytest.fixture(autouse=True)
 def _asks_again() -> Iterator[None]:
-    jitted._known.cache_clear()
+    layers._has_options.cache_clear()
     yield
-    jitted._known.cache_clear()
+    layers._has_options.cache_clear()
 
 
 @pytest.fixture(params=["cpu", "gpu"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(backend, "name", lambda: request.param)
+    monkeypatch.setattr(layers, "backend", lambda: request.param)
     return request.param
 
 
@@ -53,8 +52,8 @@ def test_inside_of_another_function(device: str):
 
 
 def test_options_that_XLA_does_not_know_are_left_out(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(backend, "name", lambda: "gpu")
-    monkeypatch.setattr(jitted, "_OPTIONS", {"xla_gpu_of_yesterday": True})
+    monkeypatch.setattr(layers, "backend", lambda: "gpu")
+    monkeypatch.setattr(layers, "_OPTIONS", {"xla_gpu_of_yesterday": True})
     twice = _double()
     assert twice(jnp.ones(1)) == 2
     assert _programs(twice) == [1, 0]

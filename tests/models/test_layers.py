@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from paligemma_jax.models.layers import Dense, Einsum, LayerNorm, RMSNorm, normal_init
+from paligemma_jax.models.layers import LayerNorm, RMSNorm, normal_init
+from paligemma_jax.models.linear import Dense, Einsum, EinsumAxes
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -22,10 +23,16 @@ def test_layer_norm():
     )
 
 
-def test_layer_norm_of_a_constant_is_its_bias():
-    norm = LayerNorm(8, dtype=jnp.float32, param_dtype=jnp.float32)
-    for value in (0.1, 1000.1):  # float32 makes the variance of the latter negative or positive
-        assert np.abs(norm(jnp.full((1, 8), value))).max() < 1
+def test_layer_norm_where_the_mean_is_large():
+    """E[x^2] - E[x]^2 would be off by 0.2 here."""
+    norm = LayerNorm(1152, dtype=jnp.float32, param_dtype=jnp.float32)
+    x = 300 + normal(4, 1152)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(jax.jit(norm)(jnp.asarray(x)), exact, atol=1e-4)
+    for value in (0.1, 1000.1):
+        constant = LayerNorm(8, dtype=jnp.float32, param_dtype=jnp.float32)
+        assert np.abs(constant(jnp.full((1, 8), value))).max() < 1
 
 
 def test_rms_norm_applies_one_plus_scale():
@@ -65,7 +72,7 @@ def test_dense_with_several_axes():
 def test_einsum_computes_in_the_activation_dtype():
     """float32 weights are rounded to bfloat16, products are summed in float32."""
     layer = Einsum(
-        (64, 4), fan_in=64, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.float32
+        (64, 4), EinsumAxes((0,)), rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.float32
     )
     x = jnp.asarray(normal(2, 64))
     out = layer("BD,DF->BF", x)

@@ -9,24 +9,27 @@ import pytest
 from flax import nnx
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation.generate import generate
-from paligemma_jax.models.inference_layout import restack, stack_params, unroll
-from paligemma_jax.models.layers import Dense, Einsum
+from paligemma_jax.generation.decode import generate
+from paligemma_jax.models.inference_layout import stack_layers, stacked_params, unstack_layers
+from paligemma_jax.models.linear import Dense, DropoutKey, Einsum, EinsumAxes
 from paligemma_jax.models.lora import (
-    DropoutKey,
     LoRA,
-    LoRADense,
-    LoRAEinsum,
     adapters,
     add_lora,
     merge_lora,
     with_dropout,
 )
 from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
-from paligemma_jax.models.quantized_layers import EINSUM_AXES
 from tests.tiny import GEMMA, prompts, random_images, random_model, random_tokens, tiny_config
 
 EVERYTHING = "(llm/layers|img)/.*"
+EINSUM_AXES = {
+    "attn/q_einsum": EinsumAxes((1,)),
+    "attn/kv_einsum": EinsumAxes((2,), ("k", "v")),
+    "attn/attn_vec_einsum": EinsumAxes((0, 1)),
+    "mlp/gating_einsum": EinsumAxes((1,), ("gate", "up")),
+    "mlp/linear": EinsumAxes((0,)),
+}
 EQUATIONS = {
     "attn/q_einsum": ("BTW,NWH->BTNH", (2, 5, 6), (3, 6, 4)),
     "attn/kv_einsum": ("BTW,CKWH->CBTKH", (2, 5, 6), (2, 3, 6, 4)),
@@ -56,9 +59,9 @@ def trained(model: PaliGemma) -> PaliGemma:
     return nnx.merge(graphdef, state)
 
 
-def einsum_layer(weight: np.ndarray, dtype: Any = jnp.float32) -> Einsum:
+def einsum_layer(weight: np.ndarray, axes: EinsumAxes, dtype: Any = jnp.float32) -> Einsum:
     kw: dict[str, Any] = dict(dtype=dtype, param_dtype=jnp.float32)
-    layer = nnx.eval_shape(lambda: Einsum(weight.shape, fan_in=1, rngs=nnx.Rngs(0), **kw))
+    layer = nnx.eval_shape(lambda: Einsum(weight.shape, axes, rngs=nnx.Rngs(0), **kw))
     layer.w = nnx.Param(jnp.asarray(weight, jnp.float32))
     return layer
 
@@ -119,9 +122,9 @@ def test_each_part_is_its_weight_and_its_own_product():
             ("new", 0 * b, jnp.float32),
             ("new, rounded", 0 * b, jnp.bfloat16),
         ):
-            base = plain[name, kind] = einsum_layer(w, dtype)
+            base = plain[name, kind] = einsum_layer(w, axes, dtype)
             arrays = map(jnp.asarray, (a, own, scale))
-            layers[name, kind] = LoRAEinsum(base, axes, LoRA(rank=rank), *arrays)
+            layers[name, kind] = base.with_adapter(LoRA(rank=rank), *arrays)
 
     @jax.jit
     def run(layers: Any, xs: Any) -> Any:
@@ -143,7 +146,7 @@ def test_the_image_encoders_layers():
     base.kernel[...] = jnp.asarray(kernel, jnp.float32)
     base.bias[...] = jnp.arange(6.0)
     arrays = (jnp.asarray(array, jnp.float32) for array in (a, b, 0.5))
-    layer = LoRADense(base, LoRA(rank=2), *arrays)
+    layer = base.with_adapter(LoRA(rank=2), *arrays)
     expected = np.einsum("btnh,nhw->btw", x, kernel + 0.5 * np.einsum("nhr,rw->nhw", a, b))
     expected += np.arange(6)
     np.testing.assert_allclose(layer(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)
@@ -163,8 +166,8 @@ def test_merged_is_unmerged(adapted: PaliGemma, tiny_model: PaliGemma):
     found = np.asarray(merged.llm.layers.attn.kv_einsum.w[...])  # pyright: ignore
     np.testing.assert_allclose(found, expected, rtol=3e-7, atol=1e-7)
     assert merge_lora(merged) is merged
-    saved = {path: make() for path, make in stack_params(adapted)}
-    same = flatten(to_params(restack(unroll(adapted))))
+    saved = {path: make() for path, make in stacked_params(adapted)}
+    same = flatten(to_params(stack_layers(unstack_layers(adapted))))
     for path, array in flatten(to_params(merged)).items():
         np.testing.assert_array_equal(saved.pop(path), array)
         np.testing.assert_array_equal(same.pop(path), array)
@@ -175,7 +178,7 @@ def test_merged_is_unmerged(adapted: PaliGemma, tiny_model: PaliGemma):
 def test_answers_with_adapters_are_those_of_the_merged_model(adapted: PaliGemma):
     batch = prompts([5, 3], 6)
     options: dict[str, Any] = dict(max_new_tokens=4)
-    one_by_one = unroll(adapted)  # merges
+    one_by_one = unstack_layers(adapted)  # merges
     assert isinstance(one_by_one.llm.layers, nnx.List)
     for mine, theirs in zip(
         generate(adapted, batch, **options), generate(one_by_one, batch, **options), strict=True
@@ -234,7 +237,7 @@ def test_dropout_keeps_the_mean():
     kw: dict[str, Any] = dict(rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32)
     base = Dense((1,), (1,), **kw)
     base.kernel[...] = jnp.zeros((1, 1))
-    layer = LoRADense(base, spec, jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(()))
+    layer = base.with_adapter(spec, jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.ones(()))
     x = jnp.ones((10_000, 1))
     assert np.all(layer(x) == 1)
     layer.dropout_key = DropoutKey(jax.random.key(0))
@@ -251,5 +254,5 @@ def test_what_cannot_be(tiny_model: PaliGemma, adapted: PaliGemma):
         add_lora(tiny_model, LoRA(targets="q_proj"), rngs)
     with pytest.raises(ConfigError, match="adapters already.*merge_lora"):
         add_lora(adapted, LoRA(), rngs)
-    with pytest.raises(ConfigError, match="one by one.*restack"):
-        add_lora(unroll(tiny_model), LoRA(), rngs)
+    with pytest.raises(ConfigError, match="one by one.*stack_layers"):
+        add_lora(unstack_layers(tiny_model), LoRA(), rngs)

@@ -11,29 +11,28 @@ import pytest
 
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.inference_layout import fill, restack, stack_params, unroll
-from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
+from paligemma_jax.models.inference_layout import stack_layers, stacked_params, unstack_layers
+from paligemma_jax.models.paligemma import PaliGemma, flatten, split_model, to_params
 from paligemma_jax.models.quantization import (
     is_quantized,
+    quantization_of,
     quantize,
     quantize_in_place,
-    recipe_of,
-    rounded_targets,
+    quantized_params,
 )
 from paligemma_jax.models.quantization_config import (
     Float8,
     Int4,
     Int8,
     Int8Dynamic,
-    Mixed,
-    Recipe,
-    find_recipe,
+    Quantization,
+    QuantizationConfig,
 )
 from tests.tiny import GEMMA, GEMMA2, prompts, random_model, tiny_config
 
 
 def _config(llm: GemmaConfig, **changes: Any) -> PaliGemmaConfig:
-    """Of one layer, in encoder and decoder: what models do is compiled for each recipe."""
+    """Of one layer, in encoder and decoder: what models do is compiled for each quantization."""
     config = tiny_config(llm, depth=1, **changes)
     return dataclasses.replace(config, img=dataclasses.replace(config.img, depth=1))
 
@@ -43,7 +42,9 @@ CONFIGS = {
     "PaliGemma 2, own head": _config(GEMMA2, tie_embeddings=False),
 }
 # Every format, and every kind of layer.
-EVERYTHING = Mixed(attention=Int4(group=8), mlp=Int8Dynamic(), table=Int8(), image=Int8())
+EVERYTHING = QuantizationConfig(
+    attention=Int4(group=8), mlp=Int8Dynamic(), embedding=Int8(), image=Int8()
+)
 # The largest difference of a logit, of their standard deviation.
 CASES = [
     ("PaliGemma", Int8(), 0.1),
@@ -77,12 +78,12 @@ def _run(model: PaliGemma) -> list[np.ndarray]:
 
 @functools.cache
 def _answers(config: str) -> list[np.ndarray]:
-    return _run(unroll(_model(config)))
+    return _run(unstack_layers(_model(config)))
 
 
-@pytest.mark.parametrize(("config", "recipe", "bound"), CASES)
-def test_close_to_the_model(config: str, recipe: Recipe, bound: float):
-    rounded = _run(quantize(_model(config), recipe))
+@pytest.mark.parametrize(("config", "quantization", "bound"), CASES)
+def test_close_to_the_model(config: str, quantization: Quantization, bound: float):
+    rounded = _run(quantize(_model(config), quantization))
     for found, wanted in zip(rounded, _answers(config), strict=True):
         assert 0 < np.abs(found - wanted).max() < bound * wanted.std()
 
@@ -91,17 +92,17 @@ def test_close_to_the_model(config: str, recipe: Recipe, bound: float):
 def test_read_parameter_by_parameter(config: str):
     """The same to the bit."""
     model = _model(config)
-    params = flatten(to_params(unroll(model)))
+    params = flatten(to_params(unstack_layers(model)))
     wanted = quantize(model, EVERYTHING)
-    for rounded in rounded_targets(model.config, EVERYTHING):
+    for rounded in quantized_params(model.config, EVERYTHING):
         for path, owner in zip(rounded.target.paths, rounded.owners, strict=True):
-            values, scale = rounded.round(params.pop(path))
+            values, scale = rounded.quantize(params.pop(path))
             assert [(x.shape, x.dtype) for x in (values, scale)] == [
                 (x.shape, x.dtype) for x in rounded.file_shapes()
             ]
             params[f"{owner}/matrix/values"] = rounded.on_device(values, scale)
             params[f"{owner}/matrix/scale"] = scale
-    found = fill(wanted, params)
+    found = split_model(wanted)[0].merge_flat(params)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
@@ -120,8 +121,8 @@ def test_what_is_rounded(tiny_config: PaliGemmaConfig, tiny_model: PaliGemma):
 
 
 def test_what_is_left_alone(tiny_model: PaliGemma):
-    layers = unroll(tiny_model)
-    found = quantize(layers, Mixed(attention=None, mlp=Int4(None), table=None))
+    layers = unstack_layers(tiny_model)
+    found = quantize(layers, QuantizationConfig(attention=None, mlp=Int4(None), embedding=None))
     changed = {
         path.rpartition("/matrix")[0]
         for path in flatten(to_params(found)).keys() - flatten(to_params(layers)).keys()
@@ -133,7 +134,7 @@ def test_what_is_left_alone(tiny_model: PaliGemma):
 
 
 def test_the_model_stays_as_it_is(tiny_model: PaliGemma):
-    layers = unroll(tiny_model)
+    layers = unstack_layers(tiny_model)
     before = jax.tree.leaves(layers)
     found = quantize(layers, "int8")
     assert not is_quantized(layers) and is_quantized(found)
@@ -142,27 +143,29 @@ def test_the_model_stays_as_it_is(tiny_model: PaliGemma):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["int8", "int4", "float8", "mixed", "mlp=int4:8,image=int4:row", EVERYTHING], ids=str
+    "quantization",
+    ["int8", "int4", "float8", "mixed", "mlp=int4:8,image=int4:row", EVERYTHING],
+    ids=str,
 )
-def test_a_model_knows_its_recipe(recipe: Recipe | str):
+def test_a_model_knows_its_recipe(quantization: Quantization | str):
     """Groups of 64 do not come out even in so small a model: a scale a channel then."""
-    found = recipe_of(quantize(_model("PaliGemma"), recipe))
+    found = quantization_of(quantize(_model("PaliGemma"), quantization))
     wanted = {
         kind: Int4(None) if format == Int4(64) else format
-        for kind, format in vars(find_recipe(recipe)).items()
+        for kind, format in vars(QuantizationConfig.of(quantization)).items()
     }
-    assert found == Mixed(**wanted)
-    assert recipe_of(unroll(_model("PaliGemma"))) is None
+    assert found == QuantizationConfig(**wanted)
+    assert quantization_of(unstack_layers(_model("PaliGemma"))) is None
 
 
 def test_in_place(tiny_model: PaliGemma):
-    layers = unroll(random_model(tiny_model.config))
+    layers = unstack_layers(random_model(tiny_model.config))
     quantize_in_place(layers, "int8")
     jax.tree.map(np.testing.assert_array_equal, layers, quantize(tiny_model, "int8"))
 
 
 def test_bfloat16():
-    model = unroll(random_model(CONFIGS["PaliGemma"], jnp.bfloat16, jnp.bfloat16))
+    model = unstack_layers(random_model(CONFIGS["PaliGemma"], jnp.bfloat16, jnp.bfloat16))
     for found, wanted in zip(_run(quantize(model, "int8")), _run(model), strict=True):
         assert np.abs(found - wanted).max() < 0.2 * wanted.std()
 
@@ -172,9 +175,9 @@ def test_what_cannot_be_done(tiny_model: PaliGemma):
     with pytest.raises(ConfigError, match="already"):
         quantize(found, "int4")
     with pytest.raises(ConfigError, match="without quantize="):
-        list(stack_params(found))
+        list(stacked_params(found))
     with pytest.raises(ConfigError, match="without quantize="):
-        restack(found)
-    assert unroll(found) is found
-    with pytest.raises(ConfigError, match="stacked.*unroll"):
+        stack_layers(found)
+    assert unstack_layers(found) is found
+    with pytest.raises(ConfigError, match="stacked.*unstack_layers"):
         quantize_in_place(tiny_model, "int8")

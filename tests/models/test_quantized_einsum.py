@@ -12,33 +12,41 @@ from flax import nnx
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.inference_layout import unstack_layers
 from paligemma_jax.models.lora import LoRA, adapters, add_lora, merge_lora
 from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
-from paligemma_jax.models.quantization import quantize
-from paligemma_jax.models.quantization_config import Int4, Int8, Int8Dynamic, Mixed
-from paligemma_jax.models.quantized_layers import EINSUM_AXES, QuantizedEinsum, quantize_stacked
-from tests.models.test_lora import EQUATIONS, EVERYTHING, einsum_layer, inputs, run, trained
+from paligemma_jax.models.quantization import quantize, quantize_stacked
+from paligemma_jax.models.quantization_config import Int4, Int8, Int8Dynamic, QuantizationConfig
+from paligemma_jax.models.quantized_matrix import quantize_matrix
+from tests.models.test_lora import (
+    EINSUM_AXES,
+    EQUATIONS,
+    EVERYTHING,
+    einsum_layer,
+    inputs,
+    run,
+    trained,
+)
 from tests.tiny import GEMMA, SIGLIP, random_model
 
-RECIPE = Mixed(attention=Int4(8), table=None)
+FORMAT = QuantizationConfig(attention=Int4(8), embedding=None)
 
 
 @pytest.fixture(scope="module")
 def base(tiny_model: PaliGemma) -> PaliGemma:
-    return quantize_stacked(tiny_model, RECIPE)
+    return quantize_stacked(tiny_model, FORMAT)
 
 
 @pytest.mark.slow
 def test_the_same_numbers_as_one_by_one(tiny_model: PaliGemma):
-    recipe = Mixed(attention=Int4(8), image=Int8())
-    base, one_by_one = quantize_stacked(tiny_model, recipe), quantize(tiny_model, recipe)
+    quantization = QuantizationConfig(attention=Int4(8), image=Int8())
+    base, one_by_one = (
+        quantize_stacked(tiny_model, quantization),
+        quantize(tiny_model, quantization),
+    )
     np.testing.assert_allclose(run(base), run(one_by_one), atol=1e-4, rtol=1e-5)
     model = add_lora(base, LoRA(rank=2, targets=EVERYTHING), nnx.Rngs(0))
-    assert {type(layer).__name__ for layer in adapters(model).values()} == {
-        "LoRAQuantizedEinsum",
-        "LoRAQuantizedDense",
-    }
+    assert all(layer.matrix is not None for layer in adapters(model).values())
     np.testing.assert_allclose(run(model), run(base), atol=1e-5)
 
 
@@ -60,11 +68,11 @@ def test_products_and_gradients_are_those_of_the_rounded_weight():
         order = (*outs, *axes.inputs)
         rows = math.prod(of_w[axis] for axis in outs)
         weights = rng.normal(size=(rows, math.prod(of_w) // rows)).astype(np.float32)
-        matrix = Int4(None).store(jnp.asarray(weights))
+        matrix = quantize_matrix(jnp.asarray(weights), Int4(None))
         rounded = np.asarray(matrix.take(jnp.arange(rows)))
         rounded = rounded.reshape([of_w[axis] for axis in order]).transpose(np.argsort(order))
-        layers[name] = QuantizedEinsum(matrix, of_w, axes, jnp.float32)
-        plain[name] = einsum_layer(rounded)
+        plain[name] = einsum_layer(rounded, axes)
+        layers[name] = plain[name].with_matrix(matrix)
         xs[name] = rng.normal(size=of_x).astype(np.float32)
 
     @jax.jit
@@ -82,7 +90,7 @@ def test_products_and_gradients_are_those_of_the_rounded_weight():
 
 def test_adapters_on_a_base_of_few_bits(base: PaliGemma):
     model = add_lora(base, LoRA(rank=2), nnx.Rngs(0))
-    assert {type(x).__name__ for x in adapters(model).values()} == {"LoRAQuantizedEinsum"}
+    assert all(layer.matrix is not None for layer in adapters(model).values())
 
     def split(model: PaliGemma) -> Any:
         return nnx.split(model, lambda path, _: str(path[-1]).startswith("lora_"), ...)
@@ -127,12 +135,12 @@ def test_training_never_holds_the_weights_in_floats():
 
 def test_what_cannot_be(tiny_model: PaliGemma, base: PaliGemma):
     with pytest.raises(ConfigError, match="Int8Dynamic.*no gradient"):
-        quantize_stacked(tiny_model, Mixed(mlp=Int8Dynamic()))
-    with pytest.raises(ConfigError, match="one by one.*quantize_stacked"):
-        quantize_stacked(unroll(tiny_model), "int8")
-    with pytest.raises(ConfigError, match="QuantizedEinsum already"):
+        quantize_stacked(tiny_model, QuantizationConfig(mlp=Int8Dynamic()))
+    with pytest.raises(ConfigError, match="unstacked.*quantize_stacked"):
+        quantize_stacked(unstack_layers(tiny_model), "int8")
+    with pytest.raises(ConfigError, match="quantized already"):
         quantize_stacked(base, "int8")
     with pytest.raises(ConfigError, match="quantized, and those they were made of are gone"):
-        unroll(base)
+        unstack_layers(base)
     with pytest.raises(ConfigError, match="quantized.*save_adapter"):
         merge_lora(add_lora(base, LoRA(), nnx.Rngs(0)))

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from paligemma_jax.models.layers import Einsum, fold_layers, scan_layers, stack_layers
+from paligemma_jax.models.layers import fold_layers, init_stacked, scan_layers
+from paligemma_jax.models.linear import Einsum, EinsumAxes
 from paligemma_jax.models.masks import Layer
 from paligemma_jax.models.paligemma import abstract_params, from_params
 from tests.tiny import GEMMA, tiny_config
@@ -21,9 +22,11 @@ def apply(layer: Einsum, x: jax.Array, index: Layer) -> jax.Array:
 
 def test_folding_is_scanning():
     for dtype in (jnp.float32, jnp.bfloat16):
-        kw = dict(fan_in=WIDTH, dtype=dtype, param_dtype=dtype)
-        layers = stack_layers(
-            lambda rngs, kw=kw: Einsum((WIDTH, WIDTH), rngs=rngs, **kw), DEPTH, nnx.Rngs(0)
+        kw = dict(dtype=dtype, param_dtype=dtype)
+        layers = init_stacked(
+            lambda rngs, kw=kw: Einsum((WIDTH, WIDTH), EinsumAxes((0,)), rngs=rngs, **kw),
+            DEPTH,
+            nnx.Rngs(0),
         )
         x = jax.random.normal(jax.random.key(0), (3, WIDTH), dtype)
         one = jax.jit(lambda layers, x: scan_layers(layers, apply, x))(layers, x)

@@ -9,11 +9,11 @@ from flax import nnx
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.models.gemma import FusedAttention
 from paligemma_jax.models.inference_layout import (
-    is_unrolled,
-    restack,
-    stack_params,
-    targets,
-    unroll,
+    is_unstacked,
+    stack_layers,
+    stacked_params,
+    unstack_layers,
+    unstacked_params,
 )
 from paligemma_jax.models.kv_cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
@@ -31,7 +31,7 @@ SLOTS = 20
 def pair(request: pytest.FixtureRequest) -> tuple[PaliGemma, PaliGemma]:
     """A stacked model and the same one unrolled."""
     model = random_model(CONFIGS[request.param])
-    return model, unroll(model)
+    return model, unstack_layers(model)
 
 
 def close(one: object, other: object) -> None:
@@ -95,21 +95,21 @@ def test_watch(pair: tuple[PaliGemma, PaliGemma]):
 
 def test_comes_together_again_bit_by_bit(pair: tuple[PaliGemma, PaliGemma]):
     model, layers = pair
-    assert is_unrolled(layers) and not is_unrolled(model)
+    assert is_unstacked(layers) and not is_unstacked(model)
     wanted = flatten(to_params(model))
     for form in pair:
-        found = {path: make() for path, make in stack_params(form)}
+        found = {path: make() for path, make in stacked_params(form)}
         assert set(found) == set(wanted)
         for path, array in wanted.items():
             np.testing.assert_array_equal(found[path], array, err_msg=path)
-    again = restack(layers)
+    again = stack_layers(layers)
     assert jax.tree.structure(again) == jax.tree.structure(model)
     jax.tree.map(np.testing.assert_array_equal, again, model)
-    assert restack(model) is model
+    assert stack_layers(model) is model
 
 
 def test_unrolling_twice_is_unrolling_once(pair: tuple[PaliGemma, PaliGemma]):
-    assert unroll(pair[1]) is pair[1]
+    assert unstack_layers(pair[1]) is pair[1]
 
 
 def test_targets_and_the_views_of_their_pieces(pair: tuple[PaliGemma, PaliGemma]):
@@ -117,7 +117,7 @@ def test_targets_and_the_views_of_their_pieces(pair: tuple[PaliGemma, PaliGemma]
     model, layers = pair
     params = flatten(to_params(model))
     wanted = flatten(to_params(layers))
-    found = targets(model.config)
+    found = unstacked_params(model.config)
     assert {path for target in found for path in target.paths} == set(wanted)
     assert {piece.path for target in found for piece in target.pieces} == set(params)
     for target in found:
@@ -139,13 +139,13 @@ def test_gradients_go_through(tiny_model: PaliGemma):
 
     gradient = jax.jit(jax.grad(loss))
     wanted = flatten(to_params(gradient(tiny_model)))
-    for path, make in stack_params(gradient(unroll(tiny_model))):
+    for path, make in stacked_params(gradient(unstack_layers(tiny_model))):
         np.testing.assert_allclose(make(), wanted[path], atol=1e-3, rtol=1e-3, err_msg=path)
 
 
 def test_bfloat16_on_one_row_is_bfloat16_on_two(tiny_config: PaliGemmaConfig):
     """Where one row is padded to two, the numbers stay those of the row."""
-    model = unroll(random_model(tiny_config, jnp.bfloat16, jnp.bfloat16))
+    model = unstack_layers(random_model(tiny_config, jnp.bfloat16, jnp.bfloat16))
     batch = prompts([5, 5], 6)
 
     @jax.jit

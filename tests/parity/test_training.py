@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.models.paligemma import from_params, take_apart
+from paligemma_jax.models.paligemma import from_params, split_model
 from paligemma_jax.models.sharding import Rules
 from paligemma_jax.processing.processor import Batch
 from paligemma_jax.training.optimizer import Cosine, OptimizerConfig, Run, Share, make_optimizer
@@ -45,13 +45,13 @@ def batches(config):
 
 def ours(directory, config):
     settings, params = load_params(directory)
-    skeleton, arrays = take_apart(from_params(settings, params, jnp.float32))
+    graphdef, arrays = split_model(from_params(settings, params, jnp.float32))
     optimizer_config = OptimizerConfig(
         learning_rate=RATE, schedules=Rules(((".*", Cosine(warmup=Share(0.1))),)), clip_norm=1.0
     )
     optimizer = make_optimizer(optimizer_config, arrays, Run(total_steps=STEPS))
     state = init_state(arrays, tuple(arrays), optimizer)
-    step = make_train_step(skeleton, optimizer, StepConfig(label_smoothing=SMOOTHING))
+    step = make_train_step(graphdef, optimizer, StepConfig(label_smoothing=SMOOTHING))
     mask_ar = np.broadcast_to(np.arange(PREFIX + SUFFIX)[None] >= PREFIX, (ROWS, PREFIX + SUFFIX))
     losses = []
     for images, tokens, mask_loss in batches(config):

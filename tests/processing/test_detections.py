@@ -53,15 +53,15 @@ def test_told_apart():
 
 
 def test_duplicates():
-    assert FOUND.without_duplicates().scores == (0.75, 0.9)
-    assert FOUND.without_duplicates(iou=1).scores == (0.5, 0.75, 0.9)
+    assert FOUND.nms().scores == (0.75, 0.9)
+    assert FOUND.nms(iou=1).scores == (0.5, 0.75, 0.9)
     unscored = Detections(BOXES, "", 100, 50)
-    assert unscored.without_duplicates().boxes == BOXES[:2]
+    assert unscored.nms().boxes == BOXES[:2]
     line = Box("a", 0.1, 0.1, 0.1, 0.9)
-    assert len(Detections((line, line), "", 9, 9).without_duplicates()) == 1
+    assert len(Detections((line, line), "", 9, 9).nms()) == 1
     for iou in (0, -1, 1.1, float("nan")):
         with pytest.raises(ConfigError, match="overlap"):
-            FOUND.without_duplicates(iou=iou)
+            FOUND.nms(iou=iou)
 
 
 def test_overlaps():
@@ -95,12 +95,12 @@ def test_coco_rows():
 def test_nothing_found():
     assert len(EMPTY) == 0 and not list(EMPTY) and str(EMPTY) == "nothing found"
     assert EMPTY.xyxy.shape == (0, 4) and EMPTY.to_coco(1, {}) == [] and not EMPTY[:3]
-    assert not EMPTY.without_duplicates() and not EMPTY.with_labels(["cat"])
+    assert not EMPTY.nms() and not EMPTY.with_labels(["cat"])
     image = Image.new("RGB", (100, 50))
     assert EMPTY.draw(image).tobytes() == image.tobytes()
     none = Segmentations.decoded(parse_answer(""), 100, 50, decode)
     assert none.masks.shape == (0, 50, 100) and none.to_dict()["objects"] == []
-    assert not none.without_duplicates() and none.draw(image).tobytes() == image.tobytes()
+    assert not none.nms() and none.draw(image).tobytes() == image.tobytes()
 
 
 def test_scores_of_another_answer():
@@ -151,7 +151,7 @@ def test_masks_stay_with_their_boxes():
     part = SEGMENTED[[2, 0]]
     assert part.rles == (SEGMENTED.rles[2], SEGMENTED.rles[0]) and part[1].rle.area == 1250
     assert SEGMENTED.filter(0.6).labels == ["dog", "line"]
-    assert isinstance(SEGMENTED.without_duplicates(), Segmentations)
+    assert isinstance(SEGMENTED.nms(), Segmentations)
 
 
 def test_masks_of_another_picture():

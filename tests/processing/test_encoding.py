@@ -8,12 +8,8 @@ from hypothesis import strategies as st
 from paligemma_jax.errors import ConfigError, InvalidPromptError
 from paligemma_jax.processing.image import ImagePreprocessing
 from paligemma_jax.processing.processor import (
-    OnePieceEncoding,
     Processor,
-    ThreePieceEncoding,
-    Truncate,
 )
-from paligemma_jax.processing.processor import encoding_from_name as from_name
 from paligemma_jax.processing.tokenizer import Tokenizer
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
@@ -31,8 +27,8 @@ def test_big_vision_golden(golden, model):
     rows = json.loads((golden / "tokenize.golden.json").read_text())["rows"]
     assert len(rows) == 20
     for row in rows:
-        train = processor.encode_train(row["prefix"], row["suffix"], row["text_len"], Truncate())
-        prompt = processor.encode_prompt(row["prefix"], row["text_len"], Truncate())
+        train = processor.encode_train(row["prefix"], row["suffix"], row["text_len"], "truncate")
+        prompt = processor.encode_prompt(row["prefix"], row["text_len"], "truncate")
         assert {k: v.tolist() for k, v in train.items()} == row["train"]
         assert {k: v.tolist() for k, v in prompt.items()} == row["eval"]
         assert all(v.dtype == np.int32 for v in [*train.values(), *prompt.values()])
@@ -50,8 +46,8 @@ def test_truncation_is_never_silent(processor):
 @given(TEXT, TEXT, st.integers(0, 40))
 @settings(max_examples=100, deadline=None)
 def test_masks_agree_with_the_text(processor, prefix, suffix, length):
-    arrays = processor.encode_train(prefix, suffix, length, Truncate())
-    prompt = processor.encoding.prompt_ids(processor.tokenizer, prefix)
+    arrays = processor.encode_train(prefix, suffix, length, "truncate")
+    prompt = processor.prompt_ids(prefix)
     answer = [*processor.tokenizer.encode(suffix), 1]
     whole = prompt + answer + [0] * (length + 1)
     loss = [0] * len(prompt) + [1] * len(answer) + [0] * (length + 1)
@@ -72,16 +68,17 @@ def test_prompt_can_begin_the_answer(processor):
 
 
 def test_one_piece_merges_the_newline(tokenizer):
-    one, three = OnePieceEncoding(), ThreePieceEncoding()
-    assert one.prompt_ids(tokenizer, "ocr") == three.prompt_ids(tokenizer, "ocr")
+    three = Processor(tokenizer, ImagePreprocessing(28))
+    one = dataclasses.replace(three, encoding="huggingface")
+    assert one.prompt_ids("ocr") == three.prompt_ids("ocr")
     newline, double = tokenizer.encode("\n"), tokenizer.encode("\n\n")
     assert len(newline) == len(double) == 1
-    assert three.prompt_ids(tokenizer, "ocr\n")[-2:] == newline * 2
-    assert one.prompt_ids(tokenizer, "ocr\n")[-1:] == double
+    assert three.prompt_ids("ocr\n")[-2:] == newline * 2
+    assert one.prompt_ids("ocr\n")[-1:] == double
 
 
-def test_names():
-    assert from_name("big_vision") == ThreePieceEncoding()
-    assert from_name("huggingface") == OnePieceEncoding()
-    with pytest.raises(ConfigError, match="'keras' is unknown. big_vision and huggingface fit"):
-        from_name("keras")
+def test_other_names_are_refused(tokenizer):
+    with pytest.raises(ConfigError, match="big_vision or huggingface, got 'keras'"):
+        Processor(tokenizer, ImagePreprocessing(28), encoding="keras")
+    with pytest.raises(ConfigError, match="'cut'"):
+        Processor(tokenizer, ImagePreprocessing(28)).encode_prompt("ocr", 1, "cut")

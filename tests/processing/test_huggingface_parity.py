@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paligemma_jax.processing.image import Bicubic, ImagePreprocessing
-from paligemma_jax.processing.processor import OnePieceEncoding, Processor
+from paligemma_jax.processing.image import BICUBIC, ImagePreprocessing
+from paligemma_jax.processing.processor import Processor
 from paligemma_jax.processing.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.parity
@@ -22,7 +22,7 @@ def theirs(golden: Path):
 @pytest.fixture(scope="module")
 def ours(golden: Path) -> Processor:
     tokenizer = Tokenizer.from_file(golden / "huggingface" / "tokenizer.json")
-    return Processor(tokenizer, ImagePreprocessing(28, Bicubic()), OnePieceEncoding())
+    return Processor(tokenizer, ImagePreprocessing(28, BICUBIC), "huggingface")
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from PIL import Image
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.processing.image import (
-    Bicubic,
-    BilinearTruncated,
+    BICUBIC,
+    BILINEAR,
     ImagePreprocessing,
     resize_bilinear_antialias,
     triangle_spans,
@@ -20,12 +20,12 @@ from paligemma_jax.processing.image import (
 def test_big_vision_golden_bit_for_bit(golden, name):
     with np.load(golden / "resize.golden.npz") as arrays:
         pixels, wanted = arrays[f"{name}/input"], arrays[f"{name}/output"]
-    result = ImagePreprocessing(len(wanted), BilinearTruncated())(pixels)
+    result = ImagePreprocessing(len(wanted), BILINEAR)(pixels)
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, wanted)
 
 
-@pytest.mark.parametrize("method", [BilinearTruncated(), Bicubic()])
+@pytest.mark.parametrize("method", [BILINEAR, BICUBIC])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (14, 14), (5, 90)])
 def test_any_size(method, shape):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
@@ -62,12 +62,12 @@ def test_bicubic_is_pillows(golden):
     with np.load(golden / "resize.golden.npz") as arrays:
         image = Image.fromarray(arrays["cow_down/input"])
     resized = np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC))
-    result = ImagePreprocessing(28, Bicubic())(image)
+    result = ImagePreprocessing(28, BICUBIC)(image)
     np.testing.assert_allclose(result, resized / 127.5 - 1, atol=1e-6)
 
 
 def test_dict_round_trip():
-    for method in (BilinearTruncated(), Bicubic()):
+    for method in (BILINEAR, BICUBIC):
         settings_ = ImagePreprocessing(448, method)
         assert (
             ImagePreprocessing.from_dict(json.loads(json.dumps(settings_.to_dict()))) == settings_

@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
-from paligemma_jax.processing.image import Bicubic, ImagePreprocessing
+from paligemma_jax.processing.image import BICUBIC, ImagePreprocessing
 from paligemma_jax.processing.processor import (
     Batch,
-    OnePieceEncoding,
     Processor,
     bucket,
     group_by_image_count,
@@ -142,7 +141,7 @@ def test_equal_pictures_are_read_once(processor, monkeypatch):
 
 
 def test_dict_round_trip(processor, tokenizer):
-    other = Processor(tokenizer, ImagePreprocessing(448, Bicubic()), OnePieceEncoding(), 128)
+    other = Processor(tokenizer, ImagePreprocessing(448, BICUBIC), "huggingface", 128)
     for one in (processor, other):
         values = json.loads(json.dumps(one.to_dict()))
         assert Processor.from_dict(values, tokenizer) == one

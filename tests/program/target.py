@@ -88,7 +88,7 @@ def as_on_a_gpu() -> Iterator[None]:
     try:
         with (
             jax.default_matmul_precision("default"),
-            mock.patch.object(backend, "name", lambda: "gpu"),
+            mock.patch.object(backend, "backend", lambda: "gpu"),
         ):
             yield
     finally:

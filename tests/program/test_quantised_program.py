@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.models.quantization_config import Format, Int4, Int8, Mixed
+from paligemma_jax.models.quantization_config import Int4, Int8, QuantizationConfig
 from tests.program.ours import decode, encode, model_of, prefill, quantized_product, variant
 from tests.program.target import Compiled, Target
 
@@ -33,7 +33,7 @@ def _decode(target: Target, name: str, batch: int, format: Int8 | Int4, layers: 
 
 @pytest.mark.parametrize(("format", "matrix", "rows"), CASES, ids=str)
 def test_nothing_is_dequantised_in_memory(
-    h200: Target, format: Format, rows: int, matrix: tuple[int, int]
+    h200: Target, format: QuantizedFormat, rows: int, matrix: tuple[int, int]
 ):
     kernels = quantized_product(h200, format, matrix, rows).program.kernels()
     assert len(kernels) <= 2  # the product, and the sum of its parts where it is split
@@ -65,7 +65,9 @@ def test_reading_a_prompt_widens_no_weight(h200: Target, name: str):
 
 def test_the_image_encoder_widens_no_weight(h200: Target):
     config = variant(MODELS[0], layers=4)
-    compiled = encode(h200, config, 3, Mixed(image=Int8()))  # no activation is a weight's size
+    compiled = encode(
+        h200, config, 3, QuantizationConfig(image=Int8())
+    )  # no activation is a weight's size
     sizes = {leaf.size for leaf in jax.tree.leaves(model_of(config).img) if leaf.size > 1e6}
     written = [r for k in compiled.program.kernels() for r in k.results if r.size in sizes]
     assert sizes and not written

@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 
 from paligemma_jax.models.lora import TRAINABLE, LoRA, add_lora
-from paligemma_jax.models.paligemma import take_apart
+from paligemma_jax.models.paligemma import split_model
+from paligemma_jax.models.quantization import quantize_stacked
 from paligemma_jax.models.quantization_config import Int4
-from paligemma_jax.models.quantized_layers import quantize_stacked
 from paligemma_jax.models.sharding import RULES, Axes, Fsdp, Rules, make_mesh
 from paligemma_jax.processing.processor import Batch
 from paligemma_jax.training.distributed import place_batch, place_state, state_shardings
@@ -43,28 +43,28 @@ def batch() -> Batch:
 
 
 def train(
-    axes: Axes, steps: int = 3, microbatches: int = 1, recipe: str | None = None
+    axes: Axes, steps: int = 3, microbatches: int = 1, quantization: str | None = None
 ) -> dict[str, Any]:
     """Losses and norms of some steps on the first devices there are for this mesh.
 
-    With a `recipe` adapters are trained, on weights of few bits.
+    With a `quantization` adapters are trained, on weights of few bits.
     """
     wanted = axes.data * axes.fsdp * axes.tensor
     mesh = make_mesh(axes, jax.devices()[:wanted])
     model = random_model(tiny_config())
     rules = Rules((("img/blocks/.*", None), (".*", Constant())))
-    if recipe is not None:
-        rounded = quantize_stacked(model, Int4(4) if recipe == "int4" else recipe)
+    if quantization is not None:
+        rounded = quantize_stacked(model, Int4(4) if quantization == "int4" else quantization)
         model = add_lora(rounded, LoRA(rank=2, alpha=4), nnx.Rngs(0))
         rules = Rules(((TRAINABLE, Constant()), (".*", None)))
-    skeleton, params = take_apart(model)
+    graphdef, params = split_model(model)
     config = OptimizerConfig(learning_rate=1e-3, schedules=rules, weight_decay=1e-4)
     optimizer = make_optimizer(config, params, Run(total_steps=steps))
     state = init_state(params, config.trainable(params), optimizer, ema=True)
     shardings = state_shardings(state, mesh, SPLIT)
     state = place_state(state, shardings)
     settings = StepConfig(ema=0.9, microbatches=microbatches, most_supervised=4, logit_columns=2)
-    step = make_train_step(skeleton, optimizer, settings, shardings=shardings)
+    step = make_train_step(graphdef, optimizer, settings, shardings=shardings)
     mine = ROWS // jax.process_count()
     rows = slice(jax.process_index() * mine, (jax.process_index() + 1) * mine)
     given = place_batch(jax.tree.map(lambda x: x[rows], batch()), mesh)
@@ -95,8 +95,8 @@ def main() -> None:
         jax.distributed.initialize(args.coordinator, 2, args.process)
     for text in args.meshes:
         sizes = json.loads(text)
-        recipe = sizes.pop("recipe", None)
-        print(json.dumps(train(Axes(**sizes), recipe=recipe)))
+        quantization = sizes.pop("quantization", None)
+        print(json.dumps(train(Axes(**sizes), quantization=quantization)))
         sys.stdout.flush()
 
 

@@ -133,7 +133,11 @@ def test_any_mesh_computes_the_same():
 @pytest.mark.slow
 def test_adapters_on_weights_of_few_bits_over_a_mesh():
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-    meshes = [{"recipe": recipe, **axes} for recipe in ("int8", "int4") for axes in ({}, mesh)]
+    meshes = [
+        {"quantization": quantization, **axes}
+        for quantization in ("int8", "int4")
+        for axes in ({}, mesh)
+    ]
     one, other, coarse, other_coarse = results(start(8, *map(json.dumps, meshes)))
     assert_same_run(other, one)
     assert_same_run(other_coarse, coarse)

@@ -11,8 +11,7 @@ import optax
 import pytest
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.layers import KeepAll, KeepProducts
-from paligemma_jax.models.paligemma import take_apart
+from paligemma_jax.models.paligemma import split_model
 from paligemma_jax.models.sharding import Rules
 from paligemma_jax.processing.processor import Batch
 from paligemma_jax.training.optimizer import (
@@ -53,7 +52,7 @@ def own(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def golden_step(name: str) -> tuple[Any, Any, Any]:
     """The weights before a step, the gradient, and the step's metrics."""
     golden = big_vision(name)
-    skeleton, params = take_apart(golden.model(final_logit_softcap=0.0))
+    graphdef, params = split_model(golden.model(final_logit_softcap=0.0))
     image, text = golden["image"], golden["text"]
     batch = Batch(
         images=image if image.ndim == 5 else image[:, None],
@@ -66,7 +65,7 @@ def golden_step(name: str) -> tuple[Any, Any, Any]:
     method = SGD(momentum=0.9)
     config = OptimizerConfig(learning_rate=0.1, method=method, clip_norm=None)
     optimizer = make_optimizer(config, params, RUN)
-    step = make_train_step(skeleton, optimizer, StepConfig(logit_columns=4, remat=KeepAll()))
+    step = make_train_step(graphdef, optimizer, StepConfig(logit_columns=4, remat="none"))
     state, metrics = step(init_state(own(params), tuple(params), optimizer), batch, KEY)
     gradient = optax.tree_utils.tree_get(state.opt_state, "trace")
     return params, gradient, metrics
@@ -127,23 +126,23 @@ def tiny_batch(seed: int = 0, supervised: tuple[int, ...] = (3, 1, 2, 3)) -> Bat
 
 @functools.cache
 def tiny() -> tuple[Any, dict[str, jax.Array]]:
-    return take_apart(random_model(tiny_config()))
+    return split_model(random_model(tiny_config()))
 
 
 def test_parts_and_rematerialisation_change_nothing():
-    skeleton, params = tiny()
+    graphdef, params = tiny()
     batch = dataclasses.replace(tiny_batch(), row_mask=np.array([True, True, False, True]))
     frozen = {path: leaf for path, leaf in params.items() if path.startswith("img/blocks/")}
     trainable = {path: leaf for path, leaf in params.items() if path not in frozen}
 
     def of(config: StepConfig) -> Any:
-        return jax.jit(functools.partial(loss_and_gradient, skeleton, config=config))(
+        return jax.jit(functools.partial(loss_and_gradient, graphdef, config=config))(
             trainable, frozen, batch, key=KEY
         )
 
-    whole = of(StepConfig(mean=token_mean, label_smoothing=0.1, remat=KeepAll()))
+    whole = of(StepConfig(mean=token_mean, label_smoothing=0.1, remat="none"))
     parts: Any = dict(microbatches=2, logit_columns=2, most_supervised=3)
-    split = of(StepConfig(mean=token_mean, label_smoothing=0.1, remat=KeepProducts(), **parts))
+    split = of(StepConfig(mean=token_mean, label_smoothing=0.1, remat="dots", **parts))
     assert whole[1].keys() == trainable.keys()
     for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
@@ -152,11 +151,11 @@ def test_parts_and_rematerialisation_change_nothing():
 @functools.cache
 def dropping_steps() -> dict[str, Any]:
     """Three steps with dropout, average and skipping; the second one's pictures are not finite."""
-    skeleton, params = tiny()
+    graphdef, params = tiny()
     rules = Rules((("img/.*", None), (".*", Constant())))
     config = OptimizerConfig(learning_rate=0.01, schedules=rules)
     optimizer = make_optimizer(config, params, RUN)
-    step = make_train_step(skeleton, optimizer, StepConfig(dropout=0.5, ema=0.75, skip=Skip()))
+    step = make_train_step(graphdef, optimizer, StepConfig(dropout=0.5, ema=0.75, skip=Skip()))
     start = init_state(own(params), config.trainable(params), optimizer, ema=True)
     batch = tiny_batch()
     assert batch.images is not None
@@ -199,7 +198,7 @@ def test_what_is_given_away():
 
 
 def test_master_weights_are_float32_unless_asked_otherwise():
-    skeleton, params = take_apart(random_model(tiny_config(), param_dtype=jnp.bfloat16))
+    graphdef, params = split_model(random_model(tiny_config(), param_dtype=jnp.bfloat16))
     rules = Rules((("llm/layers/attn/.*", Constant()), (".*", None)))
     config = OptimizerConfig(learning_rate=0.01, schedules=rules)
     optimizer = make_optimizer(config, params, RUN)
@@ -209,7 +208,7 @@ def test_master_weights_are_float32_unless_asked_otherwise():
         return {str(leaf.dtype) for leaf in jax.tree.leaves(tree) if leaf.ndim}
 
     def after(**kw: Any) -> TrainState:
-        step = make_train_step(skeleton, optimizer)
+        step = make_train_step(graphdef, optimizer)
         return jax.eval_shape(
             lambda: step(init_state(params, paths, optimizer, **kw), tiny_batch(), KEY)[0]
         )
@@ -238,10 +237,10 @@ def test_programs_are_for_the_longest_answer(supervised: tuple[int, ...], most: 
     ],
 )
 def test_batches_that_do_not_fit(changes: Any, message: str):
-    skeleton, params = tiny()
+    graphdef, params = tiny()
     batch = dataclasses.replace(tiny_batch(), **changes)
     with pytest.raises(ConfigError, match=message):
-        loss_and_gradient(skeleton, params, {}, batch, StepConfig(microbatches=3), KEY)
+        loss_and_gradient(graphdef, params, {}, batch, StepConfig(microbatches=3), KEY)
 
 
 def test_settings_that_cannot_be():

@@ -13,13 +13,13 @@ from PIL import Image
 from paligemma_jax import PaliGemmaConfig, Processor
 from paligemma_jax.errors import ConfigError, InvalidPromptError
 from paligemma_jax.processing.processor import Batch
+from paligemma_jax.viz.attention_maps import cells_wide
 from paligemma_jax.viz.attention_mask import (
     COLOURS,
     MASK_DRAWING_UNSEEN,
     attention_mask,
     attention_mask_of,
 )
-from paligemma_jax.viz.heat_map import cells_wide
 from tests.goldens import big_vision
 from tests.tiny import tiny_config
 

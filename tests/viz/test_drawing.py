@@ -4,7 +4,7 @@ import pytest
 
 from paligemma_jax import Processor
 from paligemma_jax.drawing import drawable, load_font
-from paligemma_jax.viz.heat_map import cells_wide, cut, token_labels
+from paligemma_jax.viz.attention_maps import cells_wide, cut, token_labels
 
 
 @pytest.mark.parametrize(

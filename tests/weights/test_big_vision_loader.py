@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from paligemma_jax.config import VARIANTS, GemmaConfig, SigLIPConfig
-from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.inference_layout import unstack_layers
 from paligemma_jax.models.paligemma import flatten, from_params, nest
 from paligemma_jax.weights.big_vision import big_vision_name
 from paligemma_jax.weights.companions import Contents
@@ -116,7 +116,7 @@ def test_a_model_as_it_answers_becomes_their_tree(
     """Their weights, loaded, unrolled for inference, written, and read by their rules."""
     source = golden / f"big_vision/{variant}.params.npz"
     config, params = load_params(source, dtype="float32")
-    model = unroll(from_params(config, params, "float32"))
+    model = unstack_layers(from_params(config, params, "float32"))
     contents = Contents({"image": {}, "encoding": "big_vision"}, None)
     target = tmp_path / "model.npz"
     export_weights(target, model_weights(model), contents, "big_vision", dtype=dtype)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.processing.image import Bicubic, BilinearTruncated
-from paligemma_jax.processing.processor import OnePieceEncoding, Processor, ThreePieceEncoding
+from paligemma_jax.processing.image import BICUBIC, BILINEAR
+from paligemma_jax.processing.processor import Processor
 from paligemma_jax.weights.checkpoint import open_checkpoint
 
 
@@ -22,10 +22,10 @@ def test_each_format_brings_its_own_ways(published: Path):
         processor(published / "huggingface"),
     )
     assert (big_vision.image.method, big_vision.encoding) == (
-        BilinearTruncated(),
-        ThreePieceEncoding(),
+        BILINEAR,
+        "big_vision",
     )
-    assert (hugging_face.image.method, hugging_face.encoding) == (Bicubic(), OnePieceEncoding())
+    assert (hugging_face.image.method, hugging_face.encoding) == (BICUBIC, "huggingface")
     assert big_vision.image.size == hugging_face.image.size == 28
 
 

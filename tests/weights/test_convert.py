@@ -28,8 +28,8 @@ def test_a_converted_directory_is_self_contained(
         assert checkpoint.tokenizer is not None
         processor = Processor.from_dict(checkpoint.processor_settings, checkpoint.tokenizer)
         method = "bilinear-antialias-truncated" if kind == "big_vision" else "bicubic-pil"
-        assert (processor.image.size, processor.image.method.name) == (28, method)
-        assert processor.encoding.name == kind
+        assert (processor.image.size, processor.image.method) == (28, method)
+        assert processor.encoding == kind
         assert checkpoint.config.llm.final_logit_softcap == (0.0 if kind == "big_vision" else 30.0)
         stored = dict(checkpoint.tensors())
     assert all(stored[name].tobytes() == array.tobytes() for name, array in arrays.items())

@@ -13,9 +13,9 @@ import pytest
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError, ConfigError
-from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.inference_layout import unstack_layers
 from paligemma_jax.models.paligemma import flatten, from_params, nest
-from paligemma_jax.models.quantized_layers import quantize_stacked
+from paligemma_jax.models.quantization import quantize_stacked
 from paligemma_jax.weights.big_vision import big_vision_name
 from paligemma_jax.weights.checkpoint import open_checkpoint
 from paligemma_jax.weights.companions import Contents
@@ -128,7 +128,7 @@ def test_stacked_and_unrolled_models(
     arrays = draw(pg2, "float32")
     tree = jax.tree.map(jax.numpy.asarray, nest(arrays))
     stacked = from_params(pg2, tree, jax.numpy.float32)
-    for name, model in {"stacked": stacked, "unrolled": unroll(stacked)}.items():
+    for name, model in {"stacked": stacked, "unrolled": unstack_layers(stacked)}.items():
         for format in FORMATS:
             target = tmp_path / name / format
             export_weights(target, model_weights(model), contents(tokenizer), format)

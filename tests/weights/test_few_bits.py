@@ -15,7 +15,7 @@ import pytest
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.quantization_config import find_recipe
+from paligemma_jax.models.quantization_config import QuantizationConfig
 from paligemma_jax.weights import convert as export
 from paligemma_jax.weights import store as orbax_tree
 from paligemma_jax.weights.checkpoint import describe, open_checkpoint
@@ -27,8 +27,8 @@ from paligemma_jax.weights.tensors import Fill, TensorSpec, expected_shapes, pie
 from paligemma_jax.weights.views import ArrayWeights, RoundedWeights, model_weights
 
 # Every format; groups that come out even, and others.
-RECIPE = "attention=int4:8,mlp=float8,table=int4:row,image=int8"
-NAMES = {"attention": "int4:8", "mlp": "float8", "table": "int4:row", "image": "int8"}
+FORMAT = "attention=int4:8,mlp=float8,embedding=int4:row,image=int8"
+NAMES = {"attention": "int4:8", "mlp": "float8", "embedding": "int4:row", "image": "int8"}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def source(published: Path) -> Path:
 def store(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Do not change."""
     target = tmp_path_factory.mktemp("few_bits") / "store"
-    convert(source, target, quantize=RECIPE, verify=True)
+    convert(source, target, quantize=FORMAT, verify=True)
     return target
 
 
@@ -50,9 +50,9 @@ def copy(store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(store, tmp_path / "copy"))
 
 
-def load(path: Path, recipe: str | None = None, dtype: str = "bfloat16") -> PaliGemma:
+def load(path: Path, quantization: str | None = None, dtype: str = "bfloat16") -> PaliGemma:
     with open_checkpoint(path) as checkpoint:
-        return load_unrolled(checkpoint, checkpoint.config, dtype, recipe=recipe)
+        return load_unrolled(checkpoint, checkpoint.config, dtype, quantization=quantization)
 
 
 def same(found: PaliGemma, wanted: PaliGemma) -> None:
@@ -62,7 +62,7 @@ def same(found: PaliGemma, wanted: PaliGemma) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_as_rounding_on_loading(store: Path, source: Path, dtype: str):
-    same(load(store, dtype=dtype), load(source, RECIPE, dtype))
+    same(load(store, dtype=dtype), load(source, FORMAT, dtype))
 
 
 @pytest.mark.slow
@@ -119,8 +119,8 @@ def test_digests_of_what_is_rounded_are_compared(source: Path, tmp_path: Path, e
 @pytest.mark.slow
 def test_a_model_in_memory_is_stored_as_it_is(store: Path, tmp_path: Path, all_arrays):
     with open_checkpoint(store) as checkpoint:
-        recipe, words = checkpoint.recipe, checkpoint.tokenizer_bytes
-    contents = Contents({"image": {}, "encoding": "big_vision"}, words, recipe=recipe)
+        quantization, words = checkpoint.quantization, checkpoint.tokenizer_bytes
+    contents = Contents({"image": {}, "encoding": "big_vision"}, words, quantization=quantization)
     export_weights(tmp_path / "again", model_weights(load(store)), contents, verify=True)
     found, wanted = all_arrays(tmp_path / "again"), all_arrays(store)
     assert found.keys() == wanted.keys()
@@ -209,7 +209,7 @@ def test_all_that_does_not_fit_is_told(copy: Path, edit_json):
 
 def test_unknown_recipes(copy: Path, edit_json):
     with edit_json(copy / "config.json") as config:
-        config["quantization"] |= {"mlp": "int3", "table": 4, "head": "int8"}
+        config["quantization"] |= {"mlp": "int3", "embedding": 4, "head": "int8"}
         del config["quantization"]["image"]
     with edit_json(copy / MANIFEST) as manifest:
         path = copy / "config.json"
@@ -243,11 +243,13 @@ def test_memory_does_not_depend_on_the_number_of_layers(
     pg2: PaliGemmaConfig, tokenizer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(orbax_tree, "_CHUNK", 1 << 20)
-    recipe = find_recipe("int8")
-    contents = Contents({"image": {}, "encoding": "big_vision"}, tokenizer, recipe=recipe)
+    quantization = QuantizationConfig.of("int8")
+    contents = Contents(
+        {"image": {}, "encoding": "big_vision"}, tokenizer, quantization=quantization
+    )
     peaks = {}
     for depth in (4, 16):
-        weights = RoundedWeights(Large(pg2, depth), recipe)
+        weights = RoundedWeights(Large(pg2, depth), quantization)
         tracemalloc.start()
         export_weights(tmp_path / str(depth), weights, contents)
         peaks[depth] = tracemalloc.get_traced_memory()[1]
@@ -260,12 +262,14 @@ def test_loading_takes_little_more_than_the_model(
     pg2: PaliGemmaConfig, tokenizer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(orbax_tree, "_CHUNK", 1 << 20)
-    recipe = find_recipe("int8")
-    contents = Contents({"image": {}, "encoding": "big_vision"}, tokenizer, recipe=recipe)
+    quantization = QuantizationConfig.of("int8")
+    contents = Contents(
+        {"image": {}, "encoding": "big_vision"}, tokenizer, quantization=quantization
+    )
     taken = []
     for depth in (4, 16):  # what a load takes of any model is in both
         store = tmp_path / str(depth)
-        export_weights(store, RoundedWeights(Large(pg2, depth), recipe), contents)
+        export_weights(store, RoundedWeights(Large(pg2, depth), quantization), contents)
         tracemalloc.start()
         model = load(store)
         peak = tracemalloc.get_traced_memory()[1]

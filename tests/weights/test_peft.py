@@ -15,7 +15,7 @@ from flax import nnx
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.models.lora import LoRA, adapters, add_lora, merge_lora
 from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
-from paligemma_jax.models.quantized_layers import quantize_stacked
+from paligemma_jax.models.quantization import quantize_stacked
 from paligemma_jax.weights.peft import load_adapter, save_adapter
 from paligemma_jax.weights.safetensors_io import read_header, write_tensors
 from tests.goldens import GOLDEN, Golden, assert_close, hugging_face, hugging_face_images

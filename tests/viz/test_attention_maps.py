@@ -6,7 +6,7 @@ from PIL import Image
 
 from paligemma_jax.drawing import viridis
 from paligemma_jax.errors import InvalidImageError, InvalidPromptError
-from paligemma_jax.viz.heat_map import draw_heat_map, draw_heat_maps
+from paligemma_jax.viz.attention_maps import draw_attention_map, draw_attention_maps
 
 GREY = Image.new("RGB", (120, 80), (128, 128, 128))
 
@@ -28,7 +28,7 @@ def test_ends_and_order_of_the_colours(seen):
 
 @pytest.mark.parametrize("row, column", [(0, 0), (1, 2), (3, 0)])
 def test_the_hottest_patch_is_where_it_is_in_the_picture(row: int, column: int):
-    drawn = draw_heat_map(GREY, one_patch(row, column))
+    drawn = draw_attention_map(GREY, one_patch(row, column))
     assert drawn.size == GREY.size
     yellow = np.asarray(drawn, int)[..., 1]  # green grows with the heat
     y, x = np.unravel_index(yellow.argmax(), yellow.shape)
@@ -37,13 +37,13 @@ def test_the_hottest_patch_is_where_it_is_in_the_picture(row: int, column: int):
 
 def test_ceiling_makes_maps_comparable():
     weak, strong = one_patch(1, 1) / 2, one_patch(1, 1)
-    assert draw_heat_map(GREY, weak) == draw_heat_map(GREY, strong)
-    weak_drawn = draw_heat_map(GREY, weak, ceiling=0.25)
-    assert weak_drawn != draw_heat_map(GREY, strong, ceiling=0.25)
+    assert draw_attention_map(GREY, weak) == draw_attention_map(GREY, strong)
+    weak_drawn = draw_attention_map(GREY, weak, ceiling=0.25)
+    assert weak_drawn != draw_attention_map(GREY, strong, ceiling=0.25)
 
 
 def test_no_attention_at_all_is_cold_everywhere():
-    drawn = np.asarray(draw_heat_map(GREY, np.zeros((4, 4), np.float32)))
+    drawn = np.asarray(draw_attention_map(GREY, np.zeros((4, 4), np.float32)))
     assert (drawn == drawn[0, 0]).all()
 
 
@@ -51,24 +51,24 @@ def test_no_attention_at_all_is_cold_everywhere():
 def test_sheet_has_a_panel_for_each_token(pictures: int):
     maps = np.stack([[one_patch(t, n) for n in range(pictures)] for t in range(3)])
     images = [GREY] * pictures
-    wide = draw_heat_maps(images, maps, ["a", "▁b", "<eos>"], columns=4, panel=400)
-    narrow = draw_heat_maps(images, maps, ["a", "▁b", "<eos>"], columns=1, panel=400)
+    wide = draw_attention_maps(images, maps, ["a", "▁b", "<eos>"], columns=4, panel=400)
+    narrow = draw_attention_maps(images, maps, ["a", "▁b", "<eos>"], columns=1, panel=400)
     assert wide.width > 3 * narrow.width and narrow.height > 2 * wide.height
-    assert draw_heat_maps(images, maps, ["a", "b", "c"], columns=99).width < 4 * 3 * 260
+    assert draw_attention_maps(images, maps, ["a", "b", "c"], columns=99).width < 4 * 3 * 260
 
 
 def test_one_picture_needs_no_list():
     maps = one_patch(0, 0)[None, None]
-    assert draw_heat_maps(GREY, maps, ["a"]) == draw_heat_maps([GREY], maps, ["a"])
+    assert draw_attention_maps(GREY, maps, ["a"]) == draw_attention_maps([GREY], maps, ["a"])
 
 
 def test_an_answer_without_tokens_is_the_picture_alone():
-    assert draw_heat_maps(GREY, np.zeros((0, 1, 4, 4), np.float32), []).width > 120
+    assert draw_attention_maps(GREY, np.zeros((0, 1, 4, 4), np.float32), []).width > 120
 
 
 def test_numbers_that_do_not_match():
     maps = np.zeros((2, 1, 4, 4), np.float32)
     with pytest.raises(InvalidImageError, match="2 pictures do not go with maps of 1"):
-        draw_heat_maps([GREY, GREY], maps, ["a", "b"])
+        draw_attention_maps([GREY, GREY], maps, ["a", "b"])
     with pytest.raises(InvalidPromptError, match="1 words do not go with 2 maps"):
-        draw_heat_maps(GREY, maps, ["a"])
+        draw_attention_maps(GREY, maps, ["a"])

@@ -26,7 +26,7 @@ _NOTES = (
 )
 
 
-def draw_heat_map(
+def draw_attention_map(
     image: Image.Image, heat: Float[np.ndarray, "gh gw"], *, ceiling: Number | None = None
 ) -> Image.Image:
     """The picture in grey under one map, smoothed between the centres of patches; same size.
@@ -44,7 +44,7 @@ def draw_heat_map(
     return Image.fromarray(np.round(mixed).astype(np.uint8))
 
 
-def draw_heat_maps(
+def draw_attention_maps(
     images: Image.Image | Sequence[Image.Image],
     maps: Float[np.ndarray, "T N gh gw"],
     tokens: Sequence[str],
@@ -75,7 +75,7 @@ def draw_heat_maps(
     for heat, token in zip(maps, tokens, strict=True):
         top = float(heat.max()) if ceiling is None else ceiling
         drawn = [
-            draw_heat_map(picture, one, ceiling=top)
+            draw_attention_map(picture, one, ceiling=top)
             for picture, one in zip(pictures, heat, strict=True)
         ]
         blocks.append(_block(drawn, f"{token}  {heat.sum():.0%}"))
@@ -151,7 +151,7 @@ def _check(pictures: Sequence[Image.Image], maps: np.ndarray, tokens: Sequence[s
     if len(pictures) != maps.shape[1]:
         raise InvalidImageError(
             f"{len(pictures)} pictures do not go with maps of {maps.shape[1]}. The pictures that "
-            "the model saw fit, in their order. Call draw_heat_maps(images, maps, tokens)"
+            "the model saw fit, in their order. Call draw_attention_maps(images, maps, tokens)"
         )
     if len(tokens) != maps.shape[0]:
         raise InvalidPromptError(
