@@ -163,6 +163,7 @@ class Embedder(Head):
     """The embedding table: looked up and scaled by sqrt(W) going in, tied output head going out."""
 
     weight_name = "input_embedding"
+    input_embedding: nnx.Param
 
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T W"]:
         """Scaled embeddings; the scale is rounded to the table's dtype, as in big_vision."""

@@ -235,6 +235,7 @@ def with_dropout(model: PaliGemma, key: jax.Array) -> PaliGemma:
         return model
     shared = nnx.merge(*nnx.split(model))
     for path, layer in adapters(shared).items():
+        assert layer.lora_a is not None
         own = jax.random.fold_in(key, zlib.crc32(path.encode()) & 0x7FFFFFFF)
         stacked = path.startswith(("llm/layers/", "img/blocks/"))
         depth = layer.lora_a[...].shape[0]

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -198,14 +199,15 @@ class _Layer:
 
 def _layers(model: PaliGemma, config: QuantizationConfig) -> Iterator[_Layer]:
     """Those that `config` has a format for, layer by layer."""
-    owners = [("llm", model.llm, False), ("img", model.img, False)]
+    owners: list[tuple[str, Any, bool]] = [("llm", model.llm, False), ("img", model.img, False)]
     for prefix, blocks in (("llm/layers", model.llm.layers), ("img/blocks", model.img.blocks)):
-        stacked = not isinstance(blocks, nnx.List)
-        for number, block in [("", blocks)] if stacked else enumerate(blocks):
-            path = prefix if stacked else f"{prefix}/{number}"
-            owners += [
-                (f"{path}/{part}", getattr(block, part), stacked) for part in ("attn", "mlp")
-            ]
+        if isinstance(blocks, nnx.List):
+            parts = [(f"{prefix}/{number}", block) for number, block in enumerate(blocks)]
+        else:
+            parts = [(prefix, blocks)]
+        for path, block in parts:
+            stacked = path == prefix
+            owners += [(f"{path}/attn", block.attn, stacked), (f"{path}/mlp", block.mlp, stacked)]
     for prefix, owner, stacked in owners:
         for name in list(vars(owner)):
             # No variable holds the layer: its weight is freed as soon as it is replaced.

@@ -100,8 +100,8 @@ class QuantizationConfig:
             return cls(attention=quantize, mlp=quantize, embedding=embedding)
         if quantize == "mixed":
             return cls(mlp=Int4(), image=Int8())
-        if _FORMAT.fullmatch(quantize):
-            return cls.of(_parse_format(quantize))
+        if (format := _parse_format(quantize)) is not None:
+            return cls.of(format)
         if "=" not in quantize:
             raise ConfigError(f"Expected {EXPECTED}; got {quantize!r}.")
         pairs = [part.partition("=") for part in quantize.split(",")]
@@ -116,8 +116,7 @@ class QuantizationConfig:
         problems = [f"there is no kind of weight {kind!r}" for kind in names if kind not in KINDS]
         problems += [f"{kind} is missing" for kind in KINDS if kind not in names]
         for kind, name in names.items():
-            known = name in (None, "none") or (isinstance(name, str) and _FORMAT.fullmatch(name))
-            if not known:
+            if name not in (None, "none") and _parse_format(name) is None:
                 problems.append(f"there is no format {name!r} (of {kind})")
         if problems:
             raise ConfigError(
@@ -162,8 +161,9 @@ def _format_name(format: QuantizedFormat | None) -> str | None:
             return f"int4:{group or 'row'}"
 
 
-def _parse_format(name: str | None) -> QuantizedFormat | None:
-    if name is None or name == "none":
+def _parse_format(name: object) -> QuantizedFormat | None:
+    """None for what is no format."""
+    if not isinstance(name, str) or not _FORMAT.fullmatch(name):
         return None
     kind, _, group = name.partition(":")
     if kind == "int4":

@@ -125,7 +125,7 @@ class TrainConfig:
     decays: Rules[float] = KERNELS
     step: StepConfig = StepConfig()
     lora: LoRA | None = None
-    quantize: Recipe | str | None = None
+    quantize: Quantization | str | None = None
     final_logit_softcap: float | None = 0.0
     dtype: str = "bfloat16"
     master_dtype: str = "float32"

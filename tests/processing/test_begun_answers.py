@@ -51,10 +51,10 @@ def test_room_is_made_for_the_beginning(processor):
 
 
 def test_beginnings_that_do_not_fit(processor, tokenizer):
-    with pytest.raises(InvalidPromptError, match="2 answers to go on from, for 3 prompts"):
+    with pytest.raises(InvalidPromptError, match="3 prompts.*got 2"):
         processor(None, PROMPTS, answers=["a", "b"])
-    with pytest.raises(InvalidPromptError, match="One str to go on from"):
+    with pytest.raises(InvalidPromptError, match="got one str"):
         processor(None, PROMPTS, answers="abc")
     small = Processor(tokenizer, ImagePreprocessing(14), max_text_length=20)
-    with pytest.raises(InvalidPromptError, match="tokens with the beginning of its answer"):
+    with pytest.raises(InvalidPromptError, match="tokens with its answer prefix"):
         small(None, ["ocr"], answers=["cat " * 20])

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -7,9 +8,7 @@ from hypothesis import strategies as st
 
 from paligemma_jax.errors import ConfigError, InvalidPromptError
 from paligemma_jax.processing.image import ImagePreprocessing
-from paligemma_jax.processing.processor import (
-    Processor,
-)
+from paligemma_jax.processing.processor import Processor
 from paligemma_jax.processing.tokenizer import Tokenizer
 
 TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
@@ -37,9 +36,9 @@ def test_big_vision_golden(golden, model):
 
 def test_truncation_is_never_silent(processor):
     assert len(processor.encode_train("caption en", "a cat", 11)["text"]) == 12
-    with pytest.raises(InvalidPromptError, match=r"has \d+ tokens.*At most 6 fit"):
+    with pytest.raises(InvalidPromptError, match=r"at most 6 tokens.*got \d+"):
         processor.encode_train("caption en", "a cat", 5)
-    with pytest.raises(InvalidPromptError, match="At most 4 fit"):
+    with pytest.raises(InvalidPromptError, match="at most 4 tokens"):
         processor.encode_prompt("caption en", 4)
 
 
