@@ -37,13 +37,13 @@ from paligemma_jax.generation.results import Generation, GenerationEvent
 from paligemma_jax.generation.scoring import Classification, ScoredAnswer, classify, score
 from paligemma_jax.generation.token_statistics import LocationStatistics
 from paligemma_jax.models.paligemma import PaliGemma
-from paligemma_jax.models.quantization import recipe_of
+from paligemma_jax.models.quantization import quantization_of
 from paligemma_jax.processing import prompts as templates
 from paligemma_jax.processing.box_scores import WeighedAnswer, box_score, weigh_tokens
 from paligemma_jax.processing.detections import Detections, Segmentations
 from paligemma_jax.processing.image import ImageSource
 from paligemma_jax.processing.masks import MaskCodec
-from paligemma_jax.processing.processor import Entry, Processor, pictures_of
+from paligemma_jax.processing.processor import Entry, Processor, images_of
 from paligemma_jax.processing.prompts import Labels, check_labels, parse_number
 from paligemma_jax.processing.tokenizer import Tokenizer
 from paligemma_jax.weights.companions import Contents
@@ -459,7 +459,7 @@ class Pipeline:
             self.processor.tokenizer.to_bytes(),
             None if self.mask_codec is None else mask_vae_bytes(self.mask_codec.model),
             origin=origin or {},
-            recipe=recipe_of(self.model),
+            quantization=quantization_of(self.model),
         )
         export_weights(
             path,
@@ -486,7 +486,7 @@ class Pipeline:
     ) -> list[_Found]:
         """What `read` makes of each answer and of the width and height of its image."""
         for image in images:
-            count = len(image if isinstance(image, EncodedImages) else pictures_of(image))
+            count = len(image if isinstance(image, EncodedImages) else images_of(image))
             if count != 1:
                 raise InvalidImageError(f"expected one image for the boxes to be in, got {count}.")
         tokenizer = self.processor.tokenizer

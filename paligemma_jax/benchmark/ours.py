@@ -46,10 +46,10 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.decode import DecodePlan, decode, prefill, read_prompts
 from paligemma_jax.generation.generate import MIN_CAPACITY, generate
-from paligemma_jax.models.inference_layout import abstract_unrolled
+from paligemma_jax.models.inference_layout import abstract_unstacked
 from paligemma_jax.models.kv_cache import KVCache
 from paligemma_jax.models.lora import LoRA
-from paligemma_jax.models.paligemma import PaliGemma, from_params, take_apart
+from paligemma_jax.models.paligemma import PaliGemma, from_params, split_model
 from paligemma_jax.models.quantization import abstract_quantized
 from paligemma_jax.processing.processor import MIN_TEXT_LENGTH, Batch, bucket
 from paligemma_jax.training.config import TrainConfig
@@ -224,7 +224,7 @@ def open_ours(weights: Path, dtype: Precision) -> Ours:
     with open_checkpoint(weights) as checkpoint:
         recipe = dtype.value if dtype.quantized else None
         floats = dtype.floats.value
-        model = load_unrolled(checkpoint, checkpoint.config, floats, recipe=recipe)
+        model = load_unrolled(checkpoint, checkpoint.config, floats, quantization=recipe)
     return Ours(jax.block_until_ready(model))
 
 
@@ -303,14 +303,14 @@ def open_our_trainer(weights: Path, dtype: Precision, case: TrainSteps) -> OurTr
     if lora is not None:
         model = load_adapter(model, adapter_directory(weights, model.config))
     inputs = case.inputs(model.config)
-    skeleton, arrays = take_apart(model)
+    graphdef, arrays = split_model(model)
     del model
     optimizer = make_optimizer(config.optimizer, arrays, _RUN)
     state = init_state(arrays, config.optimizer.trainable(arrays), optimizer)
     del arrays
     shardings = state_shardings(state, mesh)
     state = jax.block_until_ready(jax.device_put(state, shardings))
-    step = make_train_step(skeleton, optimizer, config.step_config, shardings=shardings)
+    step = make_train_step(graphdef, optimizer, config.step_config, shardings=shardings)
     batch = train_batch(inputs)
     placed = place_batch(batch, mesh)
     # The mask stays here and tells the step how much is to learn, as in training.
@@ -438,7 +438,7 @@ def random_model(config: PaliGemmaConfig, dtype: Precision, seed: int = 0) -> Pa
     One array is made at a time, in its own dtype, so that the weights are all that must fit.
     """
     name = jnp.dtype(dtype.floats.value)
-    model = abstract_unrolled(config, name, name)
+    model = abstract_unstacked(config, name, name)
     if dtype.quantized:
         model = abstract_quantized(model, dtype)
     graphdef, state = nnx.split(model)

@@ -10,9 +10,9 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from paligemma_jax.models.recipe_text import FITTING, read_recipe
+from paligemma_jax.models.quantization_config import QuantizationConfig
 
-SOME_RECIPES = "int8, int4, float8, mixed, or parts such as attention=int8,mlp=int4:128"
+QUANTIZATION_FORMATS = "int8, int4, float8, mixed, or parts such as attention=int8,mlp=int4:128"
 DTYPES = ("float32", "bfloat16", "float16")
 CONTEXT = 8192  # tokens, Gemma's
 MESH_AXES = ("data", "fsdp", "tensor")  # `paligemma_jax.models.sharding.NAMES`, which imports jax
@@ -173,8 +173,10 @@ def add_model(
 
 
 def add_quantize(group: Any, words: str) -> None:
-    """By which recipe to round weights."""
-    group.add_argument("--quantize", type=recipe, metavar="RECIPE", help=f"{words}: {SOME_RECIPES}")
+    """How to quantize weights."""
+    group.add_argument(
+        "--quantize", type=quantization, metavar="FORMAT", help=f"{words}: {QUANTIZATION_FORMATS}"
+    )
 
 
 def add_mask_codec(group: Any) -> None:
@@ -224,12 +226,12 @@ def some_text(text: str) -> str:
     return text
 
 
-def recipe(text: str) -> str:
-    """Type of an option that names a recipe for rounding."""
+def quantization(text: str) -> str:
+    """Type of an option that names formats of quantized weights."""
     try:
-        read_recipe(text)
+        QuantizationConfig.of(text)
     except ValueError as e:
-        raise argparse.ArgumentTypeError(f"{e}; {FITTING}") from e
+        raise argparse.ArgumentTypeError(str(e)) from e
     return text
 
 

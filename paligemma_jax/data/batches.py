@@ -21,7 +21,7 @@ from paligemma_jax.data.mixture import Mixture, Sample, Sampler, component_trans
 from paligemma_jax.data.record import Record, RecordSource, Transform, fingerprint
 from paligemma_jax.errors import ConfigError, DatasetError, MissingExtraError, PaliGemmaError
 from paligemma_jax.processing.image import load_image
-from paligemma_jax.processing.processor import Arrays, Batch, Overflow, Processor, Refuse
+from paligemma_jax.processing.processor import Arrays, Batch, Overflow, Processor
 from paligemma_jax.processing.tokenizer import Tokenizer
 
 _ENDLESS = 1 << 40  # batches
@@ -90,7 +90,7 @@ def make_batches(
       workers: processes that read ahead; with 0, threads of this one do. A script that asks for any
         must keep its own work under `if __name__ == "__main__":`.
       process_index, process_count: which shard of each batch this process reads.
-      on_overflow: `Refuse()`, the default, makes a text that is too long a bad record.
+      on_overflow: `"error"`, the default, makes a text that is too long a bad record.
       max_bad_records: fraction of the records that may be unusable; such are skipped and logged,
         and one may always be. 0.0: the first one is an error.
 
@@ -132,7 +132,7 @@ def make_batches(
         transforms=component_transforms(source, transforms),
         batch_size=batch_size,
         length=length,
-        on_overflow=on_overflow or Refuse(),
+        on_overflow=on_overflow or "error",
         max_bad_records=max_bad_records,
         process_index=process_index,
         process_count=process_count,

@@ -284,10 +284,10 @@ class _Inspector:
     def _count_tokens(self, record: Record) -> int | None:
         if self._processor is None:
             return None
-        tokenizer, encoding = self._processor.tokenizer, self._processor.encoding
+        tokenizer = self._processor.tokenizer
         answers = record.answers or (record.suffix,)
         longest = max(len(tokenizer.encode(answer)) for answer in answers)
-        return len(encoding.prompt_ids(tokenizer, record.prefix)) + longest + 1
+        return len(self._processor.prompt_ids(record.prefix)) + longest + 1
 
 
 def _open(image: ImageSource) -> _OpenedImage:

@@ -306,4 +306,4 @@ def best_of_config(
 @functools.partial(jax.jit, static_argnames=("times",))
 def _repeat(logits: jax.Array, cache: KVCache, times: int) -> tuple[jax.Array, KVCache]:
     """Each sequence `times` times, side by side."""
-    return jnp.repeat(logits, times, axis=0), cache.repeat_rows(times)
+    return jnp.repeat(logits, times, axis=0), cache.repeat(times)

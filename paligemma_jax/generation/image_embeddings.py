@@ -30,7 +30,7 @@ from paligemma_jax.processing.processor import (
     Processor,
     bucket,
     group_by_image_count,
-    pictures_of,
+    images_of,
 )
 
 IMAGES_AT_ONCE = 8  # through the encoder; bounds memory when a video has many frames
@@ -96,7 +96,7 @@ def encode(
                 "architecture. Encode them again: pali.encode(image)"
             )
         return images
-    entries = pictures_of(images)
+    entries = images_of(images)
     if not entries:
         raise InvalidImageError("expected an image, or a list of at least one, got none.")
     distinct = {id(image): image for image in entries}  # by identity, as in Processor
@@ -184,7 +184,7 @@ def _with_images(
         return PromptBatch(list(entries), batch, stack(own, size), [e.sizes for e in own])
     reader, rows, sizes = _Reader(preprocessing, allow_urls), [], []
     for number, entry in entries.items():
-        images = pictures_of(entry)
+        images = images_of(entry)
         try:
             rows.append([reader.pixels(image) for image in images])
         except InvalidImageError as e:

@@ -16,7 +16,7 @@ import pytest
 from paligemma_jax.data.record import Record
 from paligemma_jax.data.sources import SequenceSource
 from paligemma_jax.errors import ConfigError, DatasetError
-from paligemma_jax.processing.processor import Processor, Truncate
+from paligemma_jax.processing.processor import Processor
 from tests.data.conftest import Numbers, add_digit
 
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_encoded_is_a_bad_record(make, caplog):
     long = with_last(suffix="a long answer " * 9)
     with pytest.raises(DatasetError, match="record:4: .* tokens"):
         next(make(long, batch_size=5))
-    assert next(make(long, batch_size=5, on_overflow=Truncate())).batch.tokens.shape == (5, 13)
+    assert next(make(long, batch_size=5, on_overflow="truncate")).batch.tokens.shape == (5, 13)
     assert "truncated to 12 tokens" in caplog.text
     with pytest.raises(DatasetError, match="record:4: .*nowhere.png"):
         next(make(with_last(image="nowhere.png"), batch_size=5))

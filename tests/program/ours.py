@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from paligemma_jax.config import VARIANTS, PaliGemmaConfig
 from paligemma_jax.generation import decode as loop
-from paligemma_jax.models.inference_layout import abstract_unrolled
+from paligemma_jax.models.inference_layout import abstract_unstacked
 from paligemma_jax.models.layers import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.quantization import abstract_quantized
-from paligemma_jax.models.quantization_config import Format, Recipe
+from paligemma_jax.models.quantization_config import Quantization, QuantizedFormat
+from paligemma_jax.models.quantized_matrix import quantize_matrix
 from paligemma_jax.models.sharding import Axes
 from paligemma_jax.training.memory_plan import RUN, BatchShape, step_shapes
 from paligemma_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -36,13 +37,13 @@ def variant(name: str, *, layers: int | None = None) -> PaliGemmaConfig:
     )
 
 
-def model_of(config: PaliGemmaConfig, recipe: Recipe | None = None) -> PaliGemma:
-    """As `from_pretrained` lays it out, of shapes; `recipe` says how it is quantized."""
-    model = abstract_unrolled(config, jnp.bfloat16, jnp.bfloat16)
-    if recipe is None:
+def model_of(config: PaliGemmaConfig, quantization: Quantization | None = None) -> PaliGemma:
+    """As `from_pretrained` lays it out, of shapes; `quantization` says how it is quantized."""
+    model = abstract_unstacked(config, jnp.bfloat16, jnp.bfloat16)
+    if quantization is None:
         return model
     with as_on_a_gpu():
-        return abstract_quantized(model, recipe)
+        return abstract_quantized(model, quantization)
 
 
 def cache_of(config: PaliGemmaConfig, batch: int, slots: int) -> Any:
@@ -57,7 +58,7 @@ def slots_for(config: PaliGemmaConfig) -> int:
 
 
 def decode(
-    target: Target, config: PaliGemmaConfig, batch: int, recipe: Recipe | None = None
+    target: Target, config: PaliGemmaConfig, batch: int, quantization: Quantization | None = None
 ) -> Compiled:
     """The greedy decoding loop."""
     logits = _shape((batch, config.llm.vocab_size), jnp.float32)
@@ -70,7 +71,7 @@ def decode(
     )
     return target.compile(
         loop.decode_steps,
-        model_of(config, recipe),
+        model_of(config, quantization),
         plan,
         started,
         cache_of(config, batch, SLOTS),
@@ -79,14 +80,14 @@ def decode(
 
 
 def prefill(
-    target: Target, config: PaliGemmaConfig, batch: int, recipe: Recipe | None = None
+    target: Target, config: PaliGemmaConfig, batch: int, quantization: Quantization | None = None
 ) -> Compiled:
     """Image encoder, prompt and image through the decoder, logits of the last position."""
     size = config.img.image_size
     text = _shape((batch, PROMPT), jnp.int32)
     return target.compile(
         loop.prefill,
-        model_of(config, recipe),
+        model_of(config, quantization),
         _shape((batch, 1, size, size, 3), jnp.float32),
         text,
         text,
@@ -96,13 +97,15 @@ def prefill(
 
 
 def encode(
-    target: Target, config: PaliGemmaConfig, batch: int, recipe: Recipe | None = None
+    target: Target, config: PaliGemmaConfig, batch: int, quantization: Quantization | None = None
 ) -> Compiled:
     """The image encoder by itself."""
     size = config.img.image_size
     images = _shape((batch, 1, size, size, 3), jnp.float32)
     return target.compile(
-        Jitted(lambda model, images: model.encode_images(images)), model_of(config, recipe), images
+        Jitted(lambda model, images: model.encode_images(images)),
+        model_of(config, quantization),
+        images,
     )
 
 
@@ -115,20 +118,20 @@ def train_step(
 ) -> tuple[Compiled, TrainState]:
     """A step of a model of shapes, and the shapes of its state."""
     given = step_shapes(model, optimizer, step, shape, Axes(), jnp.float32)
-    made = make_optimizer(optimizer, given.skeleton.paths, RUN)
+    made = make_optimizer(optimizer, given.graphdef.paths, RUN)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step_of = make_train_step(given.skeleton, made, step)
+    step_of = make_train_step(given.graphdef, made, step)
     return target.compile(step_of, given.state, given.batch, key), given.state
 
 
 def quantized_product(
-    target: Target, format: Format, matrix: tuple[int, int], rows: int
+    target: Target, format: QuantizedFormat, matrix: tuple[int, int], rows: int
 ) -> Compiled:
     """`rows` rows by a quantized matrix [out, in]."""
     with as_on_a_gpu():
-        stored = jax.eval_shape(format.store, _shape(matrix, jnp.bfloat16))
+        stored = jax.eval_shape(lambda w: quantize_matrix(w, format), _shape(matrix, jnp.bfloat16))
     x = _shape((rows, matrix[1]), jnp.bfloat16)
-    return target.compile(Jitted(lambda stored, x: stored.product(x)), stored, x)
+    return target.compile(Jitted(lambda stored, x: stored.matmul(x)), stored, x)
 
 
 def _shape(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
