@@ -1,31 +1,5 @@
-"""CIDEr-D: how much of what people agree on a caption says.
-
-Words of a caption as the Penn Treebank splits them, without Java.
-
-Caption scores are defined on the output of Stanford's PTBTokenizer 3.4.1, lower case, less
-punctuation (Chen et al. 2015, Microsoft COCO Captions). This follows it in what stands in captions:
-contractions (ca n't, dog 's, gon na), abbreviations that keep their point (st., u.s., a.m.),
-numbers, fractions, times and sums of money, hyphens, slashes, brackets (-lrb-, which stay: the list
-of punctuation has them in capitals), quotes, dashes, smileys, addresses, letters of any script.
-
-It differs in what is rare there, so that a score may differ in the last digits: a point that ends
-both an abbreviation and a sentence, phone numbers, words glued to numbers by a point or a colon,
-and mark-up. Like the Java tokenizer it leaves text without spaces (Chinese, Japanese, Thai) in one
-piece, so that caption scores of such languages compare whole phrases.
-
-What the measures of captions have in common: a caption and several references, as words.
-
-Runs of words.
-
-BLEU of captions: precision of n-grams over all of them.
-
-Stems of English words.
-
-Source: Porter's second English stemmer, snowballstem.org/algorithms/english/stemmer.html.
-
-METEOR of captions, as far as it goes without word lists.
-
-ROUGE-L of captions: the longest common subsequence of words.
+"""Metrics of captions: CIDEr-D, BLEU, METEOR (as far as it goes without word lists) and ROUGE-L,
+on the words of the Penn Treebank tokenizer, with Porter's second English stemmer.
 """
 
 import dataclasses
@@ -38,19 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from paligemma_jax.evaluation.answer_metrics import longest_common_subsequence
 from paligemma_jax.evaluation.metric import (
-    Accumulator,
-    Examples,
-    MeanAccumulator,
     Measure,
+    Metric,
     Totals,
-    TotalsAccumulator,
     Values,
     check_text,
     check_texts,
     divide,
 )
+from paligemma_jax.evaluation.text_metrics import longest_common_subsequence
 
 # What the evaluation drops. "-LRB-" and its like are on the list, but come in lower case.
 _DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
@@ -119,7 +90,18 @@ _TOKEN = re.compile(
 
 
 def tokenize(caption: str) -> list[str]:
-    """Lower-case words of a caption, without punctuation."""
+    """Lower-case words of a caption, without punctuation, as the Penn Treebank splits them.
+
+    Caption scores are defined on the output of Stanford's PTBTokenizer 3.4.1, lower case, less
+    punctuation (Chen et al. 2015, Microsoft COCO Captions). This follows it in what stands in
+    captions: contractions (ca n't, dog 's, gon na), abbreviations that keep their point (st., u.s.,
+    a.m.), numbers, fractions, times and sums of money, hyphens, slashes, brackets (-lrb-, which
+    stay: the list of punctuation has them in capitals), quotes, dashes, smileys, addresses, letters
+    of any script. It differs in what is rare there, so that a score may differ in the last digits:
+    a point that ends both an abbreviation and a sentence, phone numbers, words glued to numbers by
+    a point or a colon, and mark-up. Like the Java tokenizer it leaves text without spaces (Chinese,
+    Japanese, Thai) in one piece, so caption scores of such languages compare whole phrases.
+    """
     text = _CAPITALS_AND.sub(_AND, caption).lower()
     text = _SPELLING.sub(lambda found: _SPELLINGS[found[0]], text)
     tokens = (found[0] for found in _TOKEN.finditer(text))
@@ -137,117 +119,92 @@ def _written(token: str) -> str:
 
 
 Words = tuple[str, ...]
-Tokenizer = Callable[[str], Sequence[str]]
-
-FITS = "A caption (string) and at least one reference (a list of strings) fit."
-DEFAULT_TOKENIZER: Tokenizer = tokenize
-
-
-def read_captions(
-    prediction: Any, reference: Any, tokenizer: Tokenizer
-) -> tuple[Words, list[Words]]:
-    """The words of a caption and of its references; raises Misfit."""
-    text = check_text(prediction, "caption")
-    references = check_texts(reference, "reference")
-    return tuple(tokenizer(text)), [tuple(tokenizer(one)) for one in references]
-
-
+Caption = tuple[Words, list[Words]]  # of a caption and of its references
 Ngram = tuple[str, ...]
+LONGEST = 4  # n-grams of CIDEr and BLEU
 
 
-def count_ngrams(words: Sequence[str], most: int = 4) -> Counter[Ngram]:
-    """How often each run of 1 to `most` words comes."""
+def count_ngrams(words: Words) -> Counter[Ngram]:
+    """How often each run of 1 to 4 words comes."""
     return Counter(
-        tuple(words[start : start + length])
-        for length in range(1, most + 1)
+        words[start : start + length]
+        for length in range(1, LONGEST + 1)
         for start in range(len(words) - length + 1)
     )
 
 
-_cider_LONGEST = 4
-_SIGMA = 6.0
+@dataclasses.dataclass(eq=False)
+class CaptionMetric(Metric):
+    """A metric of a caption (string) and its references (a list of at least one).
 
-_Vectors = list[dict[Ngram, float]]  # of each length of n-gram: its weight
+    `tokenizer` gives the words of a caption; see `tokenize` for how the default differs from the
+    Java one, and pass `str.split` for captions that are tokenized.
+    """
+
+    tokenizer: Callable[[str], Sequence[str]] = tokenize
+    expected = "a caption (string) and at least one reference (a list of strings)"
+
+    def _keep(self, prediction: Any, reference: Any) -> Caption:
+        text, references = check_text(prediction, "caption"), check_texts(reference, "reference")
+        return tuple(self.tokenizer(text)), [tuple(self.tokenizer(one)) for one in references]
 
 
-class CIDEr(Accumulator):
-    """`cider`, from 0 to 10: mean over pictures of CIDEr-D. Published tables give it times 100.
+@dataclasses.dataclass(eq=False)
+class CIDEr(CaptionMetric):
+    """`cider`, from 0 to 10: mean over images of CIDEr-D. Published tables give it times 100.
 
-    For n = 1 to 4, n-grams of caption and reference are weighed by their count times log(pictures /
-    pictures with that n-gram in a reference); the similarity is the cosine of the two vectors, with
+    For n = 1 to 4, n-grams of caption and reference are weighed by their count times log(images /
+    images with that n-gram in a reference); the similarity is the cosine of the two vectors, with
     the caption's weight cut to the reference's in the product, times exp(-d^2 / 72), d being the
     difference of their lengths. It is averaged over n and over references, times 10. Weights of
     n-grams are those of the references of all examples together, so a part of a data set scores
-    differently, and a single picture 0. `penalized=False` is CIDEr without the cut and the length
-    penalty, on words that are not stemmed.
+    differently, and a single image 0.
 
-    A prediction is a string, a reference a list of at least one. `tokenizer` gives the words of a
-    caption; see `ptb_tokenizer` for how the default differs from the Java one, and pass `str.split`
-    for captions that are tokenized. Source: Vedantam et al. 2015; as in pycocoevalcap. For COCO,
-    NoCaps, TextCaps, SciCap, Screen2Words, Widget Captioning and captions of videos, and with
-    `ByGroup(CIDEr(), {"mean": None}, overall=False)` for XM3600 and COCO-35L by language.
+    A prediction is a string, a reference a list of at least one. Source: Vedantam et al. 2015; as
+    in pycocoevalcap. For COCO, NoCaps, TextCaps, SciCap, Screen2Words, Widget Captioning and
+    captions of videos; and with `CIDEr(averages={"mean": None}, overall=False)` and the languages
+    as groups for XM3600 and COCO-35L.
     """
 
-    fits = FITS
-
-    def __init__(self, penalized: bool = True, tokenizer: Tokenizer = DEFAULT_TOKENIZER):
-        super().__init__()
-        self.penalized = penalized
-        self.tokenizer = tokenizer
-
-    def _row(self, prediction: Any, reference: Any) -> tuple[Words, list[Words]]:
-        return read_captions(prediction, reference, self.tokenizer)
-
-    def _measure(self, rows: Sequence[tuple[Words, list[Words]]]) -> Measure:
-        scores = self._scores(rows)
+    def _measure(self, kept: Sequence[Caption]) -> Measure:
+        scores = self._example_scores(kept)
         return lambda weights: {"cider": divide(weights @ scores, weights.sum(axis=1))}
 
-    def _scores(self, rows: Sequence[tuple[Words, list[Words]]]) -> np.ndarray:
-        counts = [(count_ngrams(words), list(map(count_ngrams, refs))) for words, refs in rows]
-        pictures: Counter[Ngram] = Counter()
+    def _example_scores(self, kept: Sequence[Caption]) -> np.ndarray:
+        counts = [(count_ngrams(words), list(map(count_ngrams, refs))) for words, refs in kept]
+        images: Counter[Ngram] = Counter()
         for _, references in counts:
-            pictures.update(set().union(*references))
-        everything = math.log(len(rows))
-        rarity = {ngram: everything - math.log(count) for ngram, count in pictures.items()}
+            images.update(set().union(*references))
+        rarity = {ngram: math.log(len(kept)) - math.log(count) for ngram, count in images.items()}
 
-        def vectors(count: Mapping[Ngram, int]) -> _Vectors:
-            parts: _Vectors = [{} for _ in range(_cider_LONGEST)]
+        def vectors(count: Mapping[Ngram, int]) -> list[dict[Ngram, float]]:
+            """For each length of n-gram, the weights."""
+            parts: list[dict[Ngram, float]] = [{} for _ in range(LONGEST)]
             for ngram, times in count.items():
-                parts[len(ngram) - 1][ngram] = times * rarity.get(ngram, everything)
+                parts[len(ngram) - 1][ngram] = times * rarity.get(ngram, math.log(len(kept)))
             return parts
 
         scores = []
         for caption, references in counts:
             own = vectors(caption)
             values = [
-                self._similarity(own, vectors(reference), _length(caption) - _length(reference))
+                _similarity(own, vectors(reference), _length(caption) - _length(reference))
                 for reference in references
             ]
             scores.append(10 * float(np.mean(values)))
         return np.array(scores)
 
-    def _similarity(self, own: _Vectors, other: _Vectors, difference: int) -> float:
-        penalty = math.exp(-(difference**2) / (2 * _SIGMA**2)) if self.penalized else 1.0
-        total = 0.0
-        for first, second in zip(own, other, strict=True):
-            common = first.keys() & second.keys()
-            if self.penalized:
-                product = sum(min(first[g], second[g]) * second[g] for g in sorted(common))
-            else:
-                product = sum(first[g] * second[g] for g in sorted(common))
-            norms = _norm(first) * _norm(second)
-            total += product / norms if norms else 0.0
-        return penalty * total / _cider_LONGEST
 
-
-def cider(
-    predictions: Examples[str],
-    references: Examples[Sequence[str]],
-    *,
-    tokenizer: Tokenizer = DEFAULT_TOKENIZER,
-) -> dict[str, float]:
-    """`CIDEr` (CIDEr-D) of lists or mappings; raises DatasetError."""
-    return CIDEr(tokenizer=tokenizer).add_all(predictions, references).result()
+def _similarity(
+    own: Sequence[Mapping[Ngram, float]], other: Sequence[Mapping[Ngram, float]], difference: int
+) -> float:
+    total = 0.0
+    for first, second in zip(own, other, strict=True):
+        common = sorted(first.keys() & second.keys())
+        product = sum(min(first[g], second[g]) * second[g] for g in common)
+        norms = _norm(first) * _norm(second)
+        total += product / norms if norms else 0.0
+    return math.exp(-(difference**2) / 72) * total / LONGEST
 
 
 def _length(count: Mapping[Ngram, int]) -> int:
@@ -259,66 +216,186 @@ def _norm(vector: Mapping[Ngram, float]) -> float:
     return math.sqrt(sum(weight**2 for weight in vector.values()))
 
 
-_bleu_LONGEST = 4
 _TINY, _SMALL = 1e-15, 1e-9  # as in pycocoevalcap: no logarithm of 0, and no division by it
 
 
-class BLEU(TotalsAccumulator):
+@dataclasses.dataclass(eq=False)
+class BLEU(CaptionMetric):
     """`bleu-1` to `bleu-4`, in 0..1, of all captions together.
 
-    bleu-k is the geometric mean, for n = 1 to k, of the share of n-grams of the captions that are
-    in a reference (each at most as often as in the reference that has it most often), times
+    bleu-k is the geometric mean, for n = 1 to k, of the fraction of n-grams of the captions that
+    are in a reference (each at most as often as in the reference that has it most often), times
     exp(1 - r / c) where the captions are shorter than the references: c words in all against r,
-    of each picture those of the reference nearest in length, the shorter of two. A prediction is a
+    of each image those of the reference nearest in length, the shorter of two. A prediction is a
     string, a reference a list of at least one. Source: Papineni et al. 2002; as in pycocoevalcap,
     without smoothing. SciCap is reported in bleu-4.
     """
 
-    fits = FITS
-    main = "sentence"
+    def _measure(self, kept: Sequence[Caption]) -> Measure:
+        return super()._measure([_bleu_counts(*one) for one in kept])
 
-    def __init__(self, tokenizer: Tokenizer = DEFAULT_TOKENIZER):
-        super().__init__()
-        self.tokenizer = tokenizer
-
-    def _row(self, prediction: Any, reference: Any) -> dict[str, float]:
-        words, references = read_captions(prediction, reference, self.tokenizer)
-        most = count_ngrams(())
-        for one in references:
-            most |= count_ngrams(one)
-        found = count_ngrams(words) & most
-        row: dict[str, float] = {
-            "caption": len(words),
-            "reference": min((abs(len(r) - len(words)), len(r)) for r in references)[1],
-        }
-        for n in range(1, _bleu_LONGEST + 1):
-            row[f"right{n}"] = sum(times for ngram, times in found.items() if len(ngram) == n)
-            row[f"all{n}"] = max(0, len(words) - n + 1)
-        alone = _bleu({name: np.array([value]) for name, value in row.items()})
-        return row | {"sentence": float(alone[f"bleu-{_bleu_LONGEST}"][0])}
-
-    def _finish(self, totals: Totals) -> Values:
+    def _summarize(self, totals: Totals) -> Values:
         return _bleu(totals.sums)
 
+    def _example_scores(self, kept: Sequence[Caption]) -> np.ndarray:
+        counts = [_bleu_counts(*one) for one in kept]
+        return _bleu({k: np.array([one[k] for one in counts]) for k in counts[0]})["bleu-4"]
 
-def bleu(
-    predictions: Examples[str],
-    references: Examples[Sequence[str]],
-    *,
-    tokenizer: Tokenizer = DEFAULT_TOKENIZER,
-) -> dict[str, float]:
-    """`BLEU` of lists or mappings; raises DatasetError."""
-    return BLEU(tokenizer).add_all(predictions, references).result()
+
+def _bleu_counts(words: Words, references: Sequence[Words]) -> dict[str, float]:
+    most: Counter[Ngram] = Counter()
+    for one in references:
+        most |= count_ngrams(one)
+    found = count_ngrams(words) & most
+    counts: dict[str, float] = {
+        "caption": len(words),
+        "reference": min((abs(len(r) - len(words)), len(r)) for r in references)[1],
+    }
+    for n in range(1, LONGEST + 1):
+        counts[f"right{n}"] = sum(times for ngram, times in found.items() if len(ngram) == n)
+        counts[f"all{n}"] = max(0, len(words) - n + 1)
+    return counts
 
 
 def _bleu(sums: Mapping[str, np.ndarray]) -> Values:
     ratio = (sums["caption"] + _TINY) / (sums["reference"] + _SMALL)
     brevity = np.where(ratio < 1, np.exp(np.minimum(0, 1 - 1 / ratio)), 1.0)
     values, product = {}, np.ones_like(ratio)
-    for n in range(1, _bleu_LONGEST + 1):
+    for n in range(1, LONGEST + 1):
         product = product * (sums[f"right{n}"] + _TINY) / (sums[f"all{n}"] + _SMALL)
         values[f"bleu-{n}"] = product ** (1 / n) * brevity
     return values
+
+
+@dataclasses.dataclass(eq=False)
+class RougeL(CaptionMetric):
+    """`rouge-l` in 0..1: mean of an F measure that favors recall (beta 1.2).
+
+    Precision is the longest common subsequence by the words of the caption, recall by those of the
+    reference, each the best over the references. A prediction is a string, a reference a list of at
+    least one. Source: Lin 2004; as in pycocoevalcap.
+    """
+
+    def _measure(self, kept: Sequence[Caption]) -> Measure:
+        scores = self._example_scores(kept)
+        return lambda weights: {"rouge-l": divide(weights @ scores, weights.sum(axis=1))}
+
+    def _example_scores(self, kept: Sequence[Caption]) -> np.ndarray:
+        return np.array([_rouge_l(*one) for one in kept])
+
+
+def _rouge_l(words: Words, references: Sequence[Words]) -> float:
+    common = [longest_common_subsequence(words, one) for one in references]
+    precision = max(common) / max(1, len(words))
+    recall = max(c / max(1, len(one)) for c, one in zip(common, references, strict=True))
+    if not precision or not recall:
+        return 0.0
+    square = 1.2**2
+    return (1 + square) * precision * recall / (recall + square * precision)
+
+
+_ALPHA, _BETA, _GAMMA = 0.85, 0.2, 0.6
+_EXACT, _STEM = 1.0, 0.6
+_BEAM = 40
+
+
+@dataclasses.dataclass(eq=False)
+class Meteor(CaptionMetric):
+    """`meteor-exact-stem`, in 0..1: METEOR 1.5 of the words and stems alone.
+
+    The words of a caption are matched to those of a reference, equal ones (weight 1) or ones of
+    equal English stem (0.6): as many as can be, then in as few chunks of neighbors as can be. With
+    P and R the weight of the matches by the words of caption and reference, the score is
+    P R / (0.85 P + 0.15 R) times 1 - 0.6 (chunks / matches)^0.2; of several references the best
+    counts. Over all captions it is made of the sums, as METEOR 1.5 does.
+
+    This is not the METEOR of published tables, and lower: synonyms come from WordNet, paraphrases
+    and the list of function words (which that one weighs less) from tables of the Java program,
+    none of which are here. Compare it with itself only. A prediction is a string, a reference a
+    list of at least one. Source: Denkowski and Lavie 2014.
+    """
+
+    def _measure(self, kept: Sequence[Caption]) -> Measure:
+        return super()._measure([_meteor_counts(*one) for one in kept])
+
+    def _summarize(self, totals: Totals) -> Values:
+        return {"meteor-exact-stem": _meteor(totals.sums)}
+
+    def _example_scores(self, kept: Sequence[Caption]) -> np.ndarray:
+        return np.array([_meteor_counts(*one)["score"] for one in kept])
+
+
+def _meteor_counts(words: Words, references: Sequence[Words]) -> dict[str, float]:
+    """Of the best reference."""
+    every = []
+    for reference in references:
+        best = _align(words, reference)
+        whole = best.chunks == 1 and best.matches == len(words) == len(reference)
+        counts = {
+            "matches": float(best.matches),
+            "weight": best.weight,
+            "chunks": 0.0 if whole else float(best.chunks),
+            "words": float(len(words)),
+            "reference": float(len(reference)),
+        }
+        score = float(_meteor({k: np.array([v]) for k, v in counts.items()})[0])
+        every.append(counts | {"score": score})
+    return max(every, key=lambda counts: counts["score"])
+
+
+def _meteor(sums: Mapping[str, np.ndarray]) -> np.ndarray:
+    precision = divide(sums["weight"], sums["words"], 0.0)
+    recall = divide(sums["weight"], sums["reference"], 0.0)
+    mean = divide(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall, 0.0)
+    return mean * (1 - _GAMMA * divide(sums["chunks"], sums["matches"], 0.0) ** _BETA)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Alignment:
+    """Words matched so far; sorted, the best comes first."""
+
+    matches: int = 0
+    weight: float = 0.0
+    chunks: int = 0
+    distance: int = 0
+    used: int = 0  # bit i: word i of the reference
+    last: int = -2  # place of the reference that the word before was matched to
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        return -self.matches, self.chunks, self.distance, -self.weight
+
+
+def _align(words: Sequence[str], reference: Sequence[str]) -> _Alignment:
+    """The best of a beam, over the words of the caption from left to right."""
+    stems = [stem(word) for word in reference]
+    beam = [_Alignment()]
+    for place, word in enumerate(words):
+        fitting = [
+            (i, _EXACT if word == other else _STEM)
+            for i, other in enumerate(reference)
+            if word == other or stem(word) == stems[i]
+        ]
+        grown = [dataclasses.replace(state, last=-2) for state in beam]
+        for state in beam:
+            for i, weight in fitting:
+                if not state.used >> i & 1:
+                    grown.append(
+                        _Alignment(
+                            state.matches + 1,
+                            state.weight + weight,
+                            state.chunks + (state.last + 1 != i),
+                            state.distance + abs(i - place),
+                            state.used | 1 << i,
+                            i,
+                        )
+                    )
+        # Of alignments that can go on alike, the best one is enough.
+        best: dict[tuple[int, int], _Alignment] = {}
+        for state in sorted(grown, key=lambda one: one.rank):
+            best.setdefault((state.used, state.last), state)
+        beam = list(best.values())[:_BEAM]
+    return min(beam, key=lambda one: one.rank)
 
 
 _DOUBLES = ("bb", "dd", "ff", "gg", "mm", "nn", "pp", "rr", "tt")
@@ -357,7 +434,7 @@ _SHORT_END = re.compile("(?:[^aeiouy][aeiouy][^aeiouywxY]|^[aeiouy][^aeiouy])$")
 
 @functools.lru_cache(maxsize=65536)
 def stem(word: str) -> str:
-    """The stem of a lower-case word."""
+    """The stem of a lower-case word, by snowballstem.org/algorithms/english/stemmer.html."""
     if len(word) <= 2:
         return word
     word = word.removeprefix("'")
@@ -450,154 +527,16 @@ def _last(word: str, first: int, second: int) -> str:
     return word[:-1] if word.endswith("ll") and end >= second else word
 
 
-_ALPHA, _meteor_BETA, _GAMMA = 0.85, 0.2, 0.6
-_EXACT, _STEM = 1.0, 0.6
-_BEAM = 40
+@dataclasses.dataclass(eq=False)
+class CaptionScores(CaptionMetric):
+    """CIDEr, BLEU, ROUGE-L and METEOR (exact and stem) of the same captions, as each defines it.
 
-
-@dataclasses.dataclass(frozen=True)
-class _Alignment:
-    """Words matched so far; sorted, the best comes first."""
-
-    matches: int = 0
-    weight: float = 0.0
-    chunks: int = 0
-    distance: int = 0
-    used: int = 0  # bit i: word i of the reference
-    last: int = -2  # place of the reference that the word before was matched to
-
-    @property
-    def rank(self) -> tuple[float, ...]:
-        return -self.matches, self.chunks, self.distance, -self.weight
-
-
-class Meteor(TotalsAccumulator):
-    """`meteor-exact-stem`, in 0..1: METEOR 1.5 of the words and stems alone.
-
-    The words of a caption are matched to those of a reference, equal ones (weight 1) or ones of
-    equal English stem (0.6): as many as can be, then in as few chunks of neighbours as can be. With
-    P and R the weight of the matches by the words of caption and reference, the score is
-    P R / (0.85 P + 0.15 R) times 1 - 0.6 (chunks / matches)^0.2; of several references the best
-    counts. Over all captions it is made of the sums, as METEOR 1.5 does.
-
-    This is not the METEOR of published tables, and lower: synonyms come from WordNet, paraphrases
-    and the list of function words (which that one weighs less) from tables of the Java program,
-    none of which are here. Compare it with itself only. A prediction is a string, a reference a
-    list of at least one. Source: Denkowski and Lavie 2014.
+    CIDEr says how good each caption is.
     """
 
-    fits = FITS
-    main = "score"
+    def _measure(self, kept: Sequence[Caption]) -> Measure:
+        measures = [m._measure(kept) for m in (CIDEr(), BLEU(), RougeL(), Meteor())]
+        return lambda weights: {k: v for one in measures for k, v in one(weights).items()}
 
-    def __init__(self, tokenizer: Tokenizer = DEFAULT_TOKENIZER):
-        super().__init__()
-        self.tokenizer = tokenizer
-
-    def _row(self, prediction: Any, reference: Any) -> dict[str, float]:
-        words, references = read_captions(prediction, reference, self.tokenizer)
-        rows = [_compare(words, one) for one in references]
-        return max(rows, key=lambda row: row["score"])
-
-    def _finish(self, totals: Totals) -> Values:
-        return {"meteor-exact-stem": _score(totals.sums)}
-
-
-def meteor(
-    predictions: Examples[str],
-    references: Examples[Sequence[str]],
-    *,
-    tokenizer: Tokenizer = DEFAULT_TOKENIZER,
-) -> dict[str, float]:
-    """`Meteor` of lists or mappings; raises DatasetError."""
-    return Meteor(tokenizer).add_all(predictions, references).result()
-
-
-def _compare(words: Sequence[str], reference: Sequence[str]) -> dict[str, float]:
-    best = _align(words, reference)
-    whole = best.chunks == 1 and best.matches == len(words) == len(reference)
-    row = {
-        "matches": float(best.matches),
-        "weight": best.weight,
-        "chunks": 0.0 if whole else float(best.chunks),
-        "words": float(len(words)),
-        "reference": float(len(reference)),
-    }
-    return row | {"score": float(_score({k: np.array([v]) for k, v in row.items()})[0])}
-
-
-def _score(sums: Mapping[str, np.ndarray]) -> np.ndarray:
-    precision = divide(sums["weight"], sums["words"], 0.0)
-    recall = divide(sums["weight"], sums["reference"], 0.0)
-    mean = divide(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall, 0.0)
-    return mean * (1 - _GAMMA * divide(sums["chunks"], sums["matches"], 0.0) ** _meteor_BETA)
-
-
-def _align(words: Sequence[str], reference: Sequence[str]) -> _Alignment:
-    """The best of a beam, over the words of the caption from left to right."""
-    stems = [stem(word) for word in reference]
-    beam = [_Alignment()]
-    for place, word in enumerate(words):
-        fitting = [
-            (i, _EXACT if word == other else _STEM)
-            for i, other in enumerate(reference)
-            if word == other or stem(word) == stems[i]
-        ]
-        grown = [dataclasses.replace(state, last=-2) for state in beam]
-        for state in beam:
-            for i, weight in fitting:
-                if not state.used >> i & 1:
-                    grown.append(
-                        _Alignment(
-                            state.matches + 1,
-                            state.weight + weight,
-                            state.chunks + (state.last + 1 != i),
-                            state.distance + abs(i - place),
-                            state.used | 1 << i,
-                            i,
-                        )
-                    )
-        # Of alignments that can go on alike, the best one is enough.
-        best: dict[tuple[int, int], _Alignment] = {}
-        for state in sorted(grown, key=lambda one: one.rank):
-            best.setdefault((state.used, state.last), state)
-        beam = list(best.values())[:_BEAM]
-    return min(beam, key=lambda one: one.rank)
-
-
-_rouge_l_BETA = 1.2
-
-
-class RougeL(MeanAccumulator):
-    """`rouge-l` in 0..1: mean of an F measure that favours recall (beta 1.2).
-
-    Precision is the longest common subsequence by the words of the caption, recall by those of the
-    reference, each the best over the references. A prediction is a string, a reference a list of at
-    least one. Source: Lin 2004; as in pycocoevalcap.
-    """
-
-    fits = FITS
-    main = "rouge-l"
-
-    def __init__(self, tokenizer: Tokenizer = DEFAULT_TOKENIZER):
-        super().__init__()
-        self.tokenizer = tokenizer
-
-    def _row(self, prediction: Any, reference: Any) -> dict[str, float]:
-        words, references = read_captions(prediction, reference, self.tokenizer)
-        common = [longest_common_subsequence(words, one) for one in references]
-        precision = max(common) / max(1, len(words))
-        recall = max(c / max(1, len(one)) for c, one in zip(common, references, strict=True))
-        if not precision or not recall:
-            return {"rouge-l": 0.0}
-        square = _rouge_l_BETA**2
-        return {"rouge-l": (1 + square) * precision * recall / (recall + square * precision)}
-
-
-def rouge_l(
-    predictions: Examples[str],
-    references: Examples[Sequence[str]],
-    *,
-    tokenizer: Tokenizer = DEFAULT_TOKENIZER,
-) -> dict[str, float]:
-    """`RougeL` of lists or mappings; raises DatasetError."""
-    return RougeL(tokenizer).add_all(predictions, references).result()
+    def _example_scores(self, kept: Sequence[Caption]) -> np.ndarray:
+        return CIDEr()._example_scores(kept)

@@ -1,16 +1,5 @@
-"""Average precision and recall of boxes, by COCO's rules.
-
-How much boxes overlap.
-
-Which detections of one picture and label find an object, by COCO's rule.
-
-Precision and recall of one label over many pictures, by COCO's rule.
-
-Average precision of boxes at one overlap, all-point interpolated.
-
-How well several masks of one picture fit, whichever order they come in.
-
-The one object that an expression means: its mask and its box.
+"""Metrics of boxes and masks: COCO's average precision and recall, all-point average precision, the
+overlap of paired masks, and referring segmentation.
 """
 
 import dataclasses
@@ -20,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from paligemma_jax.evaluation.metric import (
-    Accumulator,
-    Examples,
+    InvalidExample,
     Measure,
-    Misfit,
+    Metric,
     Totals,
-    TotalsAccumulator,
     Values,
     check_texts,
     divide,
@@ -57,14 +44,14 @@ def box_areas(boxes: np.ndarray) -> np.ndarray:
 
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # overlaps
-MOST = 100  # detections of one picture and label
+MOST = 100  # detections of one image and label
 # Objects of these areas in pixels count; others, and what finds them, are neither right nor wrong.
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-    """Of one picture and label: its detections by falling score, for each area and threshold."""
+    """Of one image and label: its detections by falling score, for each area and threshold."""
 
     scores: np.ndarray  # f64[D]
     found: np.ndarray  # bool[A, T, D]: it finds an object
@@ -95,12 +82,12 @@ def match(
         least = np.minimum(THRESHOLDS, 1 - 1e-10)[None, :, None]
         free = np.ones((len(AREAS), len(THRESHOLDS), len(truths)), bool)
         first, second = np.indices(shape[:2])
-        for place, row in enumerate(overlaps):
-            fitting = (free | crowd) & (row >= least)
+        for place, overlap in enumerate(overlaps):
+            fitting = (free | crowd) & (overlap >= least)
             counting = fitting & ~aside[:, None]
             use = np.where(counting.any(axis=-1, keepdims=True), counting, fitting)
-            worth = np.where(use, row, -1.0)
-            taken = len(row) - 1 - np.argmax(worth[..., ::-1], axis=-1)
+            worth = np.where(use, overlap, -1.0)
+            taken = len(overlap) - 1 - np.argmax(worth[..., ::-1], axis=-1)
             hit = use.any(axis=-1)
             found[..., place] = hit
             ignored[..., place] = hit & aside[first, taken]
@@ -114,19 +101,19 @@ _SMALL = np.spacing(1)
 
 
 class LabelCurves:
-    """Detections of one label in all pictures, by falling score; ties in the order of pictures."""
+    """Detections of one label in all images, by falling score; ties in the order of images."""
 
-    def __init__(self, pictures: Sequence[Matches | None]):
-        """One entry a picture; None where it has neither objects nor detections of the label."""
-        some = [(place, m) for place, m in enumerate(pictures) if m is not None]
-        self.objects = np.zeros((len(pictures), len(AREAS)))  # that count, of each size
+    def __init__(self, images: Sequence[Matches | None]):
+        """One entry an image; None where it has neither objects nor detections of the label."""
+        some = [(place, m) for place, m in enumerate(images) if m is not None]
+        self.objects = np.zeros((len(images), len(AREAS)))  # that count, of each size
         for place, matches in some:
             self.objects[place] = matches.objects
         scores = np.concatenate([np.zeros(0), *[m.scores for _, m in some]])
         order = np.argsort(-scores, kind="mergesort")
-        picture = [np.full(len(m.scores), place) for place, m in some]
+        image = [np.full(len(m.scores), place) for place, m in some]
         rank = [np.arange(len(m.scores)) for _, m in some]
-        self._picture = np.concatenate([np.zeros(0, int), *picture])[order]
+        self._image = np.concatenate([np.zeros(0, int), *image])[order]
         self._rank = np.concatenate([np.zeros(0, int), *rank])[order]
         empty = np.zeros((len(AREAS), len(THRESHOLDS), 0), bool)
         found = np.concatenate([empty, *[m.found for _, m in some]], axis=-1)[..., order]
@@ -135,13 +122,13 @@ class LabelCurves:
         self._wrong = ~found & ~ignored
 
     def precision(self, weights: np.ndarray, area: int) -> np.ndarray:
-        """Average precision f64[R, T] of pictures that count weights f64[R, n] times.
+        """Average precision f64[R, T] of images that count weights f64[R, n] times.
 
         NaN where there are no objects.
         """
         objects = weights @ self.objects[:, area]
         values = np.zeros((len(weights), len(THRESHOLDS)))
-        of_detection = weights[:, self._picture]
+        of_detection = weights[:, self._image]
         for place in range(len(THRESHOLDS)):
             right = np.cumsum(of_detection * self._right[area, place], axis=1)
             wrong = np.cumsum(of_detection * self._wrong[area, place], axis=1)
@@ -156,16 +143,16 @@ class LabelCurves:
         return values
 
     def recall(self, weights: np.ndarray, area: int, most: int = MOST) -> np.ndarray:
-        """Recall f64[R, T] with the `most` best detections of each picture; NaN without objects."""
+        """Recall f64[R, T] with the `most` best detections of each image; NaN without objects."""
         objects = weights @ self.objects[:, area]
         used = self._right[area][:, self._rank < most]
-        right = weights[:, self._picture[self._rank < most]] @ used.T.astype(np.float64)
+        right = weights[:, self._image[self._rank < most]] @ used.T.astype(np.float64)
         return np.where(objects[:, None] > 0, right / np.maximum(objects[:, None], 1), np.nan)
 
 
 @dataclasses.dataclass(frozen=True)
 class FoundBoxes:
-    """All boxes found in one picture: xyxy [n, 4] in pixels, a label and a score of each.
+    """All boxes found in one image: xyxy [n, 4] in pixels, a label and a score of each.
 
     `scores` may be None where the metric does not use them.
     """
@@ -177,7 +164,7 @@ class FoundBoxes:
 
 @dataclasses.dataclass(frozen=True)
 class TrueBoxes:
-    """All objects of one picture: xyxy [n, 4] in pixels, and a label of each.
+    """All objects of one image: xyxy [n, 4] in pixels, and a label of each.
 
     `crowd` marks boxes around many objects, which may be found any number of times or not at all.
     `areas` in pixels, by which COCO tells small objects from large ones, are those of the boxes
@@ -190,66 +177,104 @@ class TrueBoxes:
     areas: Sequence[float] | None = None
 
 
-class BoxDetection(Accumulator):
-    """COCO's figures in 0..1, each a mean over labels that have objects.
+@dataclasses.dataclass(frozen=True)
+class _Boxes:
+    """Boxes of one image, checked."""
+
+    xyxy: np.ndarray  # f64[n, 4]
+    labels: np.ndarray  # object[n]
+
+
+def _read_boxes(prediction: Any, reference: Any, scored: bool) -> tuple[_Boxes, np.ndarray, _Boxes]:
+    """The found boxes, their scores (ones unless `scored`), and the true boxes."""
+    if not isinstance(prediction, FoundBoxes) or not isinstance(reference, TrueBoxes):
+        got = f"{type(prediction).__name__} and {type(reference).__name__}"
+        raise InvalidExample(f"expected FoundBoxes and TrueBoxes, got {got}")
+    found = _checked(prediction.xyxy, prediction.labels, "prediction")
+    if scored and prediction.scores is None and len(found.xyxy):
+        raise InvalidExample("the boxes have no scores (without: BoxDetection(scored=False))")
+    scores = _column(prediction.scores if scored else None, np.ones(len(found.xyxy)), "scores")
+    return found, scores, _checked(reference.xyxy, reference.labels, "reference")
+
+
+def _checked(xyxy: Any, labels: Any, what: str) -> _Boxes:
+    try:
+        boxes = np.asarray(xyxy, np.float64)
+    except (TypeError, ValueError) as e:
+        raise InvalidExample(f"the boxes of the {what} are not numbers") from e
+    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
+        raise InvalidExample(f"expected boxes [n, 4] of the {what}, got {list(boxes.shape)}")
+    boxes = boxes.reshape(-1, 4)
+    wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    if wrong.any():
+        got = boxes[wrong][0].tolist()
+        raise InvalidExample(f"expected x1 <= x2, y1 <= y2 of the {what}, got {got}")
+    names = check_texts(labels, "label", len(boxes)) if len(boxes) or len(labels) else []
+    return _Boxes(boxes, np.array(names, object))
+
+
+def _column(values: Any, default: np.ndarray, what: str) -> np.ndarray:
+    """One finite number a box."""
+    if values is None:
+        return default
+    try:
+        column = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as e:
+        raise InvalidExample(f"the {what} are not numbers") from e
+    if column.shape != default.shape:
+        raise InvalidExample(f"expected {default.size} {what}, one a box, got {column.size}")
+    if not np.isfinite(column).all():
+        raise InvalidExample(f"the {what} are not all finite")
+    return column
+
+
+@dataclasses.dataclass(eq=False)
+class BoxDetection(Metric):
+    """COCO's scores in 0..1, each a mean over labels that have objects.
 
     `AP`: area under the precision-recall curve (the highest precision at 101 recalls 0, 0.01, ...
     or beyond), mean over overlaps 0.5, 0.55, ... 0.95; `AP50` and `AP75` at one overlap; `APs`,
     `APm`, `APl` of objects below 32^2, between, and above 96^2 pixels. `AR1`, `AR10`, `AR100`:
-    recall with as many detections a picture and label, mean over overlaps; `ARs`, `ARm`, `ARl` by
-    size with 100. Figures of sizes that no object has are left out. `precision@50`, `recall@50` and
-    `f1@50` are of all boxes together at overlap 0.5, whatever their scores.
+    recall with as many detections an image and label, mean over overlaps; `ARs`, `ARm`, `ARl` by
+    size with 100. Scores of sizes that no object has are not reported. `precision@50`, `recall@50`
+    and `f1@50` are of all boxes together at overlap 0.5, whatever their scores.
 
     Detections are ranked by score. PaliGemma gives none of its own: this library makes one of the
-    probabilities of the tokens. `scored=False` gives all the same score; then pictures are ranked
+    probabilities of the tokens. `scored=False` gives all the same score; then images are ranked
     by id and boxes as they were written, so that AP depends on that order. A prediction is
     `FoundBoxes`, a reference `TrueBoxes`. Source: Lin et al. 2014, Microsoft COCO; equal to
     pycocotools.
     """
 
-    fits = (
-        "FoundBoxes(xyxy, labels, scores) and TrueBoxes(xyxy, labels) fit: x1 <= x2, y1 <= y2, in "
-        "pixels, one label and score a box."
+    scored: bool = True
+    expected = (
+        "FoundBoxes(xyxy, labels, scores) and TrueBoxes(xyxy, labels): x1 <= x2, y1 <= y2, in "
+        "pixels, one label and score a box"
     )
 
-    def __init__(self, scored: bool = True):
-        super().__init__()
-        self.scored = scored
-
-    def _row(self, prediction: Any, reference: Any) -> dict[str, Matches]:
-        if not isinstance(prediction, FoundBoxes) or not isinstance(reference, TrueBoxes):
-            kinds = f"{type(prediction).__name__} and {type(reference).__name__}"
-            raise Misfit(f"prediction and reference are {kinds}, not FoundBoxes and TrueBoxes")
-        boxes, labels = _check_boxes(prediction.xyxy, prediction.labels, "prediction")
-        truths, names = _check_boxes(reference.xyxy, reference.labels, "reference")
-        scores = self._scores_of(prediction, len(boxes))
-        crowd = _column(reference.crowd, np.zeros(len(truths)), "crowd marks").astype(bool)
-        areas = _column(reference.areas, box_areas(truths), "areas")
+    def _keep(self, prediction: Any, reference: Any) -> dict[str, Matches]:
+        found, scores, true = _read_boxes(prediction, reference, self.scored)
+        crowd = _column(reference.crowd, np.zeros(len(true.xyxy)), "crowd marks").astype(bool)
+        areas = _column(reference.areas, box_areas(true.xyxy), "areas")
         matches = {}
-        for label in sorted({*labels, *names}):
-            mine, right = labels == label, names == label
+        for label in sorted({*found.labels, *true.labels}):
+            mine, right = found.labels == label, true.labels == label
             matches[str(label)] = match(
-                boxes[mine], scores[mine], truths[right], areas[right], crowd[right]
+                found.xyxy[mine], scores[mine], true.xyxy[right], areas[right], crowd[right]
             )
         return matches
 
-    def _scores_of(self, prediction: FoundBoxes, count: int) -> np.ndarray:
-        if self.scored and prediction.scores is None and count:
-            raise Misfit("the boxes have no scores (without: BoxDetection(scored=False))")
-        given = prediction.scores if self.scored else None
-        return _column(given, np.ones(count), "scores")
-
-    def _measure(self, rows: Sequence[Mapping[str, Matches]]) -> Measure:
-        labels = sorted({label for row in rows for label in row})
-        every = [LabelCurves([row.get(label) for row in rows]) for label in labels]
-        counts = np.array([_counts_at_half(row) for row in rows])
+    def _measure(self, kept: Sequence[Mapping[str, Matches]]) -> Measure:
+        labels = sorted({label for one in kept for label in one})
+        all_curves = [LabelCurves([one.get(label) for one in kept]) for label in labels]
+        counts = np.array([_counts_at_half(one) for one in kept])
         half, three_quarters = [0], [5]
         whole = list(range(len(THRESHOLDS)))
 
         def measure(weights: np.ndarray) -> Values:
             values: Values = {}
             for place, area in enumerate(AREAS):
-                curves = [curve for curve in every if curve.objects[:, place].any()]
+                curves = [curve for curve in all_curves if curve.objects[:, place].any()]
                 if not curves:
                     continue
                 precisions = _mean([c.precision(weights, place) for c in curves])  # f64[R, T]
@@ -267,27 +292,17 @@ class BoxDetection(Accumulator):
 
         return measure
 
-    def _scores(self, rows: Sequence[Mapping[str, Matches]]) -> np.ndarray:
-        """F1 of the picture at overlap 0.5; 1 where there is nothing and nothing was found."""
-        right, wrong, objects = np.array([_counts_at_half(row) for row in rows]).T
+    def _example_scores(self, kept: Sequence[Mapping[str, Matches]]) -> np.ndarray:
+        """F1 of the image at overlap 0.5; 1 where there is nothing and nothing was found."""
+        right, wrong, objects = np.array([_counts_at_half(one) for one in kept]).T
         return divide(2 * right, right + wrong + objects, 1.0)
 
 
-def box_detection(
-    predictions: Examples[FoundBoxes],
-    references: Examples[TrueBoxes],
-    *,
-    scored: bool = True,
-) -> dict[str, float]:
-    """`BoxDetection` of lists or mappings; raises DatasetError."""
-    return BoxDetection(scored).add_all(predictions, references).result()
-
-
-def _counts_at_half(row: Mapping[str, Matches]) -> tuple[float, float, float]:
+def _counts_at_half(one: Mapping[str, Matches]) -> tuple[float, float, float]:
     """Right and wrong detections at overlap 0.5 of any size, and objects."""
-    found = [(m.found[0, 0] & ~m.ignored[0, 0]).sum() for m in row.values()]
-    wrong = [(~m.found[0, 0] & ~m.ignored[0, 0]).sum() for m in row.values()]
-    return float(sum(found)), float(sum(wrong)), float(sum(m.objects[0] for m in row.values()))
+    found = [(m.found[0, 0] & ~m.ignored[0, 0]).sum() for m in one.values()]
+    wrong = [(~m.found[0, 0] & ~m.ignored[0, 0]).sum() for m in one.values()]
+    return float(sum(found)), float(sum(wrong)), float(sum(m.objects[0] for m in one.values()))
 
 
 def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -297,121 +312,73 @@ def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
     return divide(np.nansum(stacked, axis=0), present.sum(axis=0))
 
 
-def _check_boxes(xyxy: Any, labels: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        boxes = np.asarray(xyxy, np.float64)
-    except (TypeError, ValueError) as e:
-        raise Misfit(f"the boxes of the {what} are no numbers") from e
-    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
-        raise Misfit(f"the boxes of the {what} are of shape {list(boxes.shape)}, not [n, 4]")
-    boxes = boxes.reshape(-1, 4)
-    if not np.isfinite(boxes).all():
-        raise Misfit(f"the boxes of the {what} are not all finite")
-    if (boxes[:, 2:] < boxes[:, :2]).any():
-        wrong = boxes[(boxes[:, 2:] < boxes[:, :2]).any(axis=1)][0].tolist()
-        raise Misfit(f"the box {wrong} of the {what} is not x1 <= x2, y1 <= y2")
-    names = check_texts(labels, "label", len(boxes)) if len(boxes) else []
-    return boxes, np.array(names, object)
+_ClassBoxes = tuple[np.ndarray, np.ndarray, int]  # of one class: scores, hits, objects
 
 
-def _column(values: Any, default: np.ndarray, what: str) -> np.ndarray:
-    """One finite number a box."""
-    if values is None:
-        return default
-    try:
-        column = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as e:
-        raise Misfit(f"the {what} are no numbers") from e
-    if column.shape != default.shape:
-        raise Misfit(f"there are {column.size} {what}, not one for each of {default.size} boxes")
-    if not np.isfinite(column).all():
-        raise Misfit(f"the {what} are not all finite")
-    return column
-
-
-_Row = Mapping[str, tuple[np.ndarray, np.ndarray, int]]  # of a class: scores, hits, objects
-
-
-class AllPointPrecision(Accumulator):
+@dataclasses.dataclass(eq=False)
+class AllPointPrecision(Metric):
     """`ap` in 0..1: mean over classes of the area under the whole precision-recall curve.
 
     The precision at a recall is the best one at this recall or a higher one. Boxes are ranked by
-    score over all pictures. In each picture the best box chooses first: it is right if the object
+    score over all images. In each image the best box chooses first: it is right if the object
     of its label that it overlaps most does so by at least `iou` and is not taken yet. Classes
-    without objects are left out. With `last_word` a class is the last word of its labels ("red
+    without objects do not count. With `last_word` a class is the last word of its labels ("red
     circle" and "blue circle" are both of "circle"); boxes are compared by the whole label all the
     same. A prediction is `FoundBoxes`, a reference `TrueBoxes` (crowds and areas are not looked
     at). Source: Everingham et al. 2010, The Pascal VOC Challenge, as it was from 2010 on.
     """
 
-    main = "ap"
-    fits = "FoundBoxes(xyxy, labels, scores) and TrueBoxes(xyxy, labels) fit."
+    iou: float = 0.5
+    last_word: bool = False
+    expected = "FoundBoxes(xyxy, labels, scores) and TrueBoxes(xyxy, labels)"
 
-    def __init__(self, iou: float = 0.5, last_word: bool = False):
-        super().__init__()
-        self.iou = iou
-        self.last_word = last_word
-
-    def _row(self, prediction: Any, reference: Any) -> _Row:
-        if not isinstance(prediction, FoundBoxes) or not isinstance(reference, TrueBoxes):
-            kinds = f"{type(prediction).__name__} and {type(reference).__name__}"
-            raise Misfit(f"prediction and reference are {kinds}, not FoundBoxes and TrueBoxes")
-        if prediction.scores is None and len(prediction.labels):
-            raise Misfit("the boxes have no scores")
-        found, scores = _boxes(prediction.xyxy), np.array(prediction.scores or (), np.float64)
-        labels, right = np.array(prediction.labels, object), _boxes(reference.xyxy)
-        names = np.array(reference.labels, object)
-        if not len(found) == len(labels) == len(scores) or len(right) != len(names):
-            raise Misfit("there is not one label and one score for each box")
-        rows: dict[str, tuple[np.ndarray, np.ndarray, int]] = {}
-        for label in sorted({*labels, *names}):
-            mine, truths = labels == label, right[names == label]
-            hits = _hits(found[mine], scores[mine], truths, self.iou)
+    def _keep(self, prediction: Any, reference: Any) -> dict[str, _ClassBoxes]:
+        found, scores, true = _read_boxes(prediction, reference, scored=True)
+        classes: dict[str, _ClassBoxes] = {}
+        for label in sorted({*found.labels, *true.labels}):
+            mine, truths = found.labels == label, true.xyxy[true.labels == label]
+            hits = _hits(found.xyxy[mine], scores[mine], truths, self.iou)
             name = label.split()[-1] if self.last_word and label.split() else label
-            others = rows.get(name, (np.zeros(0), np.zeros(0, bool), 0))
-            rows[name] = (
+            others = classes.get(name, (np.zeros(0), np.zeros(0, bool), 0))
+            classes[name] = (
                 np.concatenate([others[0], scores[mine]]),
                 np.concatenate([others[1], hits]),
                 others[2] + len(truths),
             )
-        return rows
+        return classes
 
-    def _measure(self, rows: Sequence[_Row]) -> Measure:
-        names = sorted({name for row in rows for name, (_, _, n) in row.items() if n})
-        curves = [_Curve([row.get(name) for row in rows]) for name in names]
+    def _measure(self, kept: Sequence[Mapping[str, _ClassBoxes]]) -> Measure:
+        names = sorted({name for one in kept for name, (_, _, n) in one.items() if n})
+        curves = [_Curve([one.get(name) for one in kept]) for name in names]
+        return lambda weights: {
+            "ap": _mean([c.area(weights) for c in curves] or [np.full(len(weights), np.nan)])
+        }
 
-        def measure(weights: np.ndarray) -> Values:
-            every = np.array([c.area(weights) for c in curves] or [np.full(len(weights), np.nan)])
-            there = ~np.isnan(every)
-            return {self.main: divide(np.nansum(every, axis=0), there.sum(axis=0))}
-
-        return measure
-
-    def _scores(self, rows: Sequence[_Row]) -> np.ndarray:
-        """F1 of the picture; 1 where there is nothing and nothing was found."""
-        counts = [[(h.sum(), len(h), n) for _, h, n in row.values()] or [(0, 0, 0)] for row in rows]
-        right, found, objects = np.array([np.sum(row, axis=0) for row in counts], np.float64).T
+    def _example_scores(self, kept: Sequence[Mapping[str, _ClassBoxes]]) -> np.ndarray:
+        """F1 of the image; 1 where there is nothing and nothing was found."""
+        counts = [[(h.sum(), len(h), n) for _, h, n in one.values()] or [(0, 0, 0)] for one in kept]
+        right, found, objects = np.array([np.sum(one, axis=0) for one in counts], np.float64).T
         return divide(2 * right, found + objects, 1.0)
 
 
 class _Curve:
-    """Of one class: its boxes by falling score, ties in the order of pictures."""
+    """Of one class: its boxes by falling score, ties in the order of images."""
 
-    def __init__(self, pictures: Sequence[tuple[np.ndarray, np.ndarray, int] | None]):
-        some = [(place, *one) for place, one in enumerate(pictures) if one is not None]
-        self._objects = np.zeros(len(pictures))
+    def __init__(self, images: Sequence[_ClassBoxes | None]):
+        some = [(place, *one) for place, one in enumerate(images) if one is not None]
+        self._objects = np.zeros(len(images))
         for place, _, _, objects in some:
             self._objects[place] = objects
         scores = np.concatenate([s for _, s, _, _ in some])
         order = np.argsort(-scores, kind="stable")
         self._hits = np.concatenate([h for _, _, h, _ in some])[order]
-        picture = np.concatenate([np.full(len(s), place) for place, s, _, _ in some])
-        self._picture = picture[order].astype(int)
+        image = np.concatenate([np.full(len(s), place) for place, s, _, _ in some])
+        self._image = image[order].astype(int)
 
     def area(self, weights: np.ndarray) -> np.ndarray:
-        """f64[R] where pictures count weights f64[R, n] times; NaN without objects."""
+        """f64[R] where images count weights f64[R, n] times; NaN without objects."""
         objects = weights @ self._objects
-        counted = weights[:, self._picture]
+        counted = weights[:, self._image]
         right = np.cumsum(counted * self._hits, axis=1)
         precision = divide(right, np.cumsum(counted, axis=1), 0.0)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -435,35 +402,27 @@ def _hits(found: np.ndarray, scores: np.ndarray, truths: np.ndarray, iou: float)
     return hits
 
 
-def _boxes(xyxy: Any) -> np.ndarray:
-    try:
-        return np.asarray(xyxy, np.float64).reshape(-1, 4)
-    except (TypeError, ValueError) as e:
-        raise Misfit("the boxes are not x1, y1, x2, y2 each") from e
-
-
-class MaskPairs(TotalsAccumulator):
+@dataclasses.dataclass(eq=False)
+class MaskPairs(Metric):
     """`miou` in 0..1: mean intersection over union of masks paired with objects, best first.
 
-    A prediction is bool[n, H, W], a reference bool[m, H, W]; a picture counts max(n, m) times, as
-    what has no partner, on either side, counts 0. Pictures without any do not count.
+    A prediction is bool[n, H, W], a reference bool[m, H, W]; an image counts max(n, m) times, as
+    what has no partner, on either side, counts 0. Images without any do not count.
     """
 
     main = "mean"
-    fits = "Masks bool[n, H, W] and the right ones bool[m, H, W] fit."
+    expected = "masks bool[n, H, W] and the right ones bool[m, H, W]"
 
-    def _row(self, prediction: Any, reference: Any) -> dict[str, float]:
+    def _keep(self, prediction: Any, reference: Any) -> dict[str, float]:
         found, right = np.asarray(prediction), np.asarray(reference)
         if found.ndim != 3 or right.ndim != 3 or found.shape[1:] != right.shape[1:]:
-            raise Misfit(
-                f"the masks are {list(found.shape)} and {list(right.shape)}, not [n, H, W] of one "
-                "height and width"
-            )
+            got = f"{list(found.shape)} and {list(right.shape)}"
+            raise InvalidExample(f"expected masks [n, H, W] of one height and width, got {got}")
         overlaps = paired_overlaps(found, right)
         total, count = float(np.sum(overlaps)), float(len(overlaps))
         return {"overlap": total, "objects": count, "mean": total / count if count else 1.0}
 
-    def _finish(self, totals: Totals) -> Values:
+    def _summarize(self, totals: Totals) -> Values:
         return {"miou": totals.ratio("overlap", "objects")}
 
 
@@ -483,87 +442,72 @@ def paired_overlaps(found: np.ndarray, right: np.ndarray) -> list[float]:
 _MASK_LIMITS = (0.5, 0.6, 0.7, 0.8, 0.9)
 _BOX_LIMITS = (0.5, 0.75)
 
-Corners = tuple[float, float, float, float]
-
 
 @dataclasses.dataclass(frozen=True)
 class ObjectMask:
-    """A mask bool[H, W] at the picture's own size, and the box x1, y1, x2, y2 around it.
+    """A mask bool[H, W] at the image's own size, and the box x1, y1, x2, y2 around it.
 
-    Boxes of prediction and reference are in the same unit: pixels, or parts of the picture.
+    Boxes of prediction and reference are in the same unit: pixels, or fractions of the image.
     """
 
     mask: np.ndarray
-    box: Corners
+    box: tuple[float, float, float, float]
 
 
-class ReferringSegmentation(TotalsAccumulator):
-    """Figures in 0..1 of one mask an expression; a prediction of None, an invalid answer, counts 0.
+@dataclasses.dataclass(eq=False)
+class ReferringSegmentation(Metric):
+    """Scores in 0..1 of one mask an expression; a prediction of None, an invalid answer, counts 0.
 
     `miou`: mean over expressions of shared by joint pixels, by which PaliGemma is reported.
-    `ciou`: all shared pixels by all joint ones, also called oIoU, which favours large objects.
-    `precision/0.5` to `/0.9`: share of masks with an overlap above that. `boxacc/0.5` and `/0.75`:
-    share of boxes with an overlap of at least that. `invalid`: share of predictions that are None.
-    A prediction is an `ObjectMask` or None, a reference an `ObjectMask`, both masks of one size.
-    Sources: Kazemzadeh et al. 2014 and Yu et al. 2016, RefCOCO, RefCOCO+; Mao et al. 2016,
-    RefCOCOg; Steiner et al. 2024 and big_vision for what is reported.
+    `ciou`: all shared pixels by all joint ones, also called oIoU, which favors large objects.
+    `precision/0.5` to `/0.9`: fraction of masks with an overlap above that. `boxacc/0.5` and
+    `/0.75`: fraction of boxes with an overlap of at least that. `invalid`: fraction of predictions
+    that are None. A prediction is an `ObjectMask` or None, a reference an `ObjectMask`, both masks
+    of one size. Sources: Kazemzadeh et al. 2014 and Yu et al. 2016, RefCOCO, RefCOCO+; Mao et al.
+    2016, RefCOCOg; Steiner et al. 2024 and big_vision for what is reported.
     """
 
-    fits = "An ObjectMask(bool[H, W], box) or None, and an ObjectMask of the same size, fit."
-    main = "iou"
+    expected = "an ObjectMask(bool[H, W], box) or None, and an ObjectMask of the same size"
+    main = "miou"
 
-    def _row(self, prediction: Any, reference: Any) -> dict[str, float]:
-        right = _check(reference, "reference")
+    def _keep(self, prediction: Any, reference: Any) -> dict[str, float]:
+        right = _checked_mask(reference, "reference")
         if not right.mask.any():
-            raise Misfit("the mask of the reference is empty")
+            raise InvalidExample("the mask of the reference is empty")
         if prediction is None:
             shared, joint, box = 0, int(right.mask.sum()), 0.0
         else:
-            found = _check(prediction, "prediction")
+            found = _checked_mask(prediction, "prediction")
             if found.mask.shape != right.mask.shape:
-                raise Misfit(
-                    f"the masks are of {found.mask.shape[0]} x {found.mask.shape[1]} and "
-                    f"{right.mask.shape[0]} x {right.mask.shape[1]} pixels"
-                )
+                got = f"{found.mask.shape} and {right.mask.shape}"
+                raise InvalidExample(f"expected masks of one size, got {got}")
             shared = int((found.mask & right.mask).sum())
             joint = int(found.mask.sum() + right.mask.sum()) - shared
             box = float(box_overlaps(np.array([found.box]), np.array([right.box]))[0, 0])
         iou = shared / joint
         return {
+            "miou": iou,
             "shared": float(shared),
             "joint": float(joint),
-            "iou": iou,
-            "invalid": float(prediction is None),
             **{f"precision/{limit}": float(iou > limit) for limit in _MASK_LIMITS},
             **{f"boxacc/{limit}": float(box >= limit) for limit in _BOX_LIMITS},
+            "invalid": float(prediction is None),
         }
 
-    def _finish(self, totals: Totals) -> Values:
-        names = [f"precision/{limit}" for limit in _MASK_LIMITS]
-        names += [f"boxacc/{limit}" for limit in _BOX_LIMITS]
-        return {
-            "miou": totals.mean("iou"),
-            "ciou": totals.ratio("shared", "joint"),
-            **{name: totals.mean(name) for name in [*names, "invalid"]},
-        }
+    def _summarize(self, totals: Totals) -> Values:
+        values = super()._summarize(totals)
+        del values["shared"], values["joint"]
+        return values | {"ciou": totals.ratio("shared", "joint")}
 
 
-def referring_segmentation(
-    predictions: Examples[ObjectMask | None],
-    references: Examples[ObjectMask],
-) -> dict[str, float]:
-    """`ReferringSegmentation` of lists or mappings; raises DatasetError."""
-    return ReferringSegmentation().add_all(predictions, references).result()
-
-
-def _check(value: Any, what: str) -> ObjectMask:
+def _checked_mask(value: Any, what: str) -> ObjectMask:
     if not isinstance(value, ObjectMask):
-        raise Misfit(f"the {what} is of type {type(value).__name__}, not ObjectMask")
+        raise InvalidExample(f"expected the {what} to be an ObjectMask, got {type(value).__name__}")
     mask = value.mask
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2 or not mask.size:
-        kind = f"{mask.dtype}{list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask)
-        raise Misfit(f"the mask of the {what} is {kind}, not bool[H, W]")
+        got = f"{mask.dtype}{list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask)
+        raise InvalidExample(f"expected the mask of the {what} to be bool[H, W], got {got}")
     box = np.asarray(value.box, np.float64)
     if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < box[:2]).any():
-        raise Misfit(f"the box of the {what}, {value.box}, is not x1 <= x2, y1 <= y2")
+        raise InvalidExample(f"expected x1 <= x2, y1 <= y2 of the {what}, got {value.box}")
     return value

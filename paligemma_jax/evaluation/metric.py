@@ -1,307 +1,93 @@
-"""What every metric is: examples added one by one, merged across processes, scored at the end.
-
-What of an example does not fit a metric, said for all examples at once.
-
-Which prediction belongs to which reference.
-
-Metrics that follow from sums over examples.
-
-A metric for each kind of example, and means over the kinds.
-
-Figures that are each of examples of their own kind, of one set of pictures.
-
-Several metrics at once.
-
-How far a figure might lie from that of other examples of the same kind.
+"""The base of every metric: examples are added one by one, merged across processes and scored at
+the end, all together and per group, with confidence intervals by the bootstrap.
 """
 
 import abc
 import dataclasses
 import numbers
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
 from paligemma_jax.errors import ConfigError, DatasetError
 
 _SHOWN = 100  # problems in a message; the rest are counted
-
-
-class Misfit(Exception):
-    """One example does not fit; the text says why, without its id and without advice."""
-
-
-def refuse(problems: Sequence[str], fits: str, mend: str) -> DatasetError:
-    """The error that lists `problems`; `fits` and `mend` are its last two sentences."""
-    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-    shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
-    more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return DatasetError(f"The data does not fit ({count}):{shown}{more}\n{fits} {mend}")
-
-
-def check_text(value: Any, what: str) -> str:
-    """`value` itself; raises Misfit unless it is a string."""
-    if value is None:
-        raise Misfit(f"the {what} is missing")
-    if not isinstance(value, str):
-        raise Misfit(f"the {what} is {_show(value)} of type {type(value).__name__}, no string")
-    return value
-
-
-def check_texts(values: Any, what: str, count: int | None = None) -> list[str]:
-    """`values` as a list; raises Misfit unless it holds strings: `count` of them, or at least one.
-
-    A single string is no list: its letters would be taken for answers.
-    """
-    if values is None:
-        raise Misfit(f"the {what}s are missing")
-    if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__iter__"):
-        raise Misfit(f"the {what}s are {_show(values)} of type {type(values).__name__}, no list")
-    values = list(values)
-    if not values:
-        raise Misfit(f"there are no {what}s")
-    if count is not None and len(values) != count:
-        raise Misfit(f"there are {len(values)} {what}s, not {count}")
-    wrong = [value for value in values if not isinstance(value, str)]
-    if wrong:
-        kinds = ", ".join(sorted({type(value).__name__ for value in wrong}))
-        raise Misfit(f"{len(wrong)} of the {what}s are no strings but {kinds}: {_show(wrong[0])}")
-    return values
-
-
-def check_number(value: Any, what: str, low: float = float("-inf")) -> float:
-    """`value` as a float; raises Misfit unless it is a finite number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise Misfit(f"the {what} is {_show(value)} of type {type(value).__name__}, no number")
-    number = float(value)
-    if not low <= number < float("inf"):
-        raise Misfit(f"the {what} is {number}, no number" + (f" from {low:g} up" * (low > -1e308)))
-    return number
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
+_CELLS = 4_000_000  # bootstrap weights held at once
 
 Id = str | int
 T = TypeVar("T")
 P = TypeVar("P")
 R = TypeVar("R")
-# Paired by id or by place. A mapping's keys are `Id`; a type checker would refuse dict[str, T] for
-# Mapping[str | int, T].
+# Paired by id or by position. A mapping's keys are `Id`; a type checker would refuse dict[str, T]
+# for Mapping[str | int, T].
 Examples = Mapping[Any, T] | Sequence[T]
-
-
-def by_id(pairs: Iterable[tuple[Id, T]]) -> dict[Id, T]:
-    """The values by id; raises DatasetError naming every id that comes twice."""
-    values: dict[Id, T] = {}
-    counts: dict[Id, int] = {}
-    for id, value in pairs:
-        counts[id] = counts.get(id, 0) + 1
-        values[id] = value
-    problems = [f"{id!r} comes {count} times" for id, count in counts.items() if count > 1]
-    if problems:
-        raise refuse(problems, "Every id once fits.", "Leave out all but one record of each.")
-    return values
-
-
-def pair(predictions: Examples[P], references: Examples[R]) -> list[tuple[Id, P, R]]:
-    """(id, prediction, reference) of every example, in the order of the references.
-
-    Two mappings are paired by id, two sequences of one length by place, which is then the id.
-    Raises DatasetError naming every id without partner.
-    """
-    if isinstance(predictions, Mapping) and isinstance(references, Mapping):
-        alone = [id for id in references if id not in predictions]
-        problems = [f"{id!r} has a reference, but no prediction" for id in alone]
-        alone = [id for id in predictions if id not in references]
-        problems += [f"{id!r} has a prediction, but no reference" for id in alone]
-        if problems:
-            raise refuse(
-                problems,
-                "The same ids on both sides fit.",
-                "Predict what is missing, or score a part: "
-                "{id: references[id] for id in predictions}",
-            )
-        return [(id, predictions[id], reference) for id, reference in references.items()]
-    if isinstance(predictions, str | Mapping) or isinstance(references, str | Mapping):
-        raise refuse(
-            [
-                f"predictions are of type {type(predictions).__name__} and references of type "
-                f"{type(references).__name__}"
-            ],
-            "Two lists in one order, or two mappings from ids, fit.",
-            "Call for example: exact_match(['a cat'], ['a cat'])",
-        )
-    if len(predictions) != len(references):
-        raise refuse(
-            [f"there are {len(predictions)} predictions and {len(references)} references"],
-            "Two lists of one length and order fit.",
-            "To pair by id, pass two mappings: {id: prediction}, {id: reference}",
-        )
-    return [(i, p, r) for i, (p, r) in enumerate(zip(predictions, references, strict=True))]
-
-
-def sort_key(id: Id) -> tuple[bool, Any]:
-    """Numbers by size and before strings, so that results do not depend on who came first."""
-    return isinstance(id, str), id
-
-
 Values = dict[str, np.ndarray]
-# Weights f64[R, n] say how often each of n examples counts in each of R samples; the answer is
-# every figure of the metric as f64[R]. The plain result is one sample of ones; a bootstrap many.
+# Weights f64[R, n] say how often each of n examples counts in each of R samples; the result is
+# every score as f64[R]. The plain result is one sample of ones, a bootstrap many samples.
 Measure = Callable[[np.ndarray], Values]
 
 
-class Accumulator(abc.ABC):
-    """Examples of one metric, kept by id.
-
-    What is kept of an example is little and plain, so an accumulator can be pickled and sent from
-    one process to another; order and grouping of examples never change a result. Settings are
-    public attributes, and are fixed.
-    """
-
-    fits: str = ""  # what `add` takes, in one sentence
-
-    def __init__(self) -> None:
-        self._rows: dict[Id, Any] = {}
-        self._left_out: dict[Id, str] = {}
-
-    def add(self, id: Id, prediction: Any, reference: Any) -> None:
-        """Adds one example; raises DatasetError if it does not fit, or if the id is there."""
-        self._add_all([(id, prediction, reference)])
-
-    def add_all(
-        self, predictions: Examples[Any], references: Examples[Any]
-    ) -> Self:  # fmt: skip
-        """Adds many and returns itself; two mappings from ids, or two lists in one order.
-
-        Raises DatasetError that lists all that does not fit; then none is added.
-        """
-        self._add_all(pair(predictions, references))
-        return self
-
-    def leave_out(self, id: Id, reason: str) -> None:
-        """Notes an example that could not be predicted; it counts in `left_out` alone."""
-        if id in self._rows or id in self._left_out:
-            raise _twice([id])
-        self._left_out[id] = reason
-
-    def merge(self, other: Self) -> None:
-        """Adds what another process has; raises DatasetError for another metric or a common id."""
-        if self.settings() != other.settings():
-            raise refuse(
-                [f"{other.settings()} cannot be added to {self.settings()}"],
-                "The same metric with the same settings fits.",
-                "Make both in the same way.",
-            )
-        mine = self._rows.keys() | self._left_out.keys()
-        common = mine & (other._rows.keys() | other._left_out.keys())
-        if common:
-            raise _twice(sorted(common, key=sort_key))
-        self._rows |= other._rows
-        self._left_out |= other._left_out
-
-    def result(self) -> dict[str, float]:
-        """Every figure by name, with `num` examples counted and `left_out` not.
-
-        Raises DatasetError if there are no examples.
-        """
-        values = self.measure()(np.ones((1, len(self._rows))))
-        counts = {"num": float(len(self._rows)), "left_out": float(len(self._left_out))}
-        return {name: float(v[0]) for name, v in values.items()} | counts | self._counts()
-
-    def measure(self) -> Measure:
-        """The figures as a function of weights f64[R, n] of the examples, in the order of `ids`."""
-        if not self._rows:
-            raise refuse(
-                [f"{type(self).__name__} has no examples ({len(self._left_out)} were left out)"],
-                "At least one fits.",
-                "Add some: metric.add(id, prediction, reference)",
-            )
-        return self._measure([self._rows[id] for id in self.ids])
-
-    @property
-    def ids(self) -> list[Id]:
-        """Of all examples that count, numbers first, sorted."""
-        return sorted(self._rows, key=sort_key)
-
-    @property
-    def left_out(self) -> dict[Id, str]:
-        """Why examples do not count, by id."""
-        return dict(self._left_out)
-
-    @property
-    def scores(self) -> dict[Id, float]:
-        """How good each prediction is, higher is better: to find the best and the worst."""
-        ids = self.ids
-        if not ids:
-            return {}
-        values = self._scores([self._rows[id] for id in ids])
-        return {id: float(value) for id, value in zip(ids, values, strict=True)}
-
-    def units(self) -> list[Hashable]:
-        """What each example belongs to, in the order of `ids`: a bootstrap draws whole units."""
-        ids = self.ids
-        return self._row_units([self._rows[id] for id in ids]) or list(ids)
-
-    def settings(self) -> tuple[Any, ...]:
-        """Name and settings of the metric, to compare."""
-        own = [(k, v) for k, v in vars(self).items() if not k.startswith("_")]
-        return type(self).__name__, *[(k, _plain(v)) for k, v in own]
-
-    @abc.abstractmethod
-    def _row(self, prediction: Any, reference: Any) -> Any:
-        """What is kept of one example; raises Misfit."""
-
-    @abc.abstractmethod
-    def _measure(self, rows: Sequence[Any]) -> Measure:
-        """See `measure`."""
-
-    @abc.abstractmethod
-    def _scores(self, rows: Sequence[Any]) -> np.ndarray:
-        """f64[n]; see `scores`."""
-
-    def _row_units(self, rows: Sequence[Any]) -> list[Hashable] | None:
-        """See `units`; None where each example is one of its own."""
-        return None
-
-    def _counts(self) -> dict[str, float]:
-        """More figures that are plain counts of what there is."""
-        return {}
-
-    def _add_all(self, examples: Sequence[tuple[Id, Any, Any]]) -> None:
-        rows: dict[Id, Any] = {}
-        problems = []
-        for id, prediction, reference in examples:
-            if id in self._rows or id in self._left_out:
-                problems.append(f"{id!r} has been added before")
-            try:
-                rows[id] = self._row(prediction, reference)
-            except Misfit as e:
-                problems.append(f"{id!r}: {e}")
-        if problems:
-            mend = "Mend these records, or note each: metric.leave_out(id, reason)"
-            raise refuse(problems, self.fits, mend)
-        self._rows |= rows
+class InvalidExample(DatasetError):
+    """One example cannot be scored; the text says why, without its id."""
 
 
-def _twice(ids: Sequence[Id]) -> Exception:
-    return refuse(
-        [f"{id!r} has been added before" for id in ids],
-        "Every id once fits.",
-        "Give every process examples of its own.",
-    )
+def data_error(problems: Sequence[str], expected: str, fix: str) -> DatasetError:
+    """The error that lists `problems`; `expected` and `fix` are its last two sentences."""
+    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+    shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
+    more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return DatasetError(f"The data is invalid ({count}):{shown}{more}\n{expected} {fix}")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Accumulator):
-        return value.settings()
-    if isinstance(value, Mapping):
-        return tuple((k, _plain(v)) for k, v in value.items())
+def check_text(value: Any, what: str) -> str:
+    """`value` itself; raises InvalidExample unless it is a string."""
+    if value is None:
+        raise InvalidExample(f"the {what} is missing")
+    if not isinstance(value, str):
+        raise InvalidExample(f"expected the {what} to be a string, got {_shown(value)}")
     return value
+
+
+def check_texts(values: Any, what: str, count: int | None = None) -> list[str]:
+    """`values` as a list; raises InvalidExample unless it holds `count` (at least one) strings.
+
+    A single string is not a list: its letters would be taken for answers.
+    """
+    if values is None:
+        raise InvalidExample(f"the {what}s are missing")
+    if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__iter__"):
+        raise InvalidExample(f"expected a list of {what}s, got {_shown(values)}")
+    values = list(values)
+    if not values:
+        raise InvalidExample(f"there are no {what}s")
+    if count is not None and len(values) != count:
+        raise InvalidExample(f"expected {count} {what}s, got {len(values)}")
+    wrong = [value for value in values if not isinstance(value, str)]
+    if wrong:
+        raise InvalidExample(f"expected every {what} to be a string, got {_shown(wrong[0])}")
+    return values
+
+
+def check_number(value: Any, what: str, low: float = float("-inf")) -> float:
+    """`value` as a float; raises InvalidExample unless it is finite and at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidExample(f"expected the {what} to be a number, got {_shown(value)}")
+    number = float(value)
+    if not low <= number < float("inf"):
+        bound = f" of at least {low:g}" if low > float("-inf") else ""
+        raise InvalidExample(f"expected the {what} to be a number{bound}, got {number}")
+    return number
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"
+
+
+def divide(over: np.ndarray, under: np.ndarray, empty: float = np.nan) -> np.ndarray:
+    """over / under, and `empty` where that is 0."""
+    return np.where(under != 0, over / np.where(under != 0, under, 1), empty)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,246 +106,277 @@ class Totals:
         return divide(self.sums[over], self.sums[under], empty)
 
 
-def divide(over: np.ndarray, under: np.ndarray, empty: float = np.nan) -> np.ndarray:
-    """over / under, and `empty` where that is 0."""
-    return np.where(under != 0, over / np.where(under != 0, under, 1), empty)
-
-
-class TotalsAccumulator(Accumulator):
-    """Keeps a few named numbers of each example; an example may lack some.
-
-    `main` names the number that says how good a prediction is.
-    """
-
-    main: str
-
-    @abc.abstractmethod
-    def _finish(self, totals: Totals) -> Values:
-        """The figures f64[R]."""
-
-    def _measure(self, rows: Sequence[Mapping[str, float]]) -> Measure:
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        table = np.array([[row.get(name, np.nan) for name in names] for row in rows], np.float64)
-        present = (~np.isnan(table)).astype(np.float64)
-        table = np.nan_to_num(table)
-
-        def measure(weights: np.ndarray) -> Values:
-            sums, counts = weights @ table, weights @ present
-            return self._finish(
-                Totals(
-                    {name: sums[:, i] for i, name in enumerate(names)},
-                    {name: counts[:, i] for i, name in enumerate(names)},
-                )
-            )
-
-        return measure
-
-    def _scores(self, rows: Sequence[Mapping[str, float]]) -> np.ndarray:
-        return np.array([row[self.main] for row in rows], np.float64)
-
-
-class MeanAccumulator(TotalsAccumulator):
-    """The mean of each number over the examples that have it."""
-
-    def _finish(self, totals: Totals) -> Values:
-        return {name: totals.mean(name) for name in totals.sums}
-
-
 @dataclasses.dataclass(frozen=True)
-class Grouped:
-    """A reference, and the name of the kind its example is of: a split, language or type."""
+class _Example:
+    kept: Any
+    groups: tuple[str, ...]
+    unit: Hashable
 
-    group: str
-    reference: Any
 
+@dataclasses.dataclass(eq=False)
+class Metric(abc.ABC):
+    """Examples of one metric, kept by id.
 
-class ByGroup(Accumulator):
-    """Every figure f of `metric` for each group g (`f/g`), over all examples (`f`), and averaged.
+    Little and plain data is kept of an example, so a metric can be pickled and sent from one
+    process to another; the order of examples never changes a result. Examples may belong to
+    groups (splits, languages, question types): every score f is then also given per group, as
+    "f/group". Most subclasses keep a few named numbers of each example and report their means.
 
-    `averages` names unweighted means over groups (`f/name`): of the groups given, or of all there
-    are where None is given. One whose groups are not all there is left out. References are
-    `Grouped`. With `overall=False` there is no `f`: where groups cannot be compared directly, as
-    CIDEr of two languages. Rules that this gives, with their metrics, are listed in `tasks`.
+    Attributes:
+      averages: unweighted means over groups, reported as "f/name": over the groups given, or over
+        all groups for None. One whose groups have no examples is not reported.
+      overall: whether scores over all examples are reported beside those of groups. Not where
+        groups cannot be pooled, as CIDEr of two languages.
     """
 
-    def __init__(
+    averages: Mapping[str, tuple[str, ...] | None] = dataclasses.field(
+        default_factory=dict, kw_only=True
+    )
+    overall: bool = dataclasses.field(default=True, kw_only=True)
+    _examples: dict[Id, _Example] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _skipped: dict[Id, str] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    expected: ClassVar[str]  # what `add` takes, in one sentence
+    main: ClassVar[str]  # of the numbers kept of an example, the one that says how good it is
+
+    @classmethod
+    def compute(
+        cls, predictions: Examples[Any], references: Examples[Any], **settings: Any
+    ) -> dict[str, float]:
+        """The scores of two lists in one order, or of two mappings from ids.
+
+        `settings` are the metric's. Raises DatasetError that lists every invalid example.
+        """
+        return cls(**settings).add_all(predictions, references).result()
+
+    def add(
         self,
-        metric: Accumulator,
-        averages: Mapping[str, tuple[str, ...] | None] | None = None,
-        overall: bool = True,
-    ):
-        super().__init__()
-        if metric.ids:
-            raise ConfigError(
-                f"The metric holds {len(metric.ids)} examples already. An empty one fits, which "
-                "serves as a pattern. Call for example: ByGroup(ExactMatch())"
+        id: Id,
+        prediction: Any,
+        reference: Any,
+        *,
+        group: str | Sequence[str] = (),
+        unit: Hashable = None,
+    ) -> None:
+        """Adds one example; raises DatasetError if it is invalid, or if the id has been added.
+
+        Args:
+          id: of the example.
+          prediction, reference: as the metric takes them.
+          group: the group it belongs to, or several.
+          unit: what it shares with others, such as an image; a bootstrap draws whole units.
+        """
+        self._add_all([(id, prediction, reference)], group, unit)
+
+    def add_all(self, predictions: Examples[Any], references: Examples[Any]) -> Self:
+        """Adds many and returns itself; two mappings from ids, or two lists in one order.
+
+        Raises DatasetError that lists all invalid examples; then none is added.
+        """
+        self._add_all(_pair(predictions, references))
+        return self
+
+    def skip(self, id: Id, reason: str) -> None:
+        """Notes an example that could not be predicted; it counts in `skipped` alone."""
+        if id in self._examples or id in self._skipped:
+            raise _added_twice([id])
+        self._skipped[id] = reason
+
+    def merge(self, other: Self) -> None:
+        """Adds what another process has; raises DatasetError for another metric or a common id."""
+        if self._settings() != other._settings():
+            raise data_error(
+                [f"{other!r} cannot be merged into {self!r}"],
+                "Expected the same metric with the same settings.",
+                "Create both in the same way.",
             )
-        self.metric = metric
-        self.averages = dict(averages or {})
-        self.overall = overall
-        self.fits = f"A reference Grouped(group, reference) fits, of which: {metric.fits}"
+        known = self._examples.keys() | self._skipped.keys()
+        common = known & (other._examples.keys() | other._skipped.keys())
+        if common:
+            raise _added_twice(sorted(common, key=_sort_key))
+        self._examples |= other._examples
+        self._skipped |= other._skipped
 
-    def _row(self, prediction: Any, reference: Any) -> tuple[str, Any]:
-        if not isinstance(reference, Grouped):
-            raise Misfit(f"the reference is of type {type(reference).__name__}, not Grouped")
-        group = check_text(reference.group, "group")
-        return group, self.metric._row(prediction, reference.reference)
+    def result(self) -> dict[str, float]:
+        """Every score by name, with the number of examples: `num`, `skipped`, `num/group`.
 
-    def _measure(self, rows: Sequence[tuple[str, Any]]) -> Measure:
-        places = _places(rows)
-        inner = [row for _, row in rows]
-        measures = {g: self.metric._measure([inner[i] for i in p]) for g, p in places.items()}
-        overall = self.metric._measure(inner) if self.overall else None
+        Raises DatasetError if there are no examples.
+        """
+        values = self.measure()(np.ones((1, len(self._examples))))
+        counts = {"num": len(self._examples), "skipped": len(self._skipped)}
+        counts |= {f"num/{group}": len(members) for group, members in self._groups().items()}
+        return {k: float(v[0]) for k, v in values.items()} | {
+            k: float(n) for k, n in counts.items()
+        }
+
+    def measure(self) -> Measure:
+        """The scores as a function of weights f64[R, n] of the examples, in the order of `ids`."""
+        if not self._examples:
+            raise data_error(
+                [f"{type(self).__name__} has no examples ({len(self._skipped)} were skipped)"],
+                "Expected at least one.",
+                "Add some: metric.add(id, prediction, reference)",
+            )
+        kept, groups = self._kept(), self._groups()
+        whole = self._measure(kept) if self.overall or not groups else None
+        parts = {g: (m, self._measure([kept[i] for i in m])) for g, m in groups.items()}
 
         def measure(weights: np.ndarray) -> Values:
-            values = overall(weights) if overall else {}
-            groups = {g: m(weights[:, places[g]]) for g, m in measures.items()}
-            for group, figures in groups.items():
-                values |= {f"{name}/{group}": value for name, value in figures.items()}
+            values = whole(weights) if whole else {}
+            found = {g: part(weights[:, members]) for g, (members, part) in parts.items()}
+            for group, scores in found.items():
+                # A score without a name is called by its group.
+                values |= {f"{name}/{group}" if name else group: v for name, v in scores.items()}
             for average, members in self.averages.items():
-                members = tuple(groups) if members is None else members
-                if all(group in groups for group in members):
-                    names = [n for n in groups[members[0]] if all(n in groups[g] for g in members)]
-                    for name in names:
-                        every = [groups[group][name] for group in members]
+                averaged = [found.get(group, {}) for group in members or found]
+                for name in averaged[0] if averaged else ():
+                    if all(name in scores for scores in averaged):
+                        every = [scores[name] for scores in averaged]
                         values[f"{name}/{average}"] = np.mean(every, axis=0)
             return values
 
         return measure
 
-    def _scores(self, rows: Sequence[tuple[str, Any]]) -> np.ndarray:
-        scores = np.zeros(len(rows))
-        for places in _places(rows).values():
-            scores[places] = self.metric._scores([rows[i][1] for i in places])
-        return scores
-
-    def _counts(self) -> dict[str, float]:
-        places = _places(list(self._rows.values()))
-        return {f"num/{group}": float(len(members)) for group, members in places.items()}
-
-    def _row_units(self, rows: Sequence[tuple[str, Any]]) -> list[Hashable] | None:
-        return self.metric._row_units([row for _, row in rows])
-
-
-def _places(rows: Sequence[tuple[str, Any]]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {}
-    for place, (group, _) in enumerate(rows):
-        places.setdefault(group, []).append(place)
-    return {group: places[group] for group in sorted(places)}
-
-
-@dataclasses.dataclass(frozen=True)
-class OfFigure(Grouped):
-    """A reference of the figure `group`, and of the figures `also`; of the picture `unit`."""
-
-    unit: Hashable = None
-    also: tuple[str, ...] = ()
+    @property
+    def ids(self) -> list[Id]:
+        """Of all examples that count, numbers first, sorted."""
+        return sorted(self._examples, key=_sort_key)
 
     @property
-    def figures(self) -> tuple[str, ...]:
-        """All that the example counts in."""
-        return self.group, *self.also
+    def skipped(self) -> dict[Id, str]:
+        """Why examples do not count, by id."""
+        return dict(self._skipped)
 
+    @property
+    def example_scores(self) -> dict[Id, float]:
+        """How good each prediction is, higher is better: to find the best and the worst."""
+        kept, scores = self._kept(), np.zeros(len(self._examples))
+        # Where groups cannot be pooled, an example is scored within its first group.
+        parts = list(self._groups(first_only=True).values()) if not self.overall else []
+        for members in parts or ([list(range(len(kept)))] if kept else []):
+            scores[members] = self._example_scores([kept[i] for i in members])
+        return {id: float(value) for id, value in zip(self.ids, scores, strict=True)}
 
-class ByFigure(Accumulator):
-    """One number for each figure, by the metric that `metrics` gives it, over its own examples.
+    @property
+    def units(self) -> list[Hashable]:
+        """What each example belongs to, in the order of `ids`."""
+        return [self._examples[id].unit for id in self.ids]
 
-    Beside the metric stands which of its numbers is meant. References are `OfFigure`. Confidence
-    intervals draw whole units, with all their examples.
-    """
+    @abc.abstractmethod
+    def _keep(self, prediction: Any, reference: Any) -> Any:
+        """What is kept of one example: numbers by name, unless `_measure` is overridden.
 
-    def __init__(self, metrics: Mapping[str, tuple[Accumulator, str]]):
-        super().__init__()
-        self.metrics = {name: metric for name, (metric, _) in metrics.items()}
-        self.names = {name: figure for name, (_, figure) in metrics.items()}
-        self.fits = f"A reference OfFigure of one of {', '.join(self.metrics)} fits."
+        An example may lack some of the numbers. Raises InvalidExample.
+        """
 
-    def _row(self, prediction: Any, reference: Any) -> tuple[OfFigure, Any]:
-        if not isinstance(reference, OfFigure) or not set(reference.figures) <= set(self.metrics):
-            raise Misfit(f"the reference {type(reference).__name__} is of none of the figures")
-        kept = self.metrics[reference.group]._row(prediction, reference.reference)
-        return dataclasses.replace(reference, reference=None), kept
-
-    def _measure(self, rows: Sequence[tuple[OfFigure, Any]]) -> Measure:
-        places = self._places(rows)
-        measures = {
-            name: self.metrics[name]._measure([rows[i][1] for i in mine])
-            for name, mine in places.items()
-        }
+    def _measure(self, kept: Sequence[Any]) -> Measure:
+        names = list(dict.fromkeys(name for numbers in kept for name in numbers))
+        table = np.array([[one.get(name, np.nan) for name in names] for one in kept], np.float64)
+        present = (~np.isnan(table)).astype(np.float64)
+        table = np.nan_to_num(table)
 
         def measure(weights: np.ndarray) -> Values:
-            return {
-                name: one(weights[:, places[name]])[self.names[name]]
-                for name, one in measures.items()
-            }
+            sums, counts = (weights @ table).T, (weights @ present).T
+            return self._summarize(
+                Totals(dict(zip(names, sums, strict=True)), dict(zip(names, counts, strict=True)))
+            )
 
         return measure
 
-    def _scores(self, rows: Sequence[tuple[OfFigure, Any]]) -> np.ndarray:
-        scores = np.zeros(len(rows))
-        for name, metric in self.metrics.items():
-            mine = [i for i, (of, _) in enumerate(rows) if of.group == name]
-            if mine:
-                scores[mine] = metric._scores([rows[i][1] for i in mine])
-        return scores
+    def _summarize(self, totals: Totals) -> Values:
+        """The scores f64[R] that follow from sums over examples; by default their means."""
+        return {name: totals.mean(name) for name in totals.sums}
 
-    def _counts(self) -> dict[str, float]:
-        rows = list(self._rows.values())
-        return {f"num/{name}": float(len(mine)) for name, mine in self._places(rows).items()}
+    def _example_scores(self, kept: Sequence[Any]) -> np.ndarray:
+        """f64[n]; see `example_scores`."""
+        return np.array([numbers[self.main] for numbers in kept], np.float64)
 
-    def _row_units(self, rows: Sequence[tuple[OfFigure, Any]]) -> list[Hashable]:
-        return [of.unit for of, _ in rows]
+    def _unit(self, kept: Any) -> Hashable:
+        """What an example belongs to where `add` does not say; None: it is on its own."""
+        return None
 
-    def _places(self, rows: Sequence[tuple[OfFigure, Any]]) -> dict[str, list[int]]:
-        places: dict[str, list[int]] = {name: [] for name in self.metrics}
-        for place, (of, _) in enumerate(rows):
-            for name in of.figures:
-                places[name].append(place)
-        return {name: mine for name, mine in places.items() if mine}
+    def _kept(self) -> list[Any]:
+        return [self._examples[id].kept for id in self.ids]
 
+    def _groups(self, first_only: bool = False) -> dict[str, list[int]]:
+        """Places of the members of each group in `ids`."""
+        groups: dict[str, list[int]] = {}
+        for place, id in enumerate(self.ids):
+            named = self._examples[id].groups
+            for group in named[:1] if first_only else named:
+                groups.setdefault(group, []).append(place)
+        return dict(sorted(groups.items()))
 
-class Together(Accumulator):
-    """Several metrics of the same predictions and references, under their own names.
+    def _settings(self) -> list[Any]:
+        own = [f.name for f in dataclasses.fields(self) if f.init]
+        return [type(self), *[(name, getattr(self, name)) for name in own]]
 
-    The first one says how good each prediction is.
-    """
-
-    def __init__(self, *metrics: Accumulator):
-        super().__init__()
-        self.metrics = tuple(metrics)
-        self.fits = metrics[0].fits
-
-    def settings(self) -> tuple[Any, ...]:
-        return "Together", *[metric.settings() for metric in self.metrics]
-
-    def _row(self, prediction: Any, reference: Any) -> tuple[Any, ...]:
-        return tuple(metric._row(prediction, reference) for metric in self.metrics)
-
-    def _measure(self, rows: Sequence[tuple[Any, ...]]) -> Measure:
-        columns = list(zip(*rows, strict=True))
-        measures = [m._measure(c) for m, c in zip(self.metrics, columns, strict=True)]
-
-        def measure(weights: np.ndarray) -> Values:
-            values: Values = {}
-            for one in measures:
-                values |= one(weights)
-            return values
-
-        return measure
-
-    def _scores(self, rows: Sequence[tuple[Any, ...]]) -> np.ndarray:
-        return self.metrics[0]._scores([row[0] for row in rows])
-
-    def _row_units(self, rows: Sequence[tuple[Any, ...]]) -> list[Hashable] | None:
-        return self.metrics[0]._row_units([row[0] for row in rows])
+    def _add_all(
+        self,
+        examples: Sequence[tuple[Id, Any, Any]],
+        group: str | Sequence[str] = (),
+        unit: Hashable = None,
+    ) -> None:
+        added: dict[Id, _Example] = {}
+        problems = []
+        groups = (group,) if isinstance(group, str) else tuple(group)
+        for id, prediction, reference in examples:
+            if id in self._examples or id in self._skipped:
+                problems.append(f"{id!r} has been added before")
+            try:
+                kept = self._keep(prediction, reference)
+            except InvalidExample as e:
+                problems.append(f"{id!r}: {e}")
+                continue
+            own = unit if unit is not None else self._unit(kept)
+            added[id] = _Example(kept, groups, id if own is None else own)
+        if problems:
+            fix = "Correct these examples, or skip each: metric.skip(id, reason)"
+            raise data_error(problems, f"Expected {self.expected}.", fix)
+        self._examples |= added
 
 
-_CELLS = 4_000_000  # weights held at once
+def _pair(predictions: Examples[P], references: Examples[R]) -> list[tuple[Id, P, R]]:
+    """(id, prediction, reference) of every example, in the order of the references."""
+    if isinstance(predictions, Mapping) and isinstance(references, Mapping):
+        problems = [f"{i!r} has a reference, but no prediction" for i in references
+                    if i not in predictions]  # fmt: skip
+        problems += [f"{i!r} has a prediction, but no reference" for i in predictions
+                     if i not in references]  # fmt: skip
+        if problems:
+            raise data_error(
+                problems,
+                "Expected the same ids on both sides.",
+                "To score a part: {id: references[id] for id in predictions}",
+            )
+        return [(id, predictions[id], reference) for id, reference in references.items()]
+    lists = not any(isinstance(side, str | Mapping) for side in (predictions, references))
+    if not lists or len(predictions) != len(references):
+        kinds = [f"{type(side).__name__} of {len(side)}" for side in (predictions, references)]
+        raise data_error(
+            [f"the predictions are a {kinds[0]}, the references a {kinds[1]}"],
+            "Expected two lists of one length and order, or two mappings from ids.",
+            "Call for example: exact_match(['a cat'], ['a cat'])",
+        )
+    return [(i, p, r) for i, (p, r) in enumerate(zip(predictions, references, strict=True))]
+
+
+def _sort_key(id: Id) -> tuple[bool, Any]:
+    """Numbers by size and before strings, so that results do not depend on who came first."""
+    return isinstance(id, str), id
+
+
+def _added_twice(ids: Sequence[Id]) -> DatasetError:
+    return data_error(
+        [f"{id!r} has been added before" for id in ids],
+        "Expected every id once.",
+        "Give every process examples of its own.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A figure and the bounds of its confidence interval, in the figure's unit."""
+    """A score and the bounds of its confidence interval, in the score's unit."""
 
     value: float
     low: float
@@ -567,30 +384,26 @@ class Interval:
 
 
 def bootstrap(
-    metric: Accumulator,
-    *,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    groups: Mapping[Any, Any] | None = None,
+    metric: Metric, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
-    """An interval for every figure of a metric, by the percentile bootstrap.
+    """A confidence interval for every score of a metric, by the percentile bootstrap.
 
-    As many examples as there are, are drawn with replacement `resamples` times, and the figures
-    made anew: the bounds are the (1 +- confidence) / 2 quantiles. Where examples belong together,
-    as questions about one picture do, whole groups are drawn: `groups` gives that of each id. Of
-    CIDEr the weights of n-grams stay those of all examples. Where every example scores alike the
-    interval is one point: no resample can show what the examples do not.
-    Source: Efron, Bootstrap Methods: Another Look at the Jackknife, 1979. The same seed gives the
-    same interval. Raises ConfigError for other settings, DatasetError without examples.
+    As many examples as there are, are drawn with replacement `resamples` times and scored: the
+    bounds are the (1 +- confidence) / 2 quantiles. Examples of one unit (see `Metric.add`) are
+    drawn together. For CIDEr the weights of n-grams stay those of all examples. Where every
+    example scores alike the interval is one point: no resample can show what the examples do not.
+    The same seed gives the same interval.
+
+    Source: Efron, Bootstrap Methods: Another Look at the Jackknife, 1979.
+
+    Raises ConfigError for other settings, DatasetError without examples.
     """
     if resamples < 1 or not 0 < confidence < 1:
         raise ConfigError(
-            f"{resamples} resamples and a confidence of {confidence} do not fit. At least 1, and "
-            "more than 0 and less than 1, fit. Call for example: bootstrap(metric, resamples=1000)"
+            "expected at least 1 resample and a confidence between 0 and 1, got "
+            f"resamples={resamples}, confidence={confidence}"
         )
-    measure = metric.measure()
-    units = metric.units() if groups is None else [groups[id] for id in metric.ids]
+    measure, units = metric.measure(), metric.units
     places = {unit: place for place, unit in enumerate(dict.fromkeys(units))}
     member = np.array([places[unit] for unit in units])
     parts = [measure(w[:, member]) for w in _weights(len(places), len(units), resamples, seed)]
@@ -610,7 +423,9 @@ def _weights(units: int, examples: int, resamples: int, seed: int) -> Iterator[n
     rng = np.random.default_rng(seed)
     step = max(1, _CELLS // examples)
     for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        # One draw a row, so that the size of a step changes nothing.
-        drawn = [np.bincount(rng.integers(units, size=units), minlength=units) for _ in range(rows)]
+        count = min(step, resamples - start)
+        # One draw a sample, so that the size of a step changes nothing.
+        drawn = [
+            np.bincount(rng.integers(units, size=units), minlength=units) for _ in range(count)
+        ]
         yield np.array(drawn, np.float64)
