@@ -18,7 +18,7 @@ import numpy as np
 
 from paligemma_jax.demo.render import render
 from paligemma_jax.demo.scene import KINDS, Scene, held_out_scenes
-from paligemma_jax.evaluation.demo import PICTURE_SIZE
+from paligemma_jax.evaluation.demo import IMAGE_SIZE
 from paligemma_jax.evaluation.detection_metrics import AllPointPrecision, FoundBoxes, TrueBoxes
 from paligemma_jax.generation.detection_grammar import detection_grammar
 from paligemma_jax.generation.token_statistics import LocationStatistics
@@ -227,7 +227,7 @@ def main() -> None:
     args = parser.parse_args()
     pipeline = from_pretrained(args.model, dtype=args.dtype)
     scenes = held_out_scenes(args.seed, args.count)
-    pictures = [render(scene, PICTURE_SIZE) for scene in scenes]
+    pictures = [render(scene, IMAGE_SIZE) for scene in scenes]
     kinds = find_kinds(pipeline, scenes, pictures)
     pairs = find_pairs(pipeline, scenes, pictures)
     print(table(kinds, pairs))

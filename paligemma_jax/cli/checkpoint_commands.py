@@ -308,9 +308,9 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _lines(model: str, found: "QuantizationReport") -> Iterator[str]:
-    from paligemma_jax.evaluation.quantization_report import BEFORE, goal
+    from paligemma_jax.evaluation.quantization_report import BEFORE, max_loss
 
-    forms = found.forms
+    forms = found.variants
     formats = [name for name in forms if name != BEFORE]
     yield f"{model}: weights of {found.dtype} before, activations of {found.dtype}"
     yield ""
@@ -322,7 +322,8 @@ def _lines(model: str, found: "QuantizationReport") -> Iterator[str]:
     yield _quantize_line("tokens/s", [f"{form.tokens_per_second:.1f}" for form in forms.values()])
     close = [forms[name].agreement for name in formats]
     yield _quantize_line("KL", ["", *[f"{a.divergence:.5f}" for a in close if a]])
-    yield _quantize_line("same token", ["", *[f"{100 * a.same_token:.2f} %" for a in close if a]])
+    same = [f"{100 * a.top1_agreement:.2f} %" for a in close if a]
+    yield _quantize_line("top-1 agreement", ["", *same])
     if not found.scenes:
         return
     yield ""
@@ -332,10 +333,10 @@ def _lines(model: str, found: "QuantizationReport") -> Iterator[str]:
         )
     worst = [max(found.losses(name).values()) for name in formats]
     yield _quantize_line("largest loss, points", ["", *[f"{loss:.1f}" for loss in worst]])
-    yield _quantize_line("  may be", ["", *[f"{goal(name):.1f}" for name in formats]])
+    yield _quantize_line("  may be", ["", *[f"{max_loss(name):.1f}" for name in formats]])
     yield _quantize_line(
         "  reached",
-        ["", *["yes" if x <= goal(n) else "no" for n, x in zip(formats, worst, strict=True)]],
+        ["", *["yes" if x <= max_loss(n) else "no" for n, x in zip(formats, worst, strict=True)]],
     )
 
 

@@ -1,4 +1,4 @@
-"""`paligemma eval`: a model's figure on a benchmark, and the examples behind it.
+"""`paligemma eval`: a model's scores on a published task, and the examples behind them.
 
 `paligemma bench`: how fast this library is here, beside its peers and the machine's limits.
 """
@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paligemma_jax.cli import options
-from paligemma_jax.cli import output as asking
+from paligemma_jax.cli import options, output
 from paligemma_jax.cli.output import DELAY, wanted
 from paligemma_jax.errors import ConfigError
 
 if TYPE_CHECKING:
-    from paligemma_jax.evaluation.evaluate import Evaluation
+    from paligemma_jax.evaluation.evaluate import EvaluationResult
     from paligemma_jax.evaluation.examples import Example
-    from paligemma_jax.evaluation.tasks import Benchmark
+    from paligemma_jax.evaluation.tasks import EvaluationTask
     from paligemma_jax.processing.masks import MaskCodec
 
 
@@ -31,32 +30,32 @@ _SETTINGS = ("dtype", "quantize", "adapter", "resolution")  # that change answer
 
 _evaluate_EPILOG = """\
 Examples:
-  paligemma eval --list                                 every benchmark
+  paligemma eval --list                                 every task
   paligemma eval --list --task docvqa                   what data it expects
   paligemma eval --task demo                            the table of the demo model's card
   paligemma eval --model paligemma2-3b-mix-448 --task docvqa --data docvqa/ --out docvqa-mix
   paligemma eval --model my-store --task detection --data valid.jsonl --limit 200
 
-The folder of --out gets predictions.jsonl, metrics.json, report.html, and server.json where a
-test server takes one. Run again with the same settings, it goes on where it stopped. Questions
-whose pictures cannot be read are left out, counted and named.
+The folder of --out gets predictions.jsonl, metrics.json, report.html, and submission.json where the
+task has a test server. Run again with the same settings, it goes on where it stopped. Examples
+whose images cannot be read are skipped, counted and named.
 
 All accelerators of the machine answer together. On several machines with one folder for --out:
-  paligemma eval --task docvqa --data docvqa/ --out shared/run --process 0/2
-  paligemma eval --task docvqa --data docvqa/ --out shared/run --process 1/2
-The last one to be ready writes the figures of all questions.
+  paligemma eval --task docvqa --data docvqa/ --out shared/run --shard 0/2
+  paligemma eval --task docvqa --data docvqa/ --out shared/run --shard 1/2
+The last one to finish writes the scores of all examples.
 """
 
 
 def add_evaluate(commands: Any) -> None:
     """Adds the parser of this command."""
     parser = options.add_command(
-        commands, "eval", run_evaluate, "measure a model on a benchmark",
-        "Asks a model all questions of a benchmark, and prints its figures with 95 % confidence "
+        commands, "eval", run_evaluate, "measure a model on a published task",
+        "Asks a model all questions of a task, and prints its scores with 95 % confidence "
         "intervals beside the published ones.", _evaluate_EPILOG,
     )  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="show all benchmarks, or one's data")
-    parser.add_argument("--task", metavar="NAME", help="of the benchmark; see --list")
+    parser.add_argument("--list", action="store_true", help="show all tasks, or one task's data")
+    parser.add_argument("--task", metavar="NAME", help="of --list")
     parser.add_argument(
         "--data",
         metavar="PATH",
@@ -68,110 +67,100 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--out", metavar="FOLDER", help="keep predictions and report here")
     parser.add_argument(
         "--limit", type=options.positive(10**9), metavar="N",
-        help="only the first N questions (scenes of the demo)",
+        help="only the first N examples (scenes of the demo)",
     )  # fmt: skip
     parser.add_argument(
-        "--prompt",
-        metavar="TEXT",
-        help="instead of the benchmark's, such as 'answer en {question}'",
+        "--prompt", metavar="TEXT", help="instead of the task's, such as 'answer en {question}'"
     )
     parser.add_argument(
         "--max-new-tokens", type=options.positive(options.CONTEXT), metavar="N",
-        help="where an answer without end is cut (default: the benchmark's)",
+        help="maximum number of new tokens (default: the task's)",
     )  # fmt: skip
     parser.add_argument(
-        "--beams", type=options.positive(64), metavar="N",
-        help="of beam search; 1 is greedy (default: the benchmark's)",
+        "--num-beams", type=options.positive(64), metavar="N",
+        help="of beam search; 1 is greedy (default: the task's)",
     )  # fmt: skip
     options.add_json(parser, "print metrics.json instead of a table")
     parser.add_argument(
         "--batch-size", type=options.positive(1024), metavar="N",
-        help="questions that each accelerator, or group of them that shares a model, answers "
+        help="examples that each accelerator, or group of them that shares a model, answers "
         "together (default: 8; demo: 64)",
     )  # fmt: skip
     parser.add_argument(
-        "--process", type=_share, metavar="I/N", help="answer share I (from 0) of N; needs --out"
+        "--shard", type=_shard, metavar="I/N", help="answer shard I (from 0) of N; needs --out"
     )
     options.add_model(parser, masks=True)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """`paligemma eval`; returns the exit code."""
-    from paligemma_jax.evaluation.tasks import find_benchmark
+    from paligemma_jax.evaluation.tasks import find_task
 
     if args.list:
         print(_data_of(args.task) if args.task else _all())
         return 0
     if not args.task:
-        args.usage_error("which benchmark? --task NAME; all of them: paligemma eval --list")
-    if args.process is not None and args.out is None:
-        args.usage_error("--process needs --out FOLDER, where all processes keep their answers")
+        args.usage_error("which task? --task NAME; all of them: paligemma eval --list")
+    if args.shard is not None and args.out is None:
+        args.usage_error("--shard needs --out FOLDER, where all processes keep their answers")
     if args.task == DEMO:
-        return _run_demo(args)
-    benchmark = find_benchmark(args.task)
-    if args.prompt is not None and "labels" in benchmark.example:
+        from paligemma_jax.evaluation import demo
+
+        for name in ("data", "split", "prompt", "max_new_tokens", "num_beams"):
+            if getattr(args, name) is not None:
+                option = "--" + name.replace("_", "-")
+                args.usage_error(f"the demo world has its own questions; leave {option} out")
+        args.batch_size = args.batch_size or demo.BATCH_SIZE
+        return _run(args, demo.DEMO, demo.demo_examples(args.limit or demo.SCENES))
+    from paligemma_jax.evaluation.examples import expected_files, read_examples
+
+    task = find_task(args.task)
+    if args.prompt is not None and "labels" in task.example:
         args.usage_error(f"the prompt of {args.task} is made of its labels; leave --prompt out")
     if args.data is None:
-        from paligemma_jax.evaluation.examples import expected_files
-
         raise ConfigError(
-            f"{args.task} was asked for without data. {expected_files(benchmark)}\nPass it: "
-            f"paligemma eval --task {args.task} --data FOLDER"
+            f"{args.task} needs --data. Expected: {expected_files(task)}\nWrite: paligemma eval "
+            f"--task {args.task} --data FOLDER"
         )
-    from paligemma_jax.evaluation.examples import read_examples
-
     examples = read_examples(
-        benchmark, args.data, limit=args.limit, prompt=args.prompt, split=args.split
+        task, args.data, limit=args.limit, prompt=args.prompt, split=args.split
     )
-    return _run(args, benchmark, examples)
+    return _run(args, task, examples)
 
 
-def _run_demo(args: argparse.Namespace) -> int:
-    from paligemma_jax.evaluation.demo import BATCH_SIZE, DEMO, SCENES, demo_examples
-
-    for name in ("data", "split", "prompt", "max_new_tokens", "beams"):
-        if getattr(args, name) is not None:
-            option = "--" + name.replace("_", "-")
-            args.usage_error(f"the demo world has its own questions; leave {option} out")
-    args.batch_size = args.batch_size or BATCH_SIZE
-    return _run(args, DEMO, demo_examples(args.limit or SCENES))
-
-
-def _run(args: argparse.Namespace, benchmark: "Benchmark", examples: "Sequence[Example]") -> int:
+def _run(args: argparse.Namespace, task: "EvaluationTask", examples: "Sequence[Example]") -> int:
     from paligemma_jax.evaluation.evaluate import evaluate
     from paligemma_jax.generation.devices import on_devices, row_parts
 
-    pipeline = asking.load_pipeline(args)
+    pipeline = output.load_pipeline(args)
     if args.mesh is None:
         pipeline = dataclasses.replace(pipeline, model=on_devices(pipeline.model))
     batch_size = (args.batch_size or _BATCH_SIZE) * row_parts(pipeline.model)
     out = None if args.out is None else Path(args.out).expanduser()
-    number, count = args.process or (0, 1)
+    number, count = args.shard or (0, 1)
     with _bar(args, len(examples[number::count])) as progress:
         done = evaluate(
             pipeline,
-            benchmark,
+            task,
             examples,
             out=out,
             model=args.model,
             settings={name: getattr(args, name) for name in _SETTINGS},
             batch_size=batch_size,
             max_new_tokens=args.max_new_tokens,
-            beams=args.beams,
-            share=args.process,
+            num_beams=args.num_beams,
+            shard=args.shard,
             progress=progress,
         )
     if done.missing:
         print(
-            f"share {number} of {count} is ready: {len(done.examples):,} questions. Other "
-            f"processes have {done.missing:,} still to answer; the last one writes the figures."
+            f"shard {number} of {count} is done: {len(done.examples):,} examples. Other processes "
+            f"have {done.missing:,} still to answer; the last one writes the scores."
         )
         return 0
     written = [] if out is None else _write(args, done, out, pipeline.mask_codec)
     if args.json:
-        from paligemma_jax.evaluation.evaluate import as_dict
-
-        print(json.dumps(as_dict(done, args.model), ensure_ascii=False))
+        print(json.dumps(done.to_dict(args.model), ensure_ascii=False))
         return 0
     _show(done)
     for path in written:
@@ -180,74 +169,74 @@ def _run(args: argparse.Namespace, benchmark: "Benchmark", examples: "Sequence[E
 
 
 def _write(
-    args: argparse.Namespace, done: "Evaluation", out: Path, codec: "MaskCodec | None"
+    args: argparse.Namespace, done: "EvaluationResult", out: Path, codec: "MaskCodec | None"
 ) -> list[Path]:
-    from paligemma_jax.evaluation.evaluate import write_metrics, write_server_file
+    from paligemma_jax.evaluation.evaluate import write_metrics, write_submission
     from paligemma_jax.evaluation.report import write_report
 
     written = [write_metrics(done, out, args.model)]
     written.append(write_report(done, out, model=args.model, codec=codec))
-    server = write_server_file(done, out)
-    return written + ([server] if server else [])
+    submission = write_submission(done, out)
+    return written + ([submission] if submission else [])
 
 
-def _show(done: "Evaluation") -> None:
-    benchmark, main = done.benchmark, done.main
-    if benchmark.name == DEMO:
-        from paligemma_jax.evaluation.demo import table_of
+def _show(done: "EvaluationResult") -> None:
+    task, main = done.task, done.main
+    if task.name == DEMO:
+        from paligemma_jax.evaluation.demo import demo_table
 
-        print(table_of(done), end="\n\n")
+        print(demo_table(done), end="\n\n")
     interval = f"{main.low:.2f} to {main.high:.2f}"
-    print(f"{benchmark.title}: {benchmark.measured.main} {main.value:.2f} ({interval})")
-    for name, figure in done.figures.items():
-        print(f"  {name:24} {figure.value:8.4f}  {figure.low:.4f} to {figure.high:.4f}")
-    print(f"  questions {done.counts['num']:,.0f}, left out {done.counts['left_out']:,.0f}")
-    for id, reason in done.metric.left_out.items():
+    print(f"{task.task.title}: {task.main} {main.value:.2f} ({interval})")
+    for name, score in done.scores.items():
+        print(f"  {name:24} {score.value:8.4f}  {score.low:.4f} to {score.high:.4f}")
+    print(f"  examples {done.counts['num']:,.0f}, skipped {done.counts['skipped']:,.0f}")
+    for id, reason in done.metric.skipped.items():
         print(f"    {id}: {reason}")
-    if benchmark.published:
-        print(f"  published (times {benchmark.scale:g}):")
-        for name, value in benchmark.published.items():
+    if task.published:
+        print(f"  published (times {task.scale:g}):")
+        for name, value in task.published.items():
             print(f"    {name:20} {value:g}")
-    if benchmark.notes:
-        print(f"  {benchmark.notes}")
+    if task.notes:
+        print(f"  {task.notes}")
 
 
-def _share(text: str) -> tuple[int, int]:
+def _shard(text: str) -> tuple[int, int]:
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; 0/2 and 1/2 are those of two")
+        raise argparse.ArgumentTypeError(f"expected I/N such as 0/2 or 1/2, got {text!r}")
     return int(number), int(count)
 
 
 def _all() -> str:
-    from paligemma_jax.evaluation.tasks import BENCHMARKS
+    from paligemma_jax.evaluation.tasks import TASKS
 
     lines = [f"{DEMO:16} the table of the demo model's card; needs no data"]
-    lines += [f"{b.name:16} {b.title} ({b.source}): {b.measured.main}" for b in BENCHMARKS.values()]
+    lines += [f"{t.name:16} {t.task.title} ({t.task.source}): {t.main}" for t in TASKS.values()]
     return "\n".join([*lines, "", "The data of one: paligemma eval --list --task docvqa"])
 
 
-def _data_of(task: str) -> str:
+def _data_of(name: str) -> str:
     from paligemma_jax.evaluation.examples import expected_files
-    from paligemma_jax.evaluation.tasks import find_benchmark
+    from paligemma_jax.evaluation.tasks import find_task
 
-    if task == DEMO:
+    if name == DEMO:
         return "The demo world is drawn as it is asked about; it needs no data."
-    benchmark = find_benchmark(task)
+    task = find_task(name)
+    decoding = f"{task.num_beams} beams" if task.num_beams > 1 else "greedy"
     lines = [
-        f"{benchmark.title} ({benchmark.source})",
-        expected_files(benchmark),
-        f"prompt: {benchmark.prompt(benchmark.example)!r}",
-        f"answers: {benchmark.max_new_tokens} tokens at most, "
-        + (f"{benchmark.beams} beams" if benchmark.beams > 1 else "greedy"),
-        f"figure: {benchmark.measured.main}, times {benchmark.scale:g}",
-        *[f"published: {name} {value:g}" for name, value in benchmark.published.items()],
+        f"{task.task.title} ({task.task.source})",
+        f"data: {expected_files(task)}",
+        f"prompt: {task.task.prompt_of(task.example)!r}",
+        f"answers: at most {task.max_new_tokens} new tokens, {decoding}",
+        f"metric: {task.main}, times {task.scale:g}",
+        *[f"published: {name} {value:g}" for name, value in task.published.items()],
     ]
-    return "\n".join([*lines, *([benchmark.notes] if benchmark.notes else [])])
+    return "\n".join([*lines, *([task.notes] if task.notes else [])])
 
 
 @contextlib.contextmanager
-def _bar(args: argparse.Namespace, total: int) -> Iterator[Callable[[int], None]]:
+def _bar(args: argparse.Namespace, total: int) -> Iterator[Callable[[int], object]]:
     if not wanted(args):
         yield lambda count: None
         return
@@ -255,14 +244,9 @@ def _bar(args: argparse.Namespace, total: int) -> Iterator[Callable[[int], None]
 
     delay = 0 if args.progress else DELAY
     with tqdm(
-        total=total,
-        desc="questions",
-        unit="question",
-        file=sys.stderr,
-        delay=delay,
-        leave=not delay,
+        total=total, desc="examples", unit="example", file=sys.stderr, delay=delay, leave=not delay
     ) as bar:
-        yield lambda count: (bar.update(count), None)[1]
+        yield bar.update
 
 
 # As `paligemma_jax.benchmark` has them, which takes long to import.

@@ -534,9 +534,17 @@ class CaptionScores(CaptionMetric):
     CIDEr says how good each caption is.
     """
 
+    @property
+    def definition(self) -> str:
+        """The rules of all four, in words."""
+        return "\n\n".join(part.definition for part in _PARTS)
+
     def _measure(self, kept: Sequence[Caption]) -> Measure:
-        measures = [m._measure(kept) for m in (CIDEr(), BLEU(), RougeL(), Meteor())]
+        measures = [part._measure(kept) for part in _PARTS]
         return lambda weights: {k: v for one in measures for k, v in one(weights).items()}
 
     def _example_scores(self, kept: Sequence[Caption]) -> np.ndarray:
         return CIDEr()._example_scores(kept)
+
+
+_PARTS = (CIDEr(), BLEU(), RougeL(), Meteor())

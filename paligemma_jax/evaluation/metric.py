@@ -4,15 +4,15 @@ the end, all together and per group, with confidence intervals by the bootstrap.
 
 import abc
 import dataclasses
+import inspect
 import numbers
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from paligemma_jax.errors import ConfigError, DatasetError
+from paligemma_jax.errors import ConfigError, DatasetError, problem_list
 
-_SHOWN = 100  # problems in a message; the rest are counted
 _CELLS = 4_000_000  # bootstrap weights held at once
 
 Id = str | int
@@ -34,10 +34,7 @@ class InvalidExample(DatasetError):
 
 def data_error(problems: Sequence[str], expected: str, fix: str) -> DatasetError:
     """The error that lists `problems`; `expected` and `fix` are its last two sentences."""
-    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-    shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
-    more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return DatasetError(f"The data is invalid ({count}):{shown}{more}\n{expected} {fix}")
+    return DatasetError(f"The data is invalid {problem_list(problems)}\n{expected} {fix}")
 
 
 def check_text(value: Any, what: str) -> str:
@@ -261,6 +258,11 @@ class Metric(abc.ABC):
     def units(self) -> list[Hashable]:
         """What each example belongs to, in the order of `ids`."""
         return [self._examples[id].unit for id in self.ids]
+
+    @property
+    def definition(self) -> str:
+        """The rule of the metric, in words."""
+        return inspect.getdoc(type(self)) or ""
 
     @abc.abstractmethod
     def _keep(self, prediction: Any, reference: Any) -> Any:

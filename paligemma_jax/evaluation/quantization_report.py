@@ -1,8 +1,6 @@
-"""What rounding a model's weights changes: memory, speed, distributions, and scores.
+"""What quantizing a model's weights costs: memory, speed, token distributions, and demo scores.
 
-How close two models are on the same pictures: their distributions after every token.
-
-Letters: B rows, T text tokens, V vocabulary.
+Letters: B sequences, T text tokens, V vocabulary.
 """
 
 import dataclasses
@@ -19,8 +17,7 @@ from jaxtyping import Array, Float, Int
 from paligemma_jax.demo.render import render
 from paligemma_jax.demo.scene import HELD_OUT, TRAINING, held_out_scenes, sample_scene, split_rng
 from paligemma_jax.demo.tasks import examples
-from paligemma_jax.evaluation.demo import evaluate
-from paligemma_jax.generation.decode import DecodePlan, decode, read_prompts
+from paligemma_jax.evaluation.demo import evaluate_demo
 from paligemma_jax.models.gptq import Texts, measure_inputs
 from paligemma_jax.models.layers import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
@@ -28,90 +25,180 @@ from paligemma_jax.models.quantization import quantize
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.image import load_image
 
-MAX_NEW_TOKENS = 48
-_ROWS = 8  # at once
-_PICTURE_SIZE = 224  # pixels
+BEFORE, CALIBRATED = "before", "int4 calibr."
+# Points that no score may fall by, out of 100, by quantization config.
+_MAX_LOSS = {"int8": 0.5, "int8-dynamic": 0.5, "float8": 0.5}
+_MAX_NEW_TOKENS = 48
+_BATCH_SIZE = 8
+_IMAGE_SIZE = 224  # pixels
+_TIMED_TOKENS, _REPEATS = 64, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Mean over answer tokens: Kullback-Leibler divergence in nats from the first model to the
-    second, and the share where both hold the same token for the likeliest."""
+    """How close two models are on the same texts, over `tokens` generated tokens.
+
+    `divergence` is the mean Kullback-Leibler divergence in nats from the first model to the second,
+    `top1_agreement` the fraction of tokens for which both have the same most likely one.
+    """
 
     divergence: float
-    same_token: float
+    top1_agreement: float
     tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Answered:
-    """Prompts about pictures with a model's own greedy answers, as arrays for reading them again.
+class Variant:
+    """One variant of the model.
+
+    Attributes:
+      nbytes, text_nbytes: of all weights, and of the language model's.
+      tokens_per_second: of one sequence, on this machine and while this was measured.
+      agreement: with the model before; None for that one itself.
+      scores: of the demo task, in 0..1; empty where it was not run.
+    """
+
+    nbytes: int
+    text_nbytes: int
+    tokens_per_second: float
+    agreement: Agreement | None
+    scores: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationReport:
+    """Every variant by its name, `BEFORE` first; `scenes` is what scores are over."""
+
+    dtype: str
+    scenes: int
+    variants: Mapping[str, Variant]
+
+    def losses(self, name: str) -> dict[str, float]:
+        """Points out of 100 that each score of a variant falls by; below 0 where it rises."""
+        before, after = self.variants[BEFORE].scores, self.variants[name].scores
+        return {score: 100 * (before[score] - after[score]) for score in before}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found = dataclasses.asdict(self)
+        for name in list(self.variants)[1:] if self.scenes else []:
+            found["variants"][name]["largest_loss"] = max(self.losses(name).values())
+        return found
+
+
+def max_loss(name: str) -> float:
+    """Points that no score of a variant may fall by, out of 100."""
+    return _MAX_LOSS.get(name, 2.0)
+
+
+def report(
+    pipeline: Pipeline,
+    configs: Sequence[str],
+    *,
+    scenes: int,
+    prompts: int,
+    calibrate: int = 0,
+    seed: int = 2026,
+) -> QuantizationReport:
+    """Measures a model that is not quantized, and then with each quantization config.
+
+    Args:
+      pipeline: the model.
+      configs: names such as "int8" and "int4".
+      scenes: scenes (and as many pairs) of the demo task; 0 leaves it out.
+      prompts: prompts whose answers, the model's own, are compared token by token.
+      calibrate: prompts about other scenes on which int4 is also measured calibrated, as
+        `CALIBRATED`; 0 leaves it out.
+      seed: of the scenes.
+    """
+    texts = _generated(pipeline, prompts, seed + 3, HELD_OUT)
+    inputs = None
+    if calibrate and "int4" in configs:
+        calibration = _generated(pipeline, calibrate, seed + 5, TRAINING)
+        inputs = measure_inputs(pipeline.model, _calibration_batches(calibration))
+        configs = (*configs, CALIBRATED)
+    variants: dict[str, Variant] = {}
+    for name in (BEFORE, *configs):
+        model = pipeline.model
+        if name == CALIBRATED:
+            model = quantize(model, "int4", inputs=inputs)
+        elif name != BEFORE:
+            model = quantize(model, name)
+        changed = dataclasses.replace(pipeline, model=model)
+        agreement = None if name == BEFORE else _agreement(pipeline.model, model, texts)
+        speed = _tokens_per_second(changed)
+        done = evaluate_demo(changed, scenes, seed).scores if scenes else {}
+        scores = {score: interval.value for score, interval in done.items()}
+        variants[name] = Variant(_nbytes(model), _nbytes(model.llm), speed, agreement, scores)
+    return QuantizationReport(jnp.dtype(pipeline.model.dtype).name, scenes, variants)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Texts:
+    """Prompts about images with a model's own greedy answers.
 
     Attributes:
       images: f32[B, 1, height, width, 3].
-      text, mask_ar: i32[B, T + 1]; `counts` i32[B, T + 1] is 1 at tokens of the answer.
+      text, mask_ar: i32[B, T + 1]; `answer` i32[B, T + 1] is 1 at tokens of the answer.
     """
 
     images: np.ndarray
     text: np.ndarray
     mask_ar: np.ndarray
-    counts: np.ndarray
+    answer: np.ndarray
 
 
-def ask(pipeline: Pipeline, prompts: int, seed: int, split: int = HELD_OUT) -> Answered:
+def _generated(pipeline: Pipeline, count: int, seed: int, split: int) -> _Texts:
     """So many prompts of all tasks about scenes of a split, and the model's answers to them."""
     asked: list[tuple[np.ndarray, str]] = []
-    for i in range(-(-prompts // 4)):  # more than are needed
+    for i in range(-(-count // 4)):  # more than are needed
         scene = sample_scene(split_rng(seed, split, i))
-        picture = render(scene, _PICTURE_SIZE)
+        image = render(scene, _IMAGE_SIZE)
         words = [e.prompt for e in examples(scene, split_rng(seed + 1, split, i))]
         words += [f"segment {scene.shapes[0].name}"] if scene.shapes else []
-        asked += [(picture, prompt) for prompt in words]
-    asked = asked[:prompts]
-    pictures = [picture for picture, _ in asked]
+        asked += [(image, prompt) for prompt in words]
+    images, prompts = zip(*asked[:count], strict=True)
     answers = pipeline.generate(
-        pictures, [prompt for _, prompt in asked], max_new_tokens=MAX_NEW_TOKENS, batch_size=_ROWS
+        images, prompts, max_new_tokens=_MAX_NEW_TOKENS, batch_size=_BATCH_SIZE
     )
     processor = pipeline.processor
-    length = processor.max_text_length
-    rows = [
-        processor.encode_train(prompt, answer.text, length)
-        for (_, prompt), answer in zip(asked, answers, strict=True)
+    texts = [
+        processor.encode_train(prompt, answer.text, processor.max_text_length)
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    used = max(int(np.flatnonzero(row["mask_loss"])[-1]) for row in rows) + 1
-    arrays = {name: np.stack([row[name][:used] for row in rows]) for name in rows[0]}
-    images = np.stack([processor.image.preprocess(load_image(picture)) for picture in pictures])
-    return Answered(images[:, None], arrays["text"], arrays["mask_ar"], arrays["mask_loss"])
+    used = max(int(np.flatnonzero(text["mask_loss"])[-1]) for text in texts) + 1
+    arrays = {name: np.stack([text[name][:used] for text in texts]) for name in texts[0]}
+    pixels = np.stack([processor.image.preprocess(load_image(image)) for image in images])
+    return _Texts(pixels[:, None], arrays["text"], arrays["mask_ar"], arrays["mask_loss"])
 
 
-def texts(answered: Answered) -> Iterator[Texts]:
-    """For `measure_inputs`; rows that would not fill a batch are left out."""
-    for start in range(0, len(answered.text) - _ROWS + 1, _ROWS):
-        rows = slice(start, start + _ROWS)
-        last = answered.text.shape[1] - np.argmax(answered.counts[rows, ::-1] > 0, axis=1)
+def _calibration_batches(texts: _Texts) -> Iterator[Texts]:
+    """Texts that would not fill a batch are left out."""
+    for start in range(0, len(texts.text) - _BATCH_SIZE + 1, _BATCH_SIZE):
+        part = slice(start, start + _BATCH_SIZE)
+        last = texts.text.shape[1] - np.argmax(texts.answer[part, ::-1] > 0, axis=1)
         yield Texts(
-            jnp.asarray(answered.images[rows]),
-            jnp.asarray(answered.text[rows]),
-            jnp.asarray(answered.mask_ar[rows]),
-            jnp.arange(answered.text.shape[1])[None] < jnp.asarray(last)[:, None],
+            jnp.asarray(texts.images[part]),
+            jnp.asarray(texts.text[part]),
+            jnp.asarray(texts.mask_ar[part]),
+            jnp.arange(texts.text.shape[1])[None] < jnp.asarray(last)[:, None],
         )
 
 
-def agreement(first: PaliGemma, second: PaliGemma, answered: Answered) -> Agreement:
-    """Both models read the same answers; neither writes any."""
+def _agreement(first: PaliGemma, second: PaliGemma, texts: _Texts) -> Agreement:
+    """Both models read the same answers; neither generates any."""
     divergence, same, count = 0.0, 0, 0
-    for start in range(0, len(answered.text), _ROWS):
-        # The last rows come again where too few are left; one program serves all.
-        rows = np.arange(start, start + _ROWS) % len(answered.text)
-        real = (answered.counts[rows, 1:] > 0) & (
-            np.arange(start, start + _ROWS) < len(answered.text)
-        )[:, None]
+    for start in range(0, len(texts.text), _BATCH_SIZE):
+        # The first texts come again where too few are left; one executable serves all batches.
+        places = np.arange(start, start + _BATCH_SIZE)
+        part = places % len(texts.text)
+        real = (texts.answer[part, 1:] > 0) & (places < len(texts.text))[:, None]
         found = _compare(
             first,
             second,
-            jnp.asarray(answered.images[rows]),
-            jnp.asarray(answered.text[rows, :-1]),
-            jnp.asarray(answered.mask_ar[rows, :-1]),
+            jnp.asarray(texts.images[part]),
+            jnp.asarray(texts.text[part, :-1]),
+            jnp.asarray(texts.mask_ar[part, :-1]),
         )
         kl, equal = map(np.asarray, found)
         divergence += float(kl[real].sum())
@@ -131,103 +218,16 @@ def _compare(
     def hidden(model: PaliGemma) -> jax.Array:
         return model.hidden(model.encode_images(images), tokens, mask_ar)
 
-    def of_row(rows: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        # A row at a time: logits of published models are a megabyte a token.
+    def of_sequence(both: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        # A sequence at a time: logits of published models are a megabyte a token.
         a, b = (
-            jax.nn.log_softmax(model.llm.logits(row[None])[0])
-            for model, row in zip((first, second), rows, strict=True)
+            jax.nn.log_softmax(model.llm.logits(one[None])[0])
+            for model, one in zip((first, second), both, strict=True)
         )
         same = jnp.argmax(a, axis=1) == jnp.argmax(b, axis=1)
         return jnp.sum(jnp.exp(a) * (a - b), axis=1), same.astype(jnp.float32)
 
-    return jax.lax.map(of_row, (hidden(first), hidden(second)))
-
-
-BEFORE, CALIBRATED = "before", "int4 calibr."
-# Points that no score may fall by, out of 100.
-GOALS = {"int8": 0.5, "int8-dynamic": 0.5, "float8": 0.5, "int4": 2.0, CALIBRATED: 2.0}
-_OTHERS = 2.0
-_NEW_TOKENS, _REPEATS = 64, 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """One form of the model.
-
-    Attributes:
-      nbytes, text_nbytes: of all weights, and of the language model's.
-      tokens_per_second: of one answer, on this machine and while this was measured.
-      agreement: with the model before; None for that one itself.
-      scores: of the demo benchmark, in 0..1; empty where it was not run.
-    """
-
-    nbytes: int
-    text_nbytes: int
-    tokens_per_second: float
-    agreement: Agreement | None
-    scores: Mapping[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizationReport:
-    """Every form by its name, `BEFORE` first; `scenes` is what scores are over."""
-
-    dtype: str
-    scenes: int
-    forms: Mapping[str, Measured]
-
-    def losses(self, quantization: str) -> dict[str, float]:
-        """Points out of 100 that each score falls by; below 0 where it rises."""
-        before, after = self.forms[BEFORE].scores, self.forms[quantization].scores
-        return {name: 100 * (before[name] - after[name]) for name in before}
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        found = dataclasses.asdict(self)
-        for name in list(self.forms)[1:] if self.scenes else []:
-            found["forms"][name]["largest_loss"] = max(self.losses(name).values())
-        return found
-
-
-def report(
-    pipeline: Pipeline,
-    formats: Sequence[str],
-    *,
-    scenes: int,
-    prompts: int,
-    calibrate: int = 0,
-    seed: int = 2026,
-) -> QuantizationReport:
-    """Measures a model that is not quantized, and then by each quantization's name.
-
-    `scenes` (and as many pairs) are for the demo benchmark, 0 leaves it out; `prompts` are those
-    whose answers, the model's own, are compared token by token. Recipes of 4 bits are measured once
-    more, as `CALIBRATED`, by what weights are multiplied with in so many prompts as `calibrate`
-    about other scenes.
-    """
-    answered = ask(pipeline, prompts, seed + 3)
-    forms: dict[str, Measured] = {}
-    inputs = None
-    if calibrate and "int4" in formats:
-        inputs = measure_inputs(pipeline.model, texts(ask(pipeline, calibrate, seed + 5, TRAINING)))
-        formats = (*formats, CALIBRATED)
-    for name in (BEFORE, *formats):
-        model = pipeline.model
-        if name == CALIBRATED:
-            model = quantize(model, "int4", inputs=inputs)
-        elif name != BEFORE:
-            model = quantize(model, name)
-        form = dataclasses.replace(pipeline, model=model)
-        close = None if name == BEFORE else agreement(pipeline.model, model, answered)
-        speed = _tokens_per_second(form)
-        scores = {k: r.value for k, r in evaluate(form, seed, scenes).items()} if scenes else {}
-        forms[name] = Measured(_nbytes(model), _nbytes(model.llm), speed, close, scores)
-    return QuantizationReport(jnp.dtype(pipeline.model.dtype).name, scenes, forms)
-
-
-def goal(quantization: str) -> float:
-    """Points that no score may fall by with a quantization, out of 100."""
-    return GOALS.get(quantization, _OTHERS)
+    return jax.lax.map(of_sequence, (hidden(first), hidden(second)))
 
 
 def _nbytes(tree: Any) -> int:
@@ -239,15 +239,15 @@ def _nbytes(tree: Any) -> int:
 
 
 def _tokens_per_second(pipeline: Pipeline) -> float:
-    """Of one row that never ends, the prompt not counted; the median of a few."""
-    picture = render(held_out_scenes(0, 1)[0], 224)
-    batch = pipeline.processor([picture], ["caption en"])
-    took = []
-    for _ in range(1 + _REPEATS):  # the first compiles
-        logits, cache = jax.block_until_ready(read_prompts(pipeline.model, batch, room=_NEW_TOKENS))
-        began = time.perf_counter()
-        plan = DecodePlan.greedy(1, _NEW_TOKENS, eos_token_id=None)
-        state = decode(pipeline.model, plan, cache, logits, jnp.ones(1, bool), _NEW_TOKENS)
-        np.asarray(state.progress.tokens)
-        took.append(time.perf_counter() - began)
-    return (_NEW_TOKENS - 1) / statistics.median(took[1:])
+    """Of one sequence, the prompt not counted; medians of a few."""
+    image = render(held_out_scenes(0, 1)[0], _IMAGE_SIZE)
+
+    def seconds(tokens: int) -> float:
+        took = []
+        for _ in range(1 + _REPEATS):  # the first compiles
+            began = time.perf_counter()
+            pipeline.generate([image], ["caption en"], max_new_tokens=tokens, min_new_tokens=tokens)
+            took.append(time.perf_counter() - began)
+        return statistics.median(took[1:])
+
+    return _TIMED_TOKENS / max(seconds(1 + _TIMED_TOKENS) - seconds(1), 1e-9)

@@ -10,7 +10,7 @@ import pytest
 
 import paligemma_jax as pg
 from paligemma_jax.cli import checkpoint_commands as quantize
-from paligemma_jax.evaluation.quantization_report import Agreement, Measured, QuantizationReport
+from paligemma_jax.evaluation.quantization_report import Agreement, QuantizationReport, Variant
 from paligemma_jax.models.paligemma import flatten, to_params
 from tests.cli.conftest import Run
 
@@ -21,12 +21,12 @@ def test_report(run: Run, store: Path):
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
     assert found["dtype"] == "float32" and found["scenes"] == 0
-    before, after = found["forms"]["before"], found["forms"]["int4"]
+    before, after = found["variants"]["before"], found["variants"]["int4"]
     assert before["agreement"] is None and before["scores"] == {}
     assert after["text_nbytes"] < before["text_nbytes"] / 2
     assert before["nbytes"] - after["nbytes"] == before["text_nbytes"] - after["text_nbytes"]
     assert after["agreement"]["divergence"] > 0 and after["agreement"]["tokens"] > 3
-    assert 0 < after["agreement"]["same_token"] <= 1 and after["tokens_per_second"] > 0
+    assert 0 < after["agreement"]["top1_agreement"] <= 1 and after["tokens_per_second"] > 0
 
 
 def test_it_writes_what_convert_writes(run: Run, store: Path, tmp_path: Path):
@@ -113,15 +113,15 @@ def test_calibrated_weights_are_closer(run: Run):
     ]
     outcome = run(*argv, "--dtype", "float32", "--calibration-prompts", "64", "--json")
     assert outcome.code == 0, outcome.err
-    forms = json.loads(outcome.out)["forms"]
+    forms = json.loads(outcome.out)["variants"]
     plain, calibrated = (forms[name] for name in ("int4", "int4 calibr."))
     assert calibrated["nbytes"] == plain["nbytes"]
     divergences = [form["agreement"]["divergence"] for form in (calibrated, plain)]
     assert divergences[0] < 0.8 * divergences[1] < 0.015
 
 
-def _form(agreement: Agreement | None, **scores: float) -> Measured:
-    return Measured(2_000_000, 1_000_000, 12.34, agreement, scores)
+def _form(agreement: Agreement | None, **scores: float) -> Variant:
+    return Variant(2_000_000, 1_000_000, 12.34, agreement, scores)
 
 
 def test_scores():
@@ -132,7 +132,7 @@ def test_scores():
     }
     found = QuantizationReport("bfloat16", 500, forms)
     assert found.losses("int4") == pytest.approx({"counts": 3, "masks": 1})
-    assert found.to_dict()["forms"]["int8"]["largest_loss"] == pytest.approx(0.4)
+    assert found.to_dict()["variants"]["int8"]["largest_loss"] == pytest.approx(0.4)
     lines = {line[:26].strip(): line[26:].split() for line in quantize._lines("demo", found)}
     assert lines["KL"] == ["0.00012", "0.01230"] and lines["weights"] == ["2", "MB"] * 3
     assert lines["counts"] == ["99.0", "%", "98.6", "%", "96.0", "%"]

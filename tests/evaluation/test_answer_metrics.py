@@ -4,28 +4,28 @@ import pytest
 
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.evaluation.answer_metrics import (
+    is_relaxed_match,
+    process_answer,
+    vqa_v2_accuracy,
+)
+from paligemma_jax.evaluation.metrics import (
     Choice,
     CountAccuracy,
-    OfPair,
-    YesNo,
+    PairAnswer,
     anls,
     anls_score,
     choice_accuracy,
     count_accuracy,
     exact_match,
-    is_relaxed_match,
     option_letter_accuracy,
     paired_accuracy,
-    process_answer,
     read_count,
     relaxed_accuracy,
     simple_vqa,
     vqa_v2,
-    vqa_v2_accuracy,
     yes_no,
 )
-from paligemma_jax.evaluation.metric import ByGroup, Grouped
-from paligemma_jax.evaluation.tasks import metric_for
+from paligemma_jax.evaluation.tasks import find_task
 
 
 def test_exact_match_forgives_only_outer_space():
@@ -83,14 +83,14 @@ def test_unanimous_answers_are_compared_as_they_are():
 
 def test_vqa_v2_of_lists_wants_ten_answers():
     assert vqa_v2(["2", "no"], [["two"] * 9 + ["3"], ["yes"] * 10])["acc"] == 0.5
-    with pytest.raises(DatasetError, match="there are 3 answers, not 10"):
+    with pytest.raises(DatasetError, match="expected 10 answers, got 3"):
         vqa_v2(["a"], [["a"] * 3])
 
 
 def test_vqa_v2_by_type():
-    metric = metric_for("vqav2")
-    metric.add(1, "yes", Grouped("yes/no", ["yes"] * 10))
-    metric.add(2, "4", Grouped("number", ["3"] * 10))
+    metric = find_task("vqav2").metric()
+    metric.add(1, "yes", ["yes"] * 10, group="yes/no")
+    metric.add(2, "4", ["3"] * 10, group="number")
     result = metric.result()
     assert (result["acc"], result["acc/yes/no"], result["acc/number"]) == (0.5, 1, 0)
 
@@ -100,7 +100,6 @@ def test_simple_vqa():
     assert result["acc"] == pytest.approx((2 / 3 + 0) / 2)
     assert result["acc_any"] == 0.5
     assert result["anls"] == pytest.approx((1 + 2 / 3) / 2)
-    assert simple_vqa(["Cat"], [["cat"] * 5], lower=True)["acc"] == 1
 
 
 @pytest.mark.parametrize(
@@ -121,8 +120,8 @@ def test_anls(prediction: str, answers: list[str], score: float):
 
 
 def test_anls_of_big_vision_does_not_strip():
-    assert anls([" A"], [["a"]], threshold=0.6, process=False)["anls"] == 0.5
-    assert anls(["A"], [["a"]], process=False) == {"anls": 1, "acc": 1, "num": 1, "left_out": 0}
+    assert anls([" abc"], [["abc"]], process=False)["anls"] == 0.75
+    assert anls(["A"], [["a"]], process=False) == {"anls": 1, "acc": 1, "num": 1, "skipped": 0}
 
 
 @pytest.mark.parametrize(
@@ -151,11 +150,11 @@ def test_relaxed_accuracy(prediction: str, answer: str, right: bool):
 
 
 def test_chartqa_is_the_mean_of_its_splits():
-    metric = metric_for("chartqa")
+    metric = find_task("chartqa").metric()
     for i, (split, prediction) in enumerate(
         [("human", "10"), ("human", "x"), ("augmented", "10.2"), ("augmented", "10")]
     ):
-        metric.add(i, prediction, Grouped(split, "10"))
+        metric.add(i, prediction, "10", group=split)
     assert metric.result()["relaxed_acc/mean"] == 0.75
     assert metric.result()["acc"] == 0.5
     assert relaxed_accuracy(["A"], ["a"], lower=False)["relaxed_acc"] == 0
@@ -178,18 +177,18 @@ def test_counts():
     assert result["rmse"] == pytest.approx((5 / 3) ** 0.5)
     assert "mae" not in count_accuracy(["many"], [4])
     assert count_accuracy(["3"], ["three"])["acc"] == 1  # type: ignore[list-item]
-    with pytest.raises(DatasetError, match="no number from 0 up"):
+    with pytest.raises(DatasetError, match="a number of at least 0"):
         count_accuracy(["3"], [-1])
-    with pytest.raises(DatasetError, match="the count is 'lots' of type str, no number"):
+    with pytest.raises(DatasetError, match="the count to be a number, got 'lots'"):
         count_accuracy(["3"], ["lots"])  # type: ignore[list-item]
 
 
 def test_tallyqa_by_difficulty():
-    metric = ByGroup(CountAccuracy())
+    metric = CountAccuracy()
     for i, (kind, prediction) in enumerate(
         [("simple", "1"), ("complex", "1"), ("complex", "zero")]
     ):
-        metric.add(i, prediction, Grouped(kind, 1))
+        metric.add(i, prediction, 1, group=kind)
     result = metric.result()
     assert (result["acc/simple"], result["acc/complex"]) == (1, 0.5)
     assert result["mae/complex"] == 0.5
@@ -214,18 +213,13 @@ def test_choices():
 
 def test_yes_no():
     answers = ["Yes", "yes", "no", "no", "maybe", "yes."]
-    metric = YesNo().add_all(answers, ["yes", "no", "no", True, False, True])
-    result = metric.result()
+    result = yes_no(answers, ["yes", "no", "no", True, False, True])
     assert result["acc"] == pytest.approx(2 / 6)
     assert result["precision"] == pytest.approx(1 / 2)
     assert result["recall"] == pytest.approx(1 / 3)
     assert result["f1"] == pytest.approx(2 / 5)
     assert result["yes_ratio"] == pytest.approx(2 / 6)
     assert result["valid"] == pytest.approx(4 / 6)
-    assert metric.confusion() == {
-        "yes": {"yes": 1, "no": 1, "other": 1},
-        "no": {"yes": 1, "no": 1, "other": 1},
-    }
     nothing = yes_no(["no"], ["no"])
     assert (nothing["acc"], nothing["precision"], nothing["recall"], nothing["f1"]) == (1, 0, 0, 0)
     with pytest.raises(DatasetError, match="neither yes nor no"):
@@ -233,17 +227,17 @@ def test_yes_no():
 
 
 def test_pope_is_the_mean_of_its_splits():
-    metric = metric_for("pope")
+    metric = find_task("pope").metric()
     rows = [("random", "yes"), ("random", "no"), ("popular", "yes"), ("adversarial", "no")]
     for i, (split, prediction) in enumerate(rows):
-        metric.add(i, prediction, Grouped(split, "yes"))
+        metric.add(i, prediction, "yes", group=split)
     assert metric.result()["acc/mean"] == pytest.approx(0.5)
     assert metric.result()["recall/random"] == 0.5
 
 
 def test_pairs():
     answers = ["(a)", "(b)", "(A)", "(a)"]
-    right = [OfPair(1, "(a)"), OfPair(1, "(b)"), OfPair(2, "(a)"), OfPair(2, "(b)")]
+    right = [PairAnswer(1, "(a)"), PairAnswer(1, "(b)"), PairAnswer(2, "(a)"), PairAnswer(2, "(b)")]
     result = paired_accuracy(answers, right)
     assert (result["pair_acc"], result["acc"]) == (0.5, 0.75)
     with pytest.raises(DatasetError, match="2 has 1 questions"):
@@ -252,9 +246,9 @@ def test_pairs():
 
 
 def test_rsvqa_leaves_numbers_out():
-    metric = metric_for("rsvqa-hr")
+    metric = find_task("rsvqa_hr").metric()
     rows = [("comp", "yes"), ("comp", "no"), ("presence", "yes"), ("count", "no"), ("area", "no")]
     for i, (kind, prediction) in enumerate(rows):
-        metric.add(i, prediction, Grouped(kind, "yes"))
+        metric.add(i, prediction, "yes", group=kind)
     assert metric.result()["acc/nonum"] == pytest.approx(0.75)
     assert metric.result()["acc/mean"] == pytest.approx(0.375)

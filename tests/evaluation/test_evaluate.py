@@ -1,4 +1,4 @@
-"""Data files, prompts, runs that stop and go on, and what is written."""
+"""Runs that stop and go on, what is scored, and what is written."""
 
 import dataclasses
 import json
@@ -12,17 +12,16 @@ import pytest
 from PIL import Image
 
 from paligemma_jax.errors import CheckpointError, ConfigError, DatasetError
-from paligemma_jax.evaluation.detection_metrics import ObjectMask
 from paligemma_jax.evaluation.evaluate import (
-    Evaluation,
-    as_dict,
+    EvaluationResult,
     evaluate,
-    server_rows,
     write_metrics,
+    write_submission,
 )
 from paligemma_jax.evaluation.examples import read_examples
+from paligemma_jax.evaluation.metrics import ObjectMask
 from paligemma_jax.evaluation.report import by_confidence, by_length, confusion, write_report
-from paligemma_jax.evaluation.tasks import BENCHMARKS, TASKS, Answer, find_benchmark
+from paligemma_jax.evaluation.tasks import find_task
 from paligemma_jax.generation.results import Generation
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.detections import Detections
@@ -44,7 +43,7 @@ class Fake:
         self.options: list[dict[str, Any]] = []
 
     def generate(self, images: Any, prompts: Sequence[str], **options: Any) -> list[Generation]:
-        assert all(picture.size == (WIDTH, HEIGHT) for row in images for picture in row)
+        assert all(image.size == (WIDTH, HEIGHT) for several in images for image in several)
         self.options.append(options)
         self.asked += prompts
         texts = [self.answers[prompt.split()[-1]] for prompt in prompts]
@@ -80,80 +79,8 @@ def questions(count: int, **fields: Any) -> list[dict[str, Any]]:
     ]
 
 
-def test_every_benchmark_reads_its_own_example(tmp_path: Path):
-    for benchmark in BENCHMARKS.values():
-        folder = tmp_path / benchmark.name.replace("+", "plus")
-        (folder / "masks").mkdir(parents=True)
-        Image.fromarray(np.eye(90, dtype=np.uint8) * 255).save(folder / "masks" / "17.png")
-        (folder / f"{benchmark.name}.jsonl").write_text(json.dumps(dict(benchmark.example)))
-        (example,) = read_examples(benchmark, folder)
-        picture = example.images[0]
-        assert example.prompt and isinstance(picture, Path) and picture.is_relative_to(folder)
-        assert benchmark.name in TASKS
-    # A published figure is one of the metric.
-    assert find_benchmark("docvqa").published["paligemma-3b-896"] == 84.77
-    assert find_benchmark("vatex-cap").published == {
-        "paligemma-3b-224": 79.73,
-        "paligemma2-3b-224": 80.8,
-        "paligemma2-10b-224": 82.7,
-    }
-    with pytest.raises(ConfigError, match="no benchmark 'x'"):
-        find_benchmark("x")
-
-
-def test_prompts_are_big_visions():
-    prompts = {name: b.prompt(b.example) for name, b in BENCHMARKS.items()}
-    assert prompts["vqav2"] == "answer en what is on the table?"
-    assert prompts["docvqa"] == "what is on the table?"
-    assert prompts["aokvqa-mc"] == "answer en  what is on the table? choose from: cup \t cat"
-    assert prompts["xm3600"] == "caption de"
-    assert prompts["detection"] == "detect cup ; cat"
-    assert prompts["scienceqa"].endswith("Options: (A) cup, (B) cat\nAnswer:")
-
-
-def test_missing_data_says_what_is_expected(tmp_path: Path):
-    (tmp_path / "other.txt").touch()
-    with pytest.raises(DatasetError) as e:
-        read_examples(find_benchmark("docvqa"), tmp_path)
-    for said in ("docvqa.jsonl is not there (there: other.txt)", '"answers": ["a cup"'):
-        assert said in str(e.value)
-
-
-def test_every_bad_line_is_listed(tmp_path: Path):
-    good = json.dumps(questions(1)[0])
-    lines = [
-        good,
-        "",
-        "{",
-        "[]",
-        json.dumps({"id": 1, "image": "a.png", "question": "q"}),
-        json.dumps({"image": "a.png", "question": "q", "answer": "x"}),
-        json.dumps({"id": 2, "question": "q", "answer": "x"}),
-        json.dumps({"id": 3, "image": "../a.png", "question": "q", "answer": "x"}),
-        json.dumps({"id": 4, "image": "a.png", "question": 5, "answer": "x"}),
-        json.dumps({"id": 5, "image": "a.png", "question": "q", "answer": 7}),
-        good,
-    ]
-    (tmp_path / "gqa.jsonl").write_text("\n".join(lines))
-    with pytest.raises(DatasetError) as e:
-        read_examples(find_benchmark("gqa"), tmp_path)
-    for said in (
-        "(9 problems)",
-        "gqa.jsonl:3: this is no JSON",
-        "gqa.jsonl:4: this is a list",
-        "gqa.jsonl:5: the field 'answer' is missing; there are 'id', 'image', 'question'",
-        "gqa.jsonl:6: the id is None",
-        "gqa.jsonl:7: neither 'image' (a name) nor 'images'",
-        "gqa.jsonl:8: the image '../a.png' is outside of the folder",
-        "gqa.jsonl:9: the question is 5 of type int, no string",
-        "gqa.jsonl:10: the answer is 7 of type int, no string",
-        "gqa.jsonl:11: the id 0 is that of gqa.jsonl:1 too",
-    ):
-        assert said in str(e.value)
-
-
 def test_a_run_that_stops_goes_on(tmp_path: Path):
-    examples = read_examples(find_benchmark("gqa"), write(tmp_path, "gqa", questions(20)))
+    examples = read_examples(find_task("gqa"), write(tmp_path, "gqa", questions(20)))
     model, pipeline = fake({str(i): "cat" if i < 15 else "dog" for i in range(20)})
     out, done = tmp_path / "out", []
 
@@ -164,49 +91,49 @@ def test_a_run_that_stops_goes_on(tmp_path: Path):
 
     settings: dict[str, Any] = dict(out=out, model="m", batch_size=2, resamples=50)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(pipeline, find_benchmark("gqa"), examples, progress=stop, **settings)
+        evaluate(pipeline, find_task("gqa"), examples, progress=stop, **settings)
     with (out / "predictions.jsonl").open("a") as file:
         file.write('{"id": 8, "te')  # the process died while writing
     assert len(model.asked) == 8
     counts: list[int] = []
-    result = evaluate(pipeline, find_benchmark("gqa"), examples, progress=counts.append, **settings)
+    result = evaluate(pipeline, find_task("gqa"), examples, progress=counts.append, **settings)
     assert len(model.asked) == 20 and len(set(model.asked)) == 20
     assert counts[0] == 8 and sum(counts) == 20
     assert result.main.value == 75 and result.main.low < 75 < result.main.high
-    again = evaluate(pipeline, find_benchmark("gqa"), examples, **settings)
+    again = evaluate(pipeline, find_task("gqa"), examples, **settings)
     assert len(model.asked) == 20
-    assert again.figures == result.figures
+    assert again.scores == result.scores
     settings["model"] = "other"
     with pytest.raises(ConfigError, match="model was 'm' and is 'other'"):
-        evaluate(pipeline, find_benchmark("gqa"), examples, **settings)
+        evaluate(pipeline, find_task("gqa"), examples, **settings)
     settings["model"] = "m"
     (out / "predictions.jsonl").write_text('{"nothing": 1}\n')
-    with pytest.raises(DatasetError, match="no prediction"):
-        evaluate(pipeline, find_benchmark("gqa"), examples, **settings)
+    with pytest.raises(DatasetError, match="not a prediction"):
+        evaluate(pipeline, find_task("gqa"), examples, **settings)
 
 
 @pytest.fixture(scope="module")
-def pope(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+def pope(tmp_path_factory: pytest.TempPathFactory) -> EvaluationResult:
     folder = tmp_path_factory.mktemp("pope")
     rows = questions(6, answer="yes", split="random")
     rows[4] |= {"answer": "no", "split": "popular"}
     rows[5] |= {"image": "lost.png"}
-    examples = read_examples(find_benchmark("pope"), write(folder, "pope", rows))
+    examples = read_examples(find_task("pope"), write(folder, "pope", rows))
     _, pipeline = fake({"0": "yes", "1": "Yes", "2": "no", "3": "<b>maybe", "4": "no", "5": "yes"})
-    return evaluate(pipeline, find_benchmark("pope"), examples, resamples=20)
+    return evaluate(pipeline, find_task("pope"), examples, resamples=20)
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_named(pope: Evaluation):
-    assert pope.counts == {"num": 5, "left_out": 1, "num/random": 4, "num/popular": 1}
-    assert "lost.png" in pope.metric.left_out[5]
-    assert pope.figures["acc/random"].value == 0.5
+def test_images_that_cannot_be_read_are_skipped_and_named(pope: EvaluationResult):
+    assert pope.counts == {"num": 5, "skipped": 1, "num/random": 4, "num/popular": 1}
+    assert "lost.png" in pope.metric.skipped[5]
+    assert pope.scores["acc/random"].value == 0.5
     assert pope.main.value == 75  # mean over splits
     with pytest.raises(DatasetError, match="no examples"):
         lost = [example for example in pope.examples if example.id == 5]
-        evaluate(fake({})[1], pope.benchmark, lost)
+        evaluate(fake({})[1], pope.task, lost)
 
 
-def test_where_errors_lie(pope: Evaluation):
+def test_where_errors_lie(pope: EvaluationResult):
     assert confusion(pope) == {
         "yes": {"yes": 2, "no": 1, "other": 1},
         "no": {"yes": 0, "no": 1, "other": 0},
@@ -217,17 +144,17 @@ def test_where_errors_lie(pope: Evaluation):
     assert [(name, count) for name, _, _, count in by_length(pope)] == [("1", 5)]
 
 
-def test_metrics_and_report(pope: Evaluation, tmp_path: Path):
+def test_metrics_and_report(pope: EvaluationResult, tmp_path: Path):
     kept = json.loads(write_metrics(pope, tmp_path, "m").read_text())
-    assert kept == json.loads(json.dumps(as_dict(pope, "m")))
-    assert kept["figure"] == "acc/mean" and kept["value"] == 75
-    assert kept["left_out"].keys() == {"5"} and "POPE" in kept["definition"]
+    assert kept == json.loads(json.dumps(pope.to_dict("m")))
+    assert kept["metric"] == "acc/mean" and kept["value"] == 75
+    assert kept["skipped"].keys() == {"5"} and "POPE" in kept["definition"]
     page = write_report(pope, tmp_path, model="a <model>").read_text()
     for said in (
         "a &lt;model&gt;",
         "&lt;b&gt;maybe",
         "85.98",
-        "Left out",
+        "Skipped",
         "data:image/jpeg;base64,",
     ):
         assert said in page
@@ -244,45 +171,48 @@ def test_metrics_and_report(pope: Evaluation, tmp_path: Path):
         ("okvqa", None),
     ],
 )
-def test_server_formats(tmp_path: Path, task: str, row: dict[str, Any] | None):
+def test_submission_files(tmp_path: Path, task: str, row: dict[str, Any] | None):
     rows = questions(1, id="0", answers=["cat"] * 10, answer_type="other")
-    benchmark = find_benchmark(task)
-    examples = read_examples(benchmark, write(tmp_path, task, rows))
-    done = evaluate(fake({"0": "cat"})[1], benchmark, examples, resamples=2)
-    assert server_rows(done) == (None if row is None else [row])
+    evaluated = find_task(task)
+    examples = read_examples(evaluated, write(tmp_path, task, rows))
+    done = evaluate(fake({"0": "cat"})[1], evaluated, examples, resamples=2)
+    path = write_submission(done, tmp_path)
+    assert (path and json.loads(path.read_text())) == (None if row is None else [row])
 
 
-def test_decoding_is_the_benchmarks_or_as_asked(tmp_path: Path):
+def test_decoding_is_the_tasks_or_as_asked(tmp_path: Path):
     rows = [{"id": i, "image": "a.png", "captions": ["a en"]} for i in range(2)]
-    benchmark = find_benchmark("cococap")
-    examples = read_examples(benchmark, write(tmp_path, "cococap", rows))
+    evaluated = find_task("cococap")
+    examples = read_examples(evaluated, write(tmp_path, "cococap", rows))
     model, pipeline = fake({"en": "a cat"})
-    evaluate(pipeline, benchmark, examples, resamples=2)
-    evaluate(pipeline, benchmark, examples, resamples=2, beams=1, max_new_tokens=7, batch_size=3)
+    evaluate(pipeline, evaluated, examples, resamples=2)
+    evaluate(
+        pipeline, evaluated, examples, resamples=2, num_beams=1, max_new_tokens=7, batch_size=3
+    )
     assert model.options == [
-        {"beams": 2, "max_new_tokens": 32, "batch_size": 8},
+        {"num_beams": 2, "max_new_tokens": 32, "batch_size": 8},
         {"max_new_tokens": 7, "batch_size": 3},
     ]
-    short = read_examples(benchmark, tmp_path, limit=1, prompt="describe en")
+    short = read_examples(evaluated, tmp_path, limit=1, prompt="describe en")
     assert [example.prompt for example in short] == ["describe en"]
 
 
 def test_boxes(tmp_path: Path):
     objects = [{"label": "cat", "box": [0, 0, 20, 20]}, {"label": "cat", "box": [20, 0, 40, 20]}]
     rows = [{"id": 1, "image": "a.png", "labels": "cat", "objects": objects}]
-    benchmark = find_benchmark("detection")
-    examples = read_examples(benchmark, write(tmp_path, "detection", rows))
-    done = evaluate(fake({})[1], benchmark, examples, out=tmp_path / "out", resamples=2)
-    assert done.figures["AP"].value == pytest.approx(51 / 101)
-    assert done.figures["recall@50"].value == 0.5
-    again = evaluate(fake({})[1], benchmark, examples, out=tmp_path / "out", resamples=2)
-    assert again.figures == done.figures  # from the file alone
+    evaluated = find_task("detection")
+    examples = read_examples(evaluated, write(tmp_path, "detection", rows))
+    done = evaluate(fake({})[1], evaluated, examples, out=tmp_path / "out", resamples=2)
+    assert done.scores["AP"].value == pytest.approx(51 / 101)
+    assert done.scores["recall@50"].value == 0.5
+    again = evaluate(fake({})[1], evaluated, examples, out=tmp_path / "out", resamples=2)
+    assert again.scores == done.scores  # from the file alone
     assert write_report(done, tmp_path).read_text().count("<figcaption>right") == 2
-    with pytest.raises(DatasetError, match="the labels do not fit: The list of labels is empty"):
-        read_examples(benchmark, write(tmp_path, "detection", [rows[0] | {"labels": []}]))
+    with pytest.raises(DatasetError, match="labels is empty"):
+        read_examples(evaluated, write(tmp_path, "detection", [rows[0] | {"labels": []}]))
     wrong = rows[0] | {"objects": [{"label": "cat"}]}
-    with pytest.raises(DatasetError, match="lacks its label or its box"):
-        read_examples(benchmark, write(tmp_path, "detection", [wrong]))
+    with pytest.raises(DatasetError, match="has no label or no box"):
+        read_examples(evaluated, write(tmp_path, "detection", [wrong]))
 
 
 class Codec:
@@ -302,9 +232,9 @@ def test_masks(tmp_path: Path):
         {"id": i, "image": "a.png", "expression": f"thing {i}", "mask": "left.png"}
         for i in range(3)
     ]
-    benchmark = find_benchmark("refcoco")
-    assert benchmark.answer is Answer.MASK
-    examples = read_examples(benchmark, write(tmp_path, "refcoco", rows))
+    evaluated = find_task("refcoco_seg")
+    assert evaluated.output == "mask"
+    examples = read_examples(evaluated, write(tmp_path, "refcoco_seg", rows))
     assert isinstance(examples[0].reference, ObjectMask)
     codes = "".join(f"<seg{i:03d}>" for i in range(16))
     answers = {
@@ -313,9 +243,9 @@ def test_masks(tmp_path: Path):
         "2": f"<loc0000><loc0000><loc1023><loc0512>{codes} thing",
     }
     codec = cast(MaskCodec, Codec())
-    done = evaluate(fake(answers, codec)[1], benchmark, examples, resamples=2)
-    assert done.figures["invalid"].value == pytest.approx(1 / 3)
+    done = evaluate(fake(answers, codec)[1], evaluated, examples, resamples=2)
+    assert done.scores["invalid"].value == pytest.approx(1 / 3)
     assert done.main.value == pytest.approx(100 * (1 + 0 + 0.5) / 3)
     assert "<figcaption>found" in write_report(done, tmp_path, codec=codec).read_text()
     with pytest.raises(CheckpointError, match="no mask codec"):
-        evaluate(fake(answers)[1], benchmark, examples)
+        evaluate(fake(answers)[1], evaluated, examples)

@@ -9,19 +9,22 @@ import numpy as np
 import pytest
 
 from paligemma_jax.errors import DatasetError
-from paligemma_jax.evaluation.detection_metrics import (
+from paligemma_jax.evaluation.metrics import (
+    AllPointPrecision,
     BoxDetection,
     FoundBoxes,
+    MaskPairs,
     ObjectMask,
     ReferringSegmentation,
     TrueBoxes,
+    bootstrap,
     box_detection,
+    paired_overlaps,
     referring_segmentation,
 )
-from paligemma_jax.evaluation.metric import bootstrap
 
 LABELS = ["a", "b", "c", "d"]
-FIGURES = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()
+SCORES = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()
 
 
 def rectangle(x1: int, y1: int, x2: int, y2: int) -> ObjectMask:
@@ -53,11 +56,11 @@ def test_wrong_masks():
             [other, numbers, good, twisted, good.mask], [good, good, empty, good, good]
         )
     for said in (
-        "0: the masks are of 3 x 3 and 10 x 20 pixels",
-        "1: the mask of the prediction is float64[10, 20], not bool[H, W]",
+        "0: expected masks of one size, got (3, 3) and (10, 20)",
+        "1: expected the mask of the prediction to be bool[H, W], got float64[10, 20]",
         "2: the mask of the reference is empty",
-        "3: the box of the prediction, (2, 0, 0, 2), is not x1 <= x2, y1 <= y2",
-        "4: the prediction is of type ndarray, not ObjectMask",
+        "3: expected x1 <= x2, y1 <= y2 of the prediction, got (2, 0, 0, 2)",
+        "4: expected the prediction to be an ObjectMask, got ndarray",
     ):
         assert said in str(e.value)
 
@@ -123,7 +126,7 @@ def test_average_precision_is_that_of_pycocotools(scenes):
         evaluation.accumulate()
         evaluation.summarize()
     result = box_detection(*scenes)
-    for name, value in zip(FIGURES, evaluation.stats, strict=True):
+    for name, value in zip(SCORES, evaluation.stats, strict=True):
         assert result[name] == pytest.approx(value, abs=1e-12), name
 
 
@@ -138,7 +141,7 @@ def test_average_precision_is_that_of_faster_coco_eval(scenes):
         evaluation.accumulate()
         evaluation.summarize()
     result = box_detection(*scenes)
-    for name, value in zip(FIGURES, evaluation.stats, strict=False):
+    for name, value in zip(SCORES, evaluation.stats, strict=False):
         assert result[name] == pytest.approx(value, abs=1e-12), name
 
 
@@ -186,7 +189,7 @@ def test_all_boxes_together_at_half():
     metric.add(2, FoundBoxes([], [], []), TrueBoxes([], []))
     result = metric.result()
     assert (result["precision@50"], result["recall@50"], result["f1@50"]) == (0.5, 0.5, 0.5)
-    assert metric.scores == {1: 0.5, 2: 1.0}
+    assert metric.example_scores == {1: 0.5, 2: 1.0}
 
 
 def test_without_scores_the_order_of_boxes_ranks_them():
@@ -202,16 +205,76 @@ def test_without_scores_the_order_of_boxes_ranks_them():
 def test_wrong_boxes():
     good, truth = FoundBoxes([BOX], ["a"], [1.0]), TrueBoxes([BOX], ["a"])
     cases = [
-        (FoundBoxes([BOX], ["a", "b"], [1.0]), truth, "there are 2 labels, not 1"),
-        (FoundBoxes([BOX], ["a"], [1.0, 2.0]), truth, "2 scores, not one for each of 1 boxes"),
+        (FoundBoxes([BOX], ["a", "b"], [1.0]), truth, "expected 1 labels, got 2"),
+        (FoundBoxes([BOX], ["a"], [1.0, 2.0]), truth, "expected 1 scores, one a box, got 2"),
         (FoundBoxes([BOX], ["a"], [float("nan")]), truth, "the scores are not all finite"),
-        (FoundBoxes([(9, 0, 1, 1)], ["a"], [1.0]), truth, "is not x1 <= x2, y1 <= y2"),
-        (FoundBoxes([BOX[:3]], ["a"], [1.0]), truth, "of shape [1, 3], not [n, 4]"),
-        (FoundBoxes("boxes", ["a"], [1.0]), truth, "are no numbers"),
-        (good, [BOX], "are FoundBoxes and list, not FoundBoxes and TrueBoxes"),
-        (good, TrueBoxes([BOX], [1]), "1 of the labels are no strings but int"),  # type: ignore[list-item]
+        (FoundBoxes([(9, 0, 1, 1)], ["a"], [1.0]), truth, "expected x1 <= x2, y1 <= y2"),
+        (
+            FoundBoxes([BOX[:3]], ["a"], [1.0]),
+            truth,
+            "[n, 4] of the prediction, got [1, 3]",
+        ),
+        (FoundBoxes("boxes", ["a"], [1.0]), truth, "are not numbers"),
+        (good, [BOX], "expected FoundBoxes and TrueBoxes, got FoundBoxes and list"),
+        (good, TrueBoxes([BOX], [1]), "expected every label to be a string, got 1 (int)"),  # type: ignore[list-item]
     ]
     with pytest.raises(DatasetError) as e:
         BoxDetection().add_all([c[0] for c in cases], [c[1] for c in cases])
     for _, _, said in cases:
         assert said in str(e.value)
+
+
+LEFT, RIGHT, NOTHING = [0, 0, 5, 10], [5, 0, 10, 10], TrueBoxes([], [])
+
+
+def found(*scored: tuple[list[int], float], label: str = "a") -> FoundBoxes:
+    return FoundBoxes([b for b, _ in scored], [label] * len(scored), [s for _, s in scored])
+
+
+@pytest.mark.parametrize(
+    ("pictures", "ap"),
+    [
+        ([(found((LEFT, 0.9), (RIGHT, 0.8)), TrueBoxes([LEFT, RIGHT], ["a", "a"]))], 1.0),
+        # A false alarm costs nothing with a low score, and half with a high one.
+        ([(found((LEFT, 0.9)), TrueBoxes([LEFT], ["a"])), (found((LEFT, 0.1)), NOTHING)], 1.0),
+        ([(found((LEFT, 0.1)), TrueBoxes([LEFT], ["a"])), (found((LEFT, 0.9)), NOTHING)], 0.5),
+        # A box counts once.
+        ([(found((LEFT, 0.9), (LEFT, 0.8)), TrueBoxes([LEFT, RIGHT], ["a", "a"]))], 0.5),
+        # Nothing found; classes without objects are left out.
+        ([(found(), TrueBoxes([LEFT], ["a"]))], 0.0),
+        ([(found((LEFT, 1)), TrueBoxes([LEFT], ["a"])), (found((LEFT, 1), label="b"), NOTHING)], 1),
+        # Of one class, and yet not each other's: "red a" finds no "blue a".
+        ([(found((LEFT, 0.9), label="red a"), TrueBoxes([LEFT], ["blue a"]))], 0.0),
+    ],
+)  # fmt: skip
+def test_all_point_precision(pictures: list[tuple[FoundBoxes, TrueBoxes]], ap: float):
+    metric = AllPointPrecision(last_word=True)
+    for id, (prediction, reference) in enumerate(pictures):
+        metric.add(id, prediction, reference)
+    assert metric.result()["ap"] == pytest.approx(ap)
+
+
+def test_boxes_that_do_not_fit():
+    for prediction in (FoundBoxes([LEFT], ["a"]), FoundBoxes([LEFT], [], [0.5]), "a"):
+        with pytest.raises(DatasetError):
+            AllPointPrecision().add(0, prediction, NOTHING)
+
+
+def mask(*columns: int) -> np.ndarray:
+    picture = np.zeros((2, 8), bool)
+    picture[:, list(columns)] = True
+    return picture
+
+
+def test_masks_are_paired_best_first_and_rest_counts_nothing():
+    right = np.stack([mask(0, 1), mask(4, 5)])
+    assert paired_overlaps(right[::-1], right) == [1.0, 1.0]
+    found = np.stack([mask(0), mask(0, 1)])  # the second is the better partner of the first
+    assert paired_overlaps(found, right) == [1.0, 0.0]
+    assert paired_overlaps(np.zeros((0, 2, 8), bool), right) == [0.0, 0.0]
+    assert sorted(paired_overlaps(np.concatenate([right, right[:1]]), right)) == [0.0, 1.0, 1.0]
+    metric = MaskPairs().add_all([right, found[:1]], [right, right[:1]])
+    assert metric.result()["miou"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert metric.example_scores == {0: 1.0, 1: 0.5}
+    with pytest.raises(DatasetError, match="of one height and width"):
+        metric.add(2, right, right[:, :1])

@@ -7,13 +7,17 @@ import string
 
 import pytest
 
-from paligemma_jax.evaluation.answer_metrics import (
+from paligemma_jax.evaluation.caption_metrics import stem
+from paligemma_jax.evaluation.metrics import (
+    BLEU,
+    CIDEr,
+    RougeL,
     anls_score,
     indel_similarity,
     levenshtein,
-    reading,
+    text_recognition,
+    tokenize,
 )
-from paligemma_jax.evaluation.caption_metrics import BLEU, CIDEr, RougeL, stem, tokenize
 
 pytestmark = pytest.mark.parity
 WORDS = (
@@ -37,12 +41,12 @@ def test_captions_beside_pycocoevalcap():
     value, each = cider.Cider().compute_score(truth, theirs)
     metric = CIDEr(tokenizer=str.split).add_all(captions, references)
     assert metric.result()["cider"] == pytest.approx(value)
-    assert list(metric.scores.values()) == pytest.approx(list(each))
+    assert list(metric.example_scores.values()) == pytest.approx(list(each))
     values, _ = bleu.Bleu(4).compute_score(truth, theirs, verbose=0)
-    result = BLEU(str.split).add_all(captions, references).result()
+    result = BLEU(tokenizer=str.split).add_all(captions, references).result()
     assert [result[f"bleu-{n}"] for n in range(1, 5)] == pytest.approx(values)
     value, _ = rouge.Rouge().compute_score(truth, theirs)
-    result = RougeL(str.split).add_all(captions, references).result()
+    result = RougeL(tokenizer=str.split).add_all(captions, references).result()
     assert result["rouge-l"] == pytest.approx(value)
 
 
@@ -75,7 +79,7 @@ def test_edits_beside_rapidfuzz():
 def test_error_rates_beside_jiwer():
     jiwer = pytest.importorskip("jiwer", reason="jiwer is not here")
     right, read = sentences(50, 3), sentences(50, 4)
-    result = reading(read, right)
+    result = text_recognition(read, right)
     assert result["wer"] == pytest.approx(jiwer.wer(right, read))
     assert result["cer"] == pytest.approx(jiwer.cer(right, read))
 

@@ -10,17 +10,16 @@ import pytest
 
 from paligemma_jax.evaluation.demo import (
     DEMO,
-    GOALS,
     MASKS,
     ONE_LABEL,
+    TARGETS,
     TWO_LABELS,
     demo_examples,
-    table_of,
+    demo_table,
+    evaluate_demo,
 )
-from paligemma_jax.evaluation.demo import evaluate as card_figures
-from paligemma_jax.evaluation.evaluate import Evaluation, evaluate
+from paligemma_jax.evaluation.evaluate import EvaluationResult, evaluate
 from paligemma_jax.evaluation.report import write_report
-from paligemma_jax.evaluation.tasks import Answer
 from paligemma_jax.generation.results import Generation
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.detections import Detections
@@ -48,7 +47,7 @@ class Knowing:
         self.mask_codec = cast(MaskCodec, Codec())
         self.right = {}
         for one in demo_examples(scenes):
-            self.right.setdefault(one.prompt, []).append(one.reference.reference)
+            self.right.setdefault(one.prompt, []).append(one.reference)
 
     def generate(self, images: Any, prompts: Sequence[str], **options: Any) -> list[Generation]:
         texts = [self.right[prompt].pop(0) for prompt in prompts]
@@ -76,7 +75,7 @@ def knowing(scenes: int) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+def done(tmp_path_factory: pytest.TempPathFactory) -> EvaluationResult:
     out = tmp_path_factory.mktemp("out")
     return evaluate(knowing(4), DEMO, demo_examples(4), out=out, batch_size=64, resamples=20)
 
@@ -85,38 +84,38 @@ def test_fewer_scenes_are_the_first_ones():
     few, more = demo_examples(2), demo_examples(3)
     assert [e.id for e in few] == [e.id for e in more if int(str(e.id)[:4]) < 2]
     assert len({e.id for e in more}) == len(more)
-    assert {e.answer for e in few} == {Answer.TEXT, Answer.BOXES, Answer.MASKS}
+    assert {e.output for e in few} == {None, "boxes", "masks"}
 
 
-def test_every_figure_counts_its_own_questions(done: Evaluation):
-    values = {name: figure.value for name, figure in done.figures.items()}
+def test_every_score_counts_its_own_questions(done: EvaluationResult):
+    values = {name: figure.value for name, figure in done.scores.items()}
     assert values.pop("caption de") == 0
     masks = values.pop(MASKS)
-    right = [e.reference.reference for e in done.examples if e.reference.group == MASKS]
+    right = [e.reference for e in done.examples if MASKS in e.groups]
     overlaps = [[row[0].mean(), *[0.0] * (len(row) - 1)] for row in right if len(row) == 1]
     assert len(overlaps) == len(right) and masks == pytest.approx(np.mean(overlaps))
     assert values == dict.fromkeys(values, 1.0)
     assert done.counts[f"num/{ONE_LABEL}"] == 20 and done.counts["num/caption en"] == 4
-    assert values.keys() >= {*GOALS, TWO_LABELS} - {"caption de", MASKS, "ocr exact"}
-    low_to_high = done.figures[MASKS]
+    assert values.keys() >= {*TARGETS, TWO_LABELS} - {"caption de", MASKS, "ocr exact"}
+    low_to_high = done.scores[MASKS]
     assert low_to_high.low < low_to_high.value < low_to_high.high
 
 
-def test_the_table_is_that_of_the_card(done: Evaluation):
-    table = table_of(done)
+def test_the_table_is_that_of_the_card(done: EvaluationResult):
+    table = demo_table(done)
     assert "| caption en | 100.0 % | 90 % | 4 |\n" in table
     assert "\n|   two labels in a prompt | 100.0 % |  |" in table
-    figures = card_figures(knowing(4), 2026, 4)
-    assert {name: f.value for name, f in figures.items()} == {
-        name: f.value for name, f in done.figures.items()
+    scores = evaluate_demo(knowing(4), 4).scores
+    assert {name: f.value for name, f in scores.items()} == {
+        name: f.value for name, f in done.scores.items()
     }
 
 
-def test_report_draws_boxes_and_masks(done: Evaluation, tmp_path: Path):
+def test_report_draws_boxes_and_masks(done: EvaluationResult, tmp_path: Path):
     page = write_report(
         done, tmp_path, model="demo", codec=cast(MaskCodec, Codec()), examples=30
     ).read_text()
-    assert "the model&#x27;s card" in page and "0.996" in page
+    assert "model card" in page and "0.996" in page
     # Two of each figure: boxes of one name and of two, and masks; worst and best.
     assert page.count("<figcaption>right") == 2 * 2 * 3
-    assert "The demo model&#x27;s card: every figure in 0..1" in page
+    assert "The demo model&#x27;s card: every score in 0..1" in page
