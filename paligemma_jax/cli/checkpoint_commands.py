@@ -169,7 +169,7 @@ model is in memory for that, and up to 4 GB beside it.
 
 For --report the model answers prompts about drawn scenes; then it and the rounded model read those
 answers. "KL" is how far the distribution of the next token moves (Kullback-Leibler divergence, nats
-a token), "same token" how often the likeliest one stays. "calibr." is calibrated on other scenes.
+a token), "top-1 agreement" how often the most likely token stays. "calibr." is calibrated on other scenes.
 Scores are those of the demo benchmark: python -m paligemma_jax.evaluation.demo. Tokens a second are
 those of one answer, while this ran.
 """
