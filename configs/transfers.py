@@ -177,7 +177,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if task.name == "widgetcap":
         reader = Outlined(reader, size=args.resolution)
     if task.name == "refcoco_seg":
-        reader = Referring() if masks else Fields("image", "prefix", "suffix")
+        reader = Referring() if masks else Fields()
     paths = (
         [args.data] if args.data else [f"{args.root}/{name}" for name in task.directories.split()]
     )

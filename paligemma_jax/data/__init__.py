@@ -14,10 +14,7 @@ from paligemma_jax.data.object_readers import Detect as Detect
 from paligemma_jax.data.object_readers import Outlined as Outlined
 from paligemma_jax.data.object_readers import Referring as Referring
 from paligemma_jax.data.object_readers import Segment as Segment
-from paligemma_jax.data.readers import Caption as Caption
 from paligemma_jax.data.readers import Fields as Fields
-from paligemma_jax.data.readers import Ocr as Ocr
-from paligemma_jax.data.readers import QuestionAnswer as QuestionAnswer
 from paligemma_jax.data.readers import ShuffleOptions as ShuffleOptions
 from paligemma_jax.data.record import ImageFolder as ImageFolder
 from paligemma_jax.data.record import Problem as Problem
@@ -28,6 +25,7 @@ from paligemma_jax.data.sources import SequenceSource as SequenceSource
 from paligemma_jax.data.sources import TfdsSource as TfdsSource
 from paligemma_jax.data.sources import find_splits as find_splits
 from paligemma_jax.data.sources import open_source as open_source
+from paligemma_jax.data.tasks import PromptReader as PromptReader
 from paligemma_jax.data.tasks import TaskReader as TaskReader
 from paligemma_jax.data.transforms import CycleAnswers as CycleAnswers
 from paligemma_jax.data.transforms import InceptionCrop as InceptionCrop
@@ -35,6 +33,5 @@ from paligemma_jax.data.transforms import LowerCase as LowerCase
 from paligemma_jax.data.transforms import MostFrequentAnswer as MostFrequentAnswer
 from paligemma_jax.data.transforms import RandomAnswer as RandomAnswer
 from paligemma_jax.data.transforms import RandomCrop as RandomCrop
-from paligemma_jax.data.transforms import RandomJpeg as RandomJpeg
 from paligemma_jax.data.transforms import SampleClasses as SampleClasses
 from paligemma_jax.data.transforms import ShuffleBoxes as ShuffleBoxes

@@ -16,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from paligemma_jax.data.mixture import Mixture, Sample, Sampler, component_transforms
-from paligemma_jax.data.record import Record, RecordSource, Transform, fingerprint
+from paligemma_jax.data.record import RecordSource, Transform, fingerprint
 from paligemma_jax.errors import ConfigError, DatasetError, MissingExtraError, PaliGemmaError
-from paligemma_jax.processing.image import load_image
+from paligemma_jax.processing.image import ImageSource, load_image
 from paligemma_jax.processing.processor import Arrays, Batch, Overflow, Processor
 from paligemma_jax.processing.tokenizer import Tokenizer
 
@@ -68,7 +69,7 @@ def make_batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    on_overflow: Overflow | None = None,
+    on_overflow: Overflow = "error",
     max_bad_records: float = 0.0,
 ) -> "Batches":
     """An iterator of `TrainBatch`.
@@ -90,7 +91,7 @@ def make_batches(
       workers: processes that read ahead; with 0, threads of this one do. A script that asks for any
         must keep its own work under `if __name__ == "__main__":`.
       process_index, process_count: which shard of each batch this process reads.
-      on_overflow: `"error"`, the default, makes a text that is too long a bad record.
+      on_overflow: "error" makes a text that is too long a bad record, "truncate" cuts it.
       max_bad_records: fraction of the records that may be unusable; such are skipped and logged,
         and one may always be. 0.0: the first one is an error.
 
@@ -126,18 +127,10 @@ def make_batches(
             f"batch_size={max(1, len(source) // 2)}"
         )
     reader = BatchReader(
-        source=source,
-        processor=processor,
-        sampler=Sampler.of(source, seed, shuffle),
-        transforms=component_transforms(source, transforms),
-        batch_size=batch_size,
-        length=length,
-        on_overflow=on_overflow or "error",
-        max_bad_records=max_bad_records,
-        process_index=process_index,
-        process_count=process_count,
-        batches=batches,
-    )
+        source, processor, Sampler.of(source, seed, shuffle),
+        component_transforms(source, transforms), batch_size, length, on_overflow,
+        max_bad_records, process_index, process_count, batches,
+    )  # fmt: skip
     return Batches(reader, workers)
 
 
@@ -221,39 +214,37 @@ class BatchReader:
     def _encode(self, sample: Sample, position: int) -> Example:
         record = dataclasses.replace(self.source[sample.number], epoch=sample.epoch)
         rng = np.random.default_rng([self.sampler.seed, position])
-        if record.size is not None:
-            record = check_size(record)
-        for transform in self.transforms[sample.component]:
-            record = transform(record, rng)
-        if len(record.answers) > 1:
-            raise DatasetError(
-                f"{record.id}: expected one answer after the transforms, got "
-                f"{len(record.answers)}. Choose one with transforms=(RandomAnswer(),)"
-            )
         try:
+            if record.size is not None:
+                record = dataclasses.replace(record, images=_load(record.images, record.size))
+            for transform in self.transforms[sample.component]:
+                record = transform(record, rng)
+            if len(record.answers) > 1:
+                raise DatasetError(
+                    f"expected one answer after the transforms, got {len(record.answers)}. Choose "
+                    "one with transforms=(RandomAnswer(),)"
+                )
             texts = self.processor.encode_train(
                 record.prefix, record.suffix, self.length, self.on_overflow
             )
             images = [self.processor.image(image) for image in record.images]
         except PaliGemmaError as e:
-            raise DatasetError(f"{record.id}: {e}") from e
+            told = str(e).removeprefix(f"{record.id}: ")
+            raise DatasetError(f"{record.id}: {told}") from e
         return (np.stack(images) if images else None), texts, record.id
 
 
-def check_size(record: Record) -> Record:
-    """The record with its images loaded; DatasetError if one is not of `record.size`."""
-    try:
-        images = tuple(load_image(image) for image in record.images)
-    except PaliGemmaError as e:
-        raise DatasetError(f"{record.id}: {e}") from e
+def _load(sources: Sequence[ImageSource], size: tuple[int, int]) -> tuple[Image.Image, ...]:
+    """The images; DatasetError if one is of another size."""
+    images = tuple(load_image(image) for image in sources)
     for image in images:
-        if record.size is not None and image.size != record.size:
+        if image.size != size:
             raise DatasetError(
-                f"{record.id}: expected an image of {record.size[0]} x {record.size[1]} pixels, as "
-                f"its boxes do, got {image.width} x {image.height}. Correct the data, or save the "
-                "image upright, without EXIF orientation."
+                f"expected an image of {size[0]} x {size[1]} pixels, as its boxes are, got "
+                f"{image.width} x {image.height}. Correct the data, or save the image upright, "
+                "without EXIF orientation."
             )
-    return dataclasses.replace(record, images=images)
+    return images
 
 
 def _stack(images: Sequence[np.ndarray | None], ids: Sequence[str]) -> np.ndarray | None:

@@ -14,10 +14,12 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from paligemma_jax.data.contact_sheet import Panel, contact_sheet
 from paligemma_jax.data.mixture import Mixture, component_transforms
 from paligemma_jax.data.readers import Reader
 from paligemma_jax.data.record import (
@@ -30,9 +32,8 @@ from paligemma_jax.data.record import (
 )
 from paligemma_jax.data.sources import find_splits, open_source
 from paligemma_jax.data.transforms import OBJECT_PROMPT
-from paligemma_jax.drawing import draw, drawable, load_font
+from paligemma_jax.drawing import INK
 from paligemma_jax.errors import PaliGemmaError
-from paligemma_jax.processing.detections import Detections, Segmentations
 from paligemma_jax.processing.image import ImageSource, load_image
 from paligemma_jax.processing.location_tokens import parse_answer
 from paligemma_jax.processing.masks import MaskCodec
@@ -169,7 +170,13 @@ def check_data(
         )
         samples += inspector.samples(found, -(-_SAMPLES // len(sources)))
     path = None if sheet is None else Path(sheet)
-    report = DatasetReport(tuple(reports), contact_sheet(samples, codec) if samples else None, path)
+    panels = [
+        Panel(
+            one.images, one.suffix, ((one.prefix, INK), (f"-> {one.suffix}", INK), (one.id, "gray"))
+        )
+        for one in samples
+    ]
+    report = DatasetReport(tuple(reports), contact_sheet(panels, codec) if panels else None, path)
     if path is not None and report.sheet is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
@@ -191,8 +198,7 @@ class _Inspected:
     tokens: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _OpenedImage:
+class _OpenedImage(NamedTuple):
     checksum: str
     size: tuple[int, int]
     error: str = ""
@@ -245,7 +251,8 @@ class _Inspector:
                 if image.error:
                     problems.append(Problem(ProblemKind.IMAGE, place, image.error))
                 elif record.size is not None and image.size != record.size:
-                    text = f"it is {_by(image.size)}, and the data says {_by(record.size)}"
+                    found, expected = ("{} x {}".format(*s) for s in (image.size, record.size))
+                    text = f"it is {found}, and the data says {expected}"
                     problems.append(Problem(ProblemKind.SIZE, place, text))
             if any(image.error for image in opened):
                 return _Inspected(index, place, tuple(problems))
@@ -370,10 +377,6 @@ def _shared(
     return problems
 
 
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
-
-
 def _split_lines(split: SplitReport) -> Iterator[str]:
     yield f"{split.name + ': ' if split.name else ''}{split.source}"
     yield f"  {split.records:,} records, {split.images:,} different images opened"
@@ -418,59 +421,3 @@ def _token_lines(tokens: np.ndarray, length: int | None) -> Iterator[str]:
         )
     else:
         yield f"    None is longer than length={longest - 1 if length is None else length}."
-
-
-_SIDE, _GAP, _FONT, _LINE, _LINES = 320, 8, 13, 16, 6  # pixels, and lines of text
-_COLUMNS = 4
-_BOX = re.compile(r"(<loc\d{4}>){4}")
-_MASK = re.compile(r"(<seg\d{3}>){16}")
-
-
-def contact_sheet(records: Sequence[Record], codec: MaskCodec | None = None) -> Image.Image:
-    """Images with boxes, and with masks if there is a codec, over prompt, answer and name."""
-    columns = max(1, min(_COLUMNS, len(records)))
-    width, height = _SIDE + _GAP, _SIDE + _LINES * _LINE + 2 * _GAP
-    rows = -(-len(records) // columns)
-    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
-    for number, record in enumerate(records):
-        row, column = divmod(number, columns)
-        sheet.paste(_cell(record, codec), (_GAP + column * width, _GAP + row * height))
-    return sheet
-
-
-def _cell(record: Record, codec: MaskCodec | None) -> Image.Image:
-    cell = Image.new("RGB", (_SIDE, _SIDE + _LINES * _LINE + _GAP), "white")
-    # Several images of one prompt share the width.
-    width = _SIDE // max(1, len(record.images))
-    for number, image in enumerate(map(load_image, record.images)):
-        scale = min(width / image.width, _SIDE / image.height)
-        size = max(1, round(scale * image.width)), max(1, round(scale * image.height))
-        small = image.resize(size)
-        target = small if number else _draw_target(small, record.suffix, codec)
-        cell.paste(target, (number * width, 0))
-    pen, font = ImageDraw.Draw(cell), load_font(_FONT)
-    answer = _MASK.sub("[mask] ", _BOX.sub("[box] ", record.suffix)).replace("  ", " ").strip()
-    lines = [
-        *textwrap.wrap(record.prefix, 46)[:2],
-        *textwrap.wrap(f"-> {answer or '(nothing)'}", 46)[: _LINES - 3],
-        record.id[-46:],
-    ]
-    for number, line in enumerate(lines):
-        color = "gray" if number == len(lines) - 1 else "black"
-        position = (0, _SIDE + 4 + number * _LINE)
-        pen.text(position, drawable(font, line), fill=color, font=font)
-    return cell
-
-
-def _draw_target(image: Image.Image, suffix: str, codec: MaskCodec | None) -> Image.Image:
-    answer = parse_answer(suffix)
-    if not answer.objects:
-        return image
-    try:
-        if codec is not None and any(thing.codes for thing in answer.objects):
-            found = Segmentations.decoded(answer, *image.size, codec.decode)
-        else:
-            found = Detections.from_answer(answer, *image.size)
-        return draw(image, found)
-    except PaliGemmaError:  # an answer that is wrong is in the report; the image shows the rest
-        return image

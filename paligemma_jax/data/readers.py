@@ -1,4 +1,4 @@
-"""Readers: an example of any data set -> a record; which columns hold what, and the task's prompt.
+"""Readers: an example of any data set -> a record; which columns hold what.
 
 An example is a mapping, such as a row of a table. A column inside another is named with a dot:
 "objects.bbox". Text may be bytes in UTF-8.
@@ -12,8 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from paligemma_jax.data.record import Record, shown
-from paligemma_jax.errors import DatasetError, PaliGemmaError
-from paligemma_jax.processing import prompts
+from paligemma_jax.errors import DatasetError
 from paligemma_jax.processing.image import ImageSource
 
 Example = Mapping[str, Any]
@@ -35,7 +34,7 @@ class Reader(Protocol):
 class ImageColumns:
     """Base of readers of examples with images; `image` is their column, or a tuple of several."""
 
-    image: str | tuple[str, ...] = "image"
+    image: str | tuple[str, ...] = dataclasses.field(default="image", kw_only=True)
 
     @property
     def image_fields(self) -> tuple[str, ...]:
@@ -68,52 +67,6 @@ class Fields(ImageColumns):
         known = is_whole(given) or (isinstance(given, str) and given)
         prefix, answers = text_in(example, self.prefix), texts_in(example, self.suffix)
         return record_of(images_in(example, name), prefix, answers, str(given) if known else place)
-
-
-@dataclasses.dataclass(frozen=True)
-class Caption(ImageColumns):
-    """`caption en`; `text` is a column with one caption or several."""
-
-    text: str = "caption"
-    language: str = "en"
-
-    def __call__(self, example: Example, place: str) -> Record:
-        prefix = prompts.caption(self.language)
-        return record_of(
-            images_in(example, self.image), prefix, texts_in(example, self.text), place
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class QuestionAnswer(ImageColumns):
-    """`answer en ...`; `answers` is a column with one answer or several, or with a number."""
-
-    question: str = "question"
-    answers: str = "answer"
-    language: str = "en"
-
-    def __call__(self, example: Example, place: str) -> Record:
-        question = text_in(example, self.question)
-        try:
-            prompt = prompts.answer(question, self.language)
-        except PaliGemmaError as e:
-            raise DatasetError(f"{self.question}: {e}") from e
-        # With the spaces at the question's ends, as the published models were trained.
-        prefix = prompt.removesuffix(question.strip()) + question
-        number = column(example, self.answers)
-        answers = (str(number),) if is_whole(number) else texts_in(example, self.answers)
-        return record_of(images_in(example, self.image), prefix, answers, place)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ocr(ImageColumns):
-    """`ocr`; `text` is a column with the text in the image."""
-
-    text: str = "text"
-
-    def __call__(self, example: Example, place: str) -> Record:
-        answers = texts_in(example, self.text)
-        return record_of(images_in(example, self.image), prompts.ocr(), answers, place)
 
 
 _OPTIONS = re.compile(r"Options: (\(A\) .*)\nAnswer:", re.DOTALL)

@@ -11,9 +11,15 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from paligemma_jax.data.readers import Example, column, images_in, record_of, texts_of
+from paligemma_jax.data.readers import (
+    Example,
+    ImageColumns,
+    column,
+    images_in,
+    is_whole,
+    record_of,
+    texts_of,
+)
 from paligemma_jax.data.record import Record
 from paligemma_jax.errors import ConfigError, DatasetError, PaliGemmaError
 from paligemma_jax.processing import prompts
@@ -80,7 +86,7 @@ class Task:
         With choices the answer may be a number from 0 up.
         """
         value = column(fields, self.answers)
-        if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        if is_whole(value):
             if "choices" not in self.prompt_fields:
                 return (str(value),)
             choices = texts_of(column(fields, "choices"), "choices")
@@ -147,6 +153,28 @@ def images_of(example: Example) -> tuple[ImageSource, ...]:
     if name is None and "image_left" in example:
         return images_in(example, ("image_left", "image_right"))
     return images_in(example, name or "image")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptReader(ImageColumns):
+    """Examples of any data set, with a prompt of their columns.
+
+        PromptReader("answer en {question}", "answers.text")
+        PromptReader("caption de", "caption", image="photo")
+
+    Attributes:
+      prompt: a template of columns.
+      answers: a column with one answer or several, or with a number.
+      image: the column of images, or a tuple of several.
+    """
+
+    prompt: str = "caption en"
+    answers: str = "caption"
+
+    def __call__(self, example: Example, place: str) -> Record:
+        value = column(example, self.answers)
+        answers = (str(value),) if is_whole(value) else texts_of(value, self.answers)
+        return record_of(images_in(example, self.image), fill(self.prompt, example), answers, place)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Transforms of records: choice of an answer, prompts and boxes, random crops and JPEG.
+"""Transforms of records: choice of an answer, prompts and boxes, random crops.
 
 Crops are those of PaliGemma's published configurations (arXiv 2407.07726, section 3.2.4); the
 boxes of the answer move with them.
@@ -6,7 +6,6 @@ boxes of the answer move with them.
 
 import collections
 import dataclasses
-import io
 import math
 import re
 import zlib
@@ -278,31 +277,3 @@ def _check_fractions(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value <= 1:
             raise ConfigError(f"{name} must be more than 0 and at most 1, got {value}")
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomJpeg:
-    """Saves and loads images as JPEG of random quality, with a probability."""
-
-    probability: float = 0.5
-    quality: tuple[int, int] = (75, 95)  # the least and the most
-
-    def __post_init__(self) -> None:
-        low, high = self.quality
-        if not (0 <= self.probability <= 1 and 1 <= low <= high <= 100):
-            raise ConfigError(
-                "RandomJpeg takes a probability from 0 to 1 and a quality from 1 to 100, got "
-                f"{self.probability} and {self.quality}"
-            )
-
-    def __call__(self, record: Record, rng: np.random.Generator) -> Record:
-        if rng.random() >= self.probability:
-            return record
-        quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
-        images = []
-        for image in record.images:
-            out = io.BytesIO()
-            load_image(image).save(out, "JPEG", quality=quality)
-            with Image.open(out, formats=("JPEG",)) as saved:
-                images.append(saved.convert("RGB"))
-        return dataclasses.replace(record, images=tuple(images))

@@ -44,13 +44,14 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.data.batches import TrainBatch, make_batches
+from paligemma_jax.data.contact_sheet import Panel, contact_sheet
 from paligemma_jax.data.mixture import Mixture
 from paligemma_jax.data.record import Record, RecordSource
-from paligemma_jax.drawing import INK, draw, drawable, load_font
+from paligemma_jax.drawing import INK
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.loading import (
     find_checkpoint,
@@ -63,9 +64,6 @@ from paligemma_jax.models.paligemma import GraphDef, PaliGemma, from_params, spl
 from paligemma_jax.models.quantization import quantize_stacked
 from paligemma_jax.models.sharding import DATA, FSDP, leaf_sharding, make_mesh
 from paligemma_jax.pipeline import Pipeline
-from paligemma_jax.processing.detections import Detections, Segmentations
-from paligemma_jax.processing.image import load_image
-from paligemma_jax.processing.location_tokens import parse_answer
 from paligemma_jax.processing.masks import MaskCodec
 from paligemma_jax.processing.processor import Batch, Processor
 from paligemma_jax.training.checkpoints import Checkpoints, Restored
@@ -527,8 +525,6 @@ class Validation:
         return total / self._rows
 
 
-_PANEL, _MARGIN, _LINE, _LINES, _COLUMNS = 320, 8, 16, 6, 4
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _RIGHT, _WRONG = "#15803d", "#b91c1c"
 
 
@@ -572,63 +568,14 @@ def answer_records(
 
 
 def draw_samples(samples: Sequence[Sample], codec: MaskCodec | None = None) -> Image.Image:
-    """One picture of all: each with the boxes and masks answered, prompt, answer and target."""
-    height = _PANEL + (_LINES + 1) * _LINE
-    columns = min(_COLUMNS, max(1, len(samples)))
-    rows = -(-len(samples) // columns)
-    width = columns * (_PANEL + _MARGIN) + _MARGIN
-    sheet = Image.new("RGB", (width, max(1, rows) * height + _MARGIN), "white")
-    for place, sample in enumerate(samples):
-        x = _MARGIN + place % columns * (_PANEL + _MARGIN)
-        y = _MARGIN + place // columns * height
-        sheet.paste(_panel(sample, codec, height - _MARGIN), (x, y))
-    return sheet
-
-
-def _panel(sample: Sample, codec: MaskCodec | None, height: int) -> Image.Image:
-    panel = Image.new("RGB", (_PANEL, height), "white")
-    if sample.record.images:
-        picture = _shrink(load_image(sample.record.images[0]))
-        found = _objects(sample.answer, picture, codec)
-        picture = draw(picture, found) if found is not None and len(found) else picture
-        panel.paste(picture, ((_PANEL - picture.width) // 2, 0))
-    pen, font = ImageDraw.Draw(panel), load_font(13)
-    y = _PANEL + 2
-    parts = [(sample.record.prefix, INK), (sample.answer, _RIGHT if sample.exact else _WRONG)]
-    if not sample.exact:
-        parts.append((sample.expected[0], _RIGHT))
-    for text, colour in parts:
-        for line in _wrapped(pen, drawable(font, text) or "(nothing)", font)[: _LINES // 2]:
-            pen.text((0, y), line, colour, font=font)
-            y += _LINE
-    return panel
-
-
-def _shrink(picture: Image.Image) -> Image.Image:
-    scale = _PANEL / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.convert("RGB").resize(size)
-
-
-def _objects(
-    answer: str, picture: Image.Image, codec: MaskCodec | None
-) -> Detections | Segmentations | None:
-    parsed = parse_answer(answer)
-    if not parsed.objects:
-        return None
-    if codec is not None and any(box.codes is not None for box in parsed.objects):
-        return Segmentations.decoded(parsed, *picture.size, codec.decode)
-    return Detections.from_answer(parsed, *picture.size)
-
-
-def _wrapped(pen: ImageDraw.ImageDraw, text: str, font: Font) -> list[str]:
-    lines, line = [], ""
-    for character in text.replace("\n", " "):
-        if pen.textlength(line + character, font=font) > _PANEL:
-            lines.append(line)
-            line = ""
-        line += character
-    return [*lines, line]
+    """One image of all: each with the boxes and masks answered, prompt, answer and target."""
+    panels = []
+    for sample in samples:
+        texts = [(sample.record.prefix, INK), (sample.answer, _RIGHT if sample.exact else _WRONG)]
+        if not sample.exact:
+            texts.append((sample.expected[0], _RIGHT))
+        panels.append(Panel(sample.record.images, sample.answer, tuple(texts)))
+    return contact_sheet(panels, codec)
 
 
 CHECKPOINTS = "checkpoints"

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from paligemma_jax.data.object_readers import CycleObjects, Detect, Outlined, Referring, Segment
-from paligemma_jax.data.readers import Caption, Fields, Ocr, QuestionAnswer, Reader, ShuffleOptions
+from paligemma_jax.data.readers import Fields, Reader, ShuffleOptions
 from paligemma_jax.data.record import Record
 from paligemma_jax.data.sources import SequenceSource
-from paligemma_jax.data.tasks import TaskReader
+from paligemma_jax.data.tasks import PromptReader, TaskReader
 from paligemma_jax.errors import ConfigError, DatasetError
 from paligemma_jax.processing.image import load_image
 from paligemma_jax.processing.location_tokens import parse_answer
@@ -23,6 +23,8 @@ EXAMPLE = {
     "hint": "", "left": PIXELS, "right": PIXELS, "bbox": np.array([0.25, 0.0, 1.0, 0.5]),
     "caption": b"ein Hund", "text": "STOP",
 }  # fmt: skip
+VQA = "answer en {question}", "answer"
+OCR = PromptReader("ocr", "text")
 
 
 def read(example: Any, reader: Reader | None = None) -> Record:
@@ -30,13 +32,15 @@ def read(example: Any, reader: Reader | None = None) -> Record:
 
 
 def test_prompts_of_tasks():
-    record = read(EXAMPLE | {"image": {"bytes": b"png", "path": None}}, Caption(language="de"))
+    record = read(
+        EXAMPLE | {"image": {"bytes": b"png", "path": None}}, PromptReader("caption de", "caption")
+    )
     assert (record.prefix, record.suffix, record.images) == ("caption de", "ein Hund", (b"png",))
-    assert read(EXAMPLE, Ocr()).prefix == "ocr"
-    both = read(EXAMPLE, QuestionAnswer(("left", "right")))
+    assert read(EXAMPLE, OCR).prefix == "ocr"
+    both = read(EXAMPLE, PromptReader(*VQA, image=("left", "right")))
     assert (both.prefix, both.suffix) == ("answer en which?", "1") and len(both.images) == 2
     frames = EXAMPLE | {"image": np.zeros((3, 10, 20, 3), np.uint8)}
-    assert len(read(frames, QuestionAnswer()).images) == 3
+    assert len(read(frames, PromptReader(*VQA)).images) == 3
 
 
 class Dataset:
@@ -55,7 +59,7 @@ class Dataset:
 
 
 def test_dataset_of_hugging_face():
-    source = SequenceSource(Dataset(), QuestionAnswer(answers="answers.text"))
+    source = SequenceSource(Dataset(), PromptReader("answer en {question}", "answers.text"))
     assert source[0].prefix == "answer en what is it? " and source[0].answers == ("a", "b")
     with pytest.raises(DatasetError, match="record:1 cannot be read: OSError: image file is trunc"):
         source[1]
@@ -66,11 +70,11 @@ def test_dataset_of_hugging_face():
     [
         (3, Fields(), "record:0: .* got int"),
         ({"image": PIXELS}, Fields(), "record:0: the field 'prefix' is missing, got image"),
-        (EXAMPLE | {"image": []}, Caption(), "got an empty list"),
-        (EXAMPLE | {"caption": b"\xff"}, Caption(), "not UTF-8"),
-        (EXAMPLE | {"question": " "}, QuestionAnswer(), "question: .*' '"),
+        (EXAMPLE | {"image": []}, PromptReader(), "got an empty list"),
+        (EXAMPLE | {"caption": b"\xff"}, PromptReader(), "not UTF-8"),
+        (EXAMPLE | {"question": " "}, PromptReader(*VQA), "'question' is empty"),
         (EXAMPLE | {"answer": 3}, TaskReader("aokvqa_mc"), "0 to 2 with 3 choices, got 3"),
-        (EXAMPLE | {"bbox": [0.5, 0, 0.1, 1]}, Outlined(Ocr(), 9), "record:0: 'bbox': .* y1, x1"),
+        (EXAMPLE | {"bbox": [0.5, 0, 0.1, 1]}, Outlined(OCR, 9), "record:0: 'bbox': .* y1, x1"),
     ],
 )
 def test_examples_that_are_not_records(example: Any, reader: Reader, message: str):
@@ -99,12 +103,12 @@ def test_science_questions_and_their_options_shuffled():
         assert f"({letter}) y" in found.prefix
         prompts.add(found.prefix)
     assert len(prompts) == 6
-    words = read(EXAMPLE, Ocr())
+    words = read(EXAMPLE, OCR)
     assert ShuffleOptions()(words, rng) == words
 
 
 def test_an_outlined_widget():
-    record = read(EXAMPLE, Outlined(Ocr(), size=9))
+    record = read(EXAMPLE, Outlined(OCR, size=9))
     red = (np.asarray(load_image(record.images[0])) == (255, 0, 0)).all(axis=-1)
     expected = np.zeros((9, 9), bool)
     expected[2:9, 0:5] = True

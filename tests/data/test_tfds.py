@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from paligemma_jax.data.object_readers import Detect
-from paligemma_jax.data.readers import Caption, Fields
+from paligemma_jax.data.readers import Fields
 from paligemma_jax.data.sources import TfdsSource, open_source
+from paligemma_jax.data.tasks import PromptReader
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.processing.image import load_image
 
@@ -88,7 +89,10 @@ def test_records(prepared: Path):
 
 
 def test_readers(prepared: Path):
-    assert TfdsSource(prepared, reader=Caption(text="captions"))[0].answers == ("one", "two")
+    assert TfdsSource(prepared, reader=PromptReader("caption en", "captions"))[0].answers == (
+        "one",
+        "two",
+    )
     named = TfdsSource(prepared, reader=Fields(suffix="label"))
     assert {named[i].suffix for i in range(5)} == {"cat", "dog"}
     boxes = TfdsSource(prepared, reader=Detect(classes=("cat", "dog"), box_format="rel_yxyx"))[0]

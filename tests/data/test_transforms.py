@@ -16,7 +16,6 @@ from paligemma_jax.data.transforms import (
     MostFrequentAnswer,
     RandomAnswer,
     RandomCrop,
-    RandomJpeg,
     SampleClasses,
     ShuffleBoxes,
 )
@@ -147,14 +146,6 @@ def test_crops_spare_masks_and_words(rng: np.random.Generator):
     assert cut.suffix == "a cat" and load_image(cut.images[0]).size == (52, 52)
 
 
-def test_jpeg_at_random(rng: np.random.Generator):
-    record = Record((picture(), picture()), "p", "s", "x")
-    saved = RandomJpeg(probability=1.0)(record, rng)
-    difference = np.abs(np.asarray(saved.images[0]).astype(int) - np.asarray(picture()))
-    assert 0 < difference.mean() < 10
-    assert RandomJpeg(probability=0.0)(record, rng) is record
-
-
 def test_settings_that_do_not_fit():
     with pytest.raises(ConfigError, match="scale .* got 0"):
         RandomCrop(scale=0)
@@ -162,10 +153,8 @@ def test_settings_that_do_not_fit():
         InceptionCrop(min_area=1.5)
     with pytest.raises(ConfigError, match="max_ratio .* got 0.5"):
         InceptionCrop(max_ratio=0.5)
-    with pytest.raises(ConfigError, match="quality from 1 to 100"):
-        RandomJpeg(quality=(0, 95))
 
 
 def test_settings_are_picklable_and_comparable():
-    for one in (InceptionCrop(), SampleClasses(("a",)), RandomJpeg()):
+    for one in (InceptionCrop(), SampleClasses(("a",))):
         assert pickle.loads(pickle.dumps(one)) == one
