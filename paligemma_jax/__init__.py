@@ -68,8 +68,8 @@ if TYPE_CHECKING:
     from paligemma_jax.generation.streaming import stream as stream
     from paligemma_jax.generation.token_statistics import LocationStatistics as LocationStatistics
     from paligemma_jax.generation.token_statistics import TokenStatistics as TokenStatistics
-    from paligemma_jax.hub.catalogue import CATALOGUE as CATALOGUE
-    from paligemma_jax.hub.catalogue import Published as Published
+    from paligemma_jax.hub.catalogue import MODELS as MODELS
+    from paligemma_jax.hub.catalogue import ModelInfo as ModelInfo
     from paligemma_jax.loading import from_pretrained as from_pretrained
     from paligemma_jax.loading import load_model as load_model
     from paligemma_jax.loading import load_processor as load_processor
@@ -149,7 +149,7 @@ _NAMES = {
     "generation.scoring": "Classification classify score ScoredAnswer",
     "generation.streaming": "stream",
     "generation.token_statistics": "LocationStatistics TokenStatistics",
-    "hub.catalogue": "CATALOGUE Published",
+    "hub.catalogue": "ModelInfo MODELS",
     "loading": "from_pretrained load_model load_processor",
     "models.attention_maps": "AttentionRollout EveryHead MeanAttention",
     "models.inference_layout": "stack_layers unstack_layers",

@@ -49,13 +49,13 @@ class MissingExtraError(PaliGemmaError, ImportError):
         return type(self), self._about  # it may be raised in a worker process
 
 
-_MOST_PROBLEMS = 20
+_FIRST, _LAST = 14, 6  # of many problems, which are told by kind
 
 
 def problem_list(problems: Sequence[str]) -> str:
     """Problems for an error message: "(2 problems):" and an indented line each, at most twenty."""
-    lines = list(problems[:_MOST_PROBLEMS])
-    if len(problems) > _MOST_PROBLEMS:
-        lines.append(f"... and {len(problems) - _MOST_PROBLEMS} more")
+    lines = list(problems)
+    if len(problems) > _FIRST + _LAST:
+        lines[_FIRST:-_LAST] = [f"... {len(problems) - _FIRST - _LAST} more ..."]
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
     return f"({count}):\n  " + "\n  ".join(lines)

@@ -1,19 +1,9 @@
-"""Writing a directory, or a file, so that it exists whole or not at all.
-
-The lock of a file, which the system lets go of when its holder dies.
-
-Where this library keeps for a user what it can make or download again.
-
-JSON objects from files that may be missing or damaged.
-
-A directory that one process at a time may use.
-
-One download of the same files at a time, over all processes of a machine.
-"""
+"""Files and directories that exist whole or not at all, locks, and the user's cache directory."""
 
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -28,21 +18,7 @@ try:
 except ImportError:  # Windows: other processes are not noticed
     fcntl = None
 
-
-def take_lock(descriptor: int) -> bool:
-    """Locks an open file against other processes until it is closed; False if one holds it.
-
-    True without a lock where the system, or this file system, has none.
-    """
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
+_INTERVAL = 0.1  # seconds between looks at a lock
 
 
 @contextlib.contextmanager
@@ -58,17 +34,25 @@ def staged(target: Path, nbytes: int, *, is_file: bool = False) -> Iterator[Path
     staging = staging_path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _require_space(target, nbytes)
-        _remove_leftover(staging)
+        free = shutil.disk_usage(target.parent).free
+        if nbytes > free:
+            raise CheckpointError(
+                f"{target} needs {_size(nbytes)}, but {target.parent} has {_size(free)} free. "
+                "Choose another target, or make room."
+            )
+        if staging.exists():
+            lock = _lock_staging(staging)  # only a dead process has let go of it
+            _remove(staging)
+            os.close(lock)
         if is_file:
             staging.touch(exist_ok=False)
         else:
             staging.mkdir()
-        lock = _lock(staging)
+        lock = _lock_staging(staging)
     except OSError as e:
         raise CheckpointError(
-            f"Nothing can be written into {target.parent}: {e.strerror or e}. A directory you may "
-            "write to, with enough space, fits. Choose another target."
+            f"Nothing can be written into {target.parent}: {e.strerror or e}. "
+            "Choose another target."
         ) from e
     try:
         yield staging
@@ -80,8 +64,8 @@ def staged(target: Path, nbytes: int, *, is_file: bool = False) -> Iterator[Path
         _remove(staging)
         if isinstance(e, OSError):
             raise CheckpointError(
-                f"Writing {target} failed: {e.strerror or e}. Nothing of it was left behind. A "
-                f"disk with {_spell(nbytes)} free fits. Choose another target, or make room."
+                f"Writing {target} failed: {e.strerror or e}. Nothing of it was left behind. It "
+                f"needs {_size(nbytes)}: choose another target, or make room."
             ) from e
         raise
     finally:
@@ -91,6 +75,15 @@ def staged(target: Path, nbytes: int, *, is_file: bool = False) -> Iterator[Path
 def staging_path(target: Path) -> Path:
     """Where the unfinished `target` is written."""
     return target.with_name(f".{target.name}.unfinished")
+
+
+def refuse_existing(target: Path) -> None:
+    """Raises CheckpointError where there is anything already."""
+    if os.path.lexists(target):
+        raise CheckpointError(
+            f"{shlex.quote(str(target))} exists already, and is never overwritten. Choose another "
+            "target."
+        )
 
 
 def sync_tree(directory: Path) -> None:
@@ -103,33 +96,15 @@ def sync_tree(directory: Path) -> None:
         _sync(Path(root))
 
 
-def refuse_existing(target: Path) -> None:
-    """Raises CheckpointError where there is anything already."""
-    if os.path.lexists(target):
-        raise CheckpointError(
-            f"{target} exists already, and nothing is ever overwritten. A new path fits. "
-            f"Choose another target, or remove it first: rm -r {target}"
-        )
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # directories of some network file systems cannot be
+        os.fsync(descriptor)
+    os.close(descriptor)
 
 
-def _require_space(target: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if nbytes > free:
-        raise CheckpointError(
-            f"{target} needs {_spell(nbytes)}, but {target.parent} has {_spell(free)} free. A disk "
-            "with more space fits. Choose another target, or make room."
-        )
-
-
-def _spell(nbytes: int) -> str:
+def _size(nbytes: int) -> str:
     return f"{nbytes / 1e9:,.1f} GB" if nbytes > 1e9 else f"{nbytes / 1e6:.1f} MB"
-
-
-def _remove_leftover(staging: Path) -> None:
-    if staging.exists():
-        lock = _lock(staging)  # only a dead process has let go of it
-        _remove(staging)
-        os.close(lock)
 
 
 def _remove(staging: Path) -> None:
@@ -139,23 +114,72 @@ def _remove(staging: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _lock(path: Path) -> int:
+def _lock_staging(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY)
     if not take_lock(descriptor):
         os.close(descriptor)
         raise CheckpointError(
-            f"Another process is writing {path}. One at a time fits. Wait for it, or choose "
-            "another target."
+            f"Another process is writing {path}. Wait for it, or choose another target."
         )
     return descriptor
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def take_lock(descriptor: int) -> bool:
+    """Locks an open file against other processes until it is closed; False if one holds it.
+
+    The system lets go of a lock when its holder dies. True without a lock where the system, or this
+    file system, has none.
+    """
+    if fcntl is None:
+        return True
     try:
-        os.fsync(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError:
-        pass  # directories of some network file systems cannot be synchronised
+        return True
+    return True
+
+
+class DirectoryLock:
+    """A directory that one process at a time may use, until `release` or the process's end.
+
+    Makes the directory where there is none. Raises CheckpointError where another process holds it,
+    or nothing can be written there.
+    """
+
+    def __init__(self, directory: Path):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as e:
+            raise CheckpointError(
+                f"Nothing can be written into {directory}: {e.strerror or e}. Choose another "
+                "directory: --workdir DIR"
+            ) from e
+        if not take_lock(self._descriptor):
+            os.close(self._descriptor)
+            raise CheckpointError(
+                f"Another run is writing into {directory}. Wait for it, or choose another "
+                "directory: --workdir DIR"
+            )
+
+    def release(self) -> None:
+        """Lets another process have the directory."""
+        os.close(self._descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds the lock file at `path`; `waiting` is called once if another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if not take_lock(descriptor):
+            waiting()
+            while not take_lock(descriptor):
+                time.sleep(_INTERVAL)
+        yield
     finally:
         os.close(descriptor)
 
@@ -176,70 +200,16 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError if it is missing or something else."""
     try:
         values = json.loads(path.read_bytes())
-    except OSError as e:
+    except (OSError, ValueError, RecursionError) as e:
+        cannot = (
+            f"cannot be read: {e.strerror or e}" if isinstance(e, OSError) else f"is no JSON: {e}"
+        )
         raise CheckpointError(
-            f"{path} cannot be read: {e.strerror or e}. The {path.name} published with the weights "
-            "fits. Download it into the same directory."
-        ) from e
-    except (ValueError, RecursionError) as e:
-        raise CheckpointError(
-            f"{path} is no JSON: {e}. The {path.name} published with the weights fits. Download it "
-            "again."
+            f"{path} {cannot}. Download the {path.name} published with the weights into the same "
+            "directory."
         ) from e
     if not isinstance(values, dict):
         raise CheckpointError(
-            f"{path} holds a {type(values).__name__}. A JSON object fits. Download it again."
+            f"{path} holds a {type(values).__name__}, expected a JSON object. Download it again."
         )
     return values
-
-
-class DirectoryLock:
-    """Held until `release`, or until the process ends, however it ends.
-
-    Makes the directory where there is none. Raises CheckpointError where another process holds it,
-    or nothing can be written there.
-    """
-
-    def __init__(self, directory: Path):
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as e:
-            raise CheckpointError(
-                f"Nothing can be written into {directory}: {e.strerror or e}. A directory you may "
-                "write to fits. Choose another one: --workdir DIR"
-            ) from e
-        if not take_lock(self._descriptor):
-            os.close(self._descriptor)
-            raise CheckpointError(
-                f"Another run is writing into {directory}. One at a time fits. Wait for it, or "
-                "choose another directory: --workdir DIR"
-            )
-
-    def release(self) -> None:
-        """Lets another process have the directory."""
-        os.close(self._descriptor)
-
-
-_INTERVAL = 0.1  # seconds between looks
-
-
-@contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds the lock file at `path`; `waiting` is called once if another process has it.
-
-    The lock of a process that died is free. Where there are no locks, the second process downloads
-    too, and what it gets is the same.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        told = False
-        while not take_lock(descriptor):
-            if not told:
-                waiting()
-                told = True
-            time.sleep(_INTERVAL)
-        yield
-    finally:
-        os.close(descriptor)

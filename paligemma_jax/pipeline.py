@@ -46,8 +46,8 @@ from paligemma_jax.processing.masks import MaskCodec
 from paligemma_jax.processing.processor import Entry, Processor, images_of
 from paligemma_jax.processing.prompts import Labels, check_labels, parse_number
 from paligemma_jax.processing.tokenizer import Tokenizer
-from paligemma_jax.weights.companions import Contents
-from paligemma_jax.weights.convert import Format, export_weights
+from paligemma_jax.weights.convert import export_weights
+from paligemma_jax.weights.formats import CheckpointFormat, CheckpointMetadata
 from paligemma_jax.weights.mask_vae import mask_vae_bytes
 from paligemma_jax.weights.tensors import DTypeLike, Progress
 from paligemma_jax.weights.views import model_weights
@@ -430,7 +430,7 @@ class Pipeline:
     def save(
         self,
         path: str | os.PathLike[str],
-        format: str | Format = "orbax",
+        format: str | CheckpointFormat = "orbax",
         *,
         dtype: DTypeLike = None,
         verify: bool = False,
@@ -454,7 +454,7 @@ class Pipeline:
         Raises CheckpointError where it cannot be written, and for a quantized model in a format
         that has room for floats only.
         """
-        contents = Contents(
+        metadata = CheckpointMetadata(
             self.processor.to_dict(),
             self.processor.tokenizer.to_bytes(),
             None if self.mask_codec is None else mask_vae_bytes(self.mask_codec.model),
@@ -464,7 +464,7 @@ class Pipeline:
         export_weights(
             path,
             model_weights(self.model),
-            contents,
+            metadata,
             format,
             dtype=dtype,
             verify=verify,

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import paligemma_jax as pg
-from paligemma_jax.loading import keep_compiled_programs
+from paligemma_jax.loading import enable_compilation_cache
 
 DIRECTORY = "jax_compilation_cache_dir"
 LEAST = "jax_persistent_cache_min_compile_time_secs"
@@ -36,7 +36,7 @@ def test_loading_a_model_keeps_its_programs(tmp_path: Path):
 def test_a_directory_of_the_users_stays(tmp_path: Path):
     jax.config.update(DIRECTORY, str(tmp_path / "mine"))
     jax.config.update(LEAST, 5.0)
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert getattr(jax.config, DIRECTORY) == str(tmp_path / "mine")
     assert getattr(jax.config, LEAST) == 5.0
     assert not list(tmp_path.iterdir())
@@ -44,12 +44,12 @@ def test_a_directory_of_the_users_stays(tmp_path: Path):
 
 def test_turned_off_is_off(tmp_path: Path):
     jax.config.update(ENABLED, False)
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert getattr(jax.config, DIRECTORY) is None and not list(tmp_path.iterdir())
 
 
 def test_a_home_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert getattr(jax.config, DIRECTORY) is None

@@ -12,8 +12,8 @@ from checkpoints.training.train import Recipe, initial_state, restore_state
 from paligemma_jax.models.paligemma import flatten
 from paligemma_jax.processing.image import ImagePreprocessing
 from paligemma_jax.processing.processor import Processor
-from paligemma_jax.weights.companions import Contents
 from paligemma_jax.weights.convert import export_weights
+from paligemma_jax.weights.formats import CheckpointMetadata
 from paligemma_jax.weights.mask_vae import load_mask_vae
 from paligemma_jax.weights.views import ArrayWeights
 
@@ -32,13 +32,13 @@ def export(recipe: Recipe, workdir: Path, mask_codec: Path, target: Path) -> int
         ImagePreprocessing(run.config.img.image_size),
         max_text_length=run.config.text_length,
     )
-    contents = Contents(
+    metadata = CheckpointMetadata(
         processor.to_dict(),
         run.tokenizer.to_bytes(),
         mask_codec.read_bytes(),
         {"kind": "demo", "step": step},
     )
-    export_weights(target, ArrayWeights(run.config, flatten(params)), contents)
+    export_weights(target, ArrayWeights(run.config, flatten(params)), metadata)
     return step
 
 

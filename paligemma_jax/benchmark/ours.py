@@ -58,7 +58,7 @@ from paligemma_jax.training.optimizer import AdamW, Constant, Run, make_optimize
 from paligemma_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 from paligemma_jax.training.trainer import load_base
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.load import load_from, load_unrolled
+from paligemma_jax.weights.load import load_stacked, load_unstacked
 from paligemma_jax.weights.peft import load_adapter
 
 
@@ -224,7 +224,7 @@ def open_ours(weights: Path, dtype: Precision) -> Ours:
     with open_checkpoint(weights) as checkpoint:
         recipe = dtype.value if dtype.quantized else None
         floats = dtype.floats.value
-        model = load_unrolled(checkpoint, checkpoint.config, floats, quantization=recipe)
+        model = load_unstacked(checkpoint, floats, quantize=recipe)
     return Ours(jax.block_until_ready(model))
 
 
@@ -377,7 +377,7 @@ def open_scanned(weights: Path, dtype: Precision) -> Scanned:
             f"big_vision's way of decoding is not for {dtype}. It computes in float32. Pass float32"
         )
     with open_checkpoint(weights) as checkpoint:
-        config, params = load_from(checkpoint, dtype.value)
+        config, params = load_stacked(checkpoint, dtype.value)
     return Scanned(from_params(config, params, dtype.value))
 
 

@@ -30,7 +30,7 @@ from paligemma_jax.config import (
     PaliGemmaConfig,
     SigLIPConfig,
 )
-from paligemma_jax.weights.companions import (
+from paligemma_jax.weights.sidecar_files import (
     PRECISIONS,
     cache_bytes_per_token,
     parameter_counts,
@@ -39,7 +39,7 @@ from paligemma_jax.weights.companions import (
 
 if TYPE_CHECKING:
     from paligemma_jax.evaluation.quantization_report import QuantizationReport
-    from paligemma_jax.hub.catalogue import Published
+    from paligemma_jax.hub.catalogue import ModelInfo
     from paligemma_jax.pipeline import Pipeline
     from paligemma_jax.weights.checkpoint import CheckpointInfo
 
@@ -381,7 +381,7 @@ def run_info(args: argparse.Namespace) -> int:
 
     published = published_name(args.model)
     if published is None or args.check or Path(args.model).expanduser().exists():
-        checkpoint = _info_checkpoint(args, find_checkpoint(args.model, download=False))
+        checkpoint = _info_checkpoint(args, find_checkpoint(args.model, local_only=True))
         name, config = str(checkpoint.path), checkpoint.config
     else:
         checkpoint, name, config = None, published, VARIANTS[published]
@@ -407,7 +407,7 @@ def _info_checkpoint(args: argparse.Namespace, path: Path) -> "CheckpointInfo":
 
 
 def _list(args: argparse.Namespace) -> int:
-    from paligemma_jax.weights.companions import parameter_counts
+    from paligemma_jax.weights.sidecar_files import parameter_counts
 
     rows = [
         {
@@ -435,7 +435,7 @@ def _list(args: argparse.Namespace) -> int:
 _KINDS = {
     "big_vision": "big_vision .npz",
     "huggingface": "Hugging Face directory",
-    "store": "directory written by paligemma-jax",
+    "orbax": "directory written by paligemma-jax",
 }
 _DECODERS = {
     "Gemma 2B": GEMMA_2B,
@@ -675,9 +675,9 @@ def add_models(commands: Any) -> None:
 
 def run_models(args: argparse.Namespace) -> int:
     """`paligemma models`; returns the exit code."""
-    from paligemma_jax.hub.catalogue import CATALOGUE
+    from paligemma_jax.hub.catalogue import MODELS
 
-    entries = [entry for entry in CATALOGUE.values() if _is_meant(entry, args.words)]
+    entries = [entry for entry in MODELS.values() if _is_meant(entry, args.words)]
     rows = [_row(entry) for entry in entries]
     if args.cached:
         rows = [row for row in rows if row["cached"]]
@@ -694,11 +694,11 @@ def run_models(args: argparse.Namespace) -> int:
 
 def download(args: argparse.Namespace) -> int:
     """`paligemma download`; returns the exit code."""
-    from paligemma_jax.hub.catalogue import find_source
-    from paligemma_jax.hub.download import fetch_fetch as fetch
+    from paligemma_jax.hub.catalogue import find_location
+    from paligemma_jax.hub.download import download as fetch
     from paligemma_jax.loading import find_checkpoint
 
-    source = find_source(args.model, args.revision)
+    source = find_location(args.model, args.revision)
     if source is None:
         path = find_checkpoint(args.model)  # demo, a path, or an error
     else:
@@ -708,18 +708,17 @@ def download(args: argparse.Namespace) -> int:
     return 0
 
 
-def _is_meant(entry: "Published", words: list[str]) -> bool:
+def _is_meant(entry: "ModelInfo", words: list[str]) -> bool:
     text = f"{entry.name} {entry.use} {' '.join(entry.aliases)}".lower()
     return all(word.lower().removeprefix("google/") in text for word in words)
 
 
-def _row(entry: "Published") -> dict[str, Any]:
+def _row(entry: "ModelInfo") -> dict[str, Any]:
     from paligemma_jax.hub.catalogue import OPEN_COPIES
-    from paligemma_jax.hub.download import cached_sources
-    from paligemma_jax.hub.download import fetch_cached as cached
-    from paligemma_jax.weights.companions import parameter_counts, weight_bytes
+    from paligemma_jax.hub.download import cached, cached_locations
+    from paligemma_jax.weights.sidecar_files import parameter_counts, weight_bytes
 
-    sources = cached_sources(entry)
+    sources = cached_locations(entry)
     return {
         "name": entry.name,
         "generation": entry.generation,
@@ -743,7 +742,7 @@ def _row(entry: "Published") -> dict[str, Any]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from paligemma_jax.hub.catalogue import CATALOGUE
+    from paligemma_jax.hub.catalogue import MODELS
 
     columns = [
         ("name", [row["name"] for row in rows]),
@@ -753,7 +752,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         ("cached", ["yes" if row["cached"] else "" for row in rows]),
     ]
     widths = [max(len(title), *map(len, cells)) for title, cells in columns]
-    scores = (CATALOGUE[row["name"]].score for row in rows)
+    scores = (MODELS[row["name"]].score for row in rows)
     last = [
         row["use"] + ("" if score is None else f"; {score}")
         for row, score in zip(rows, scores, strict=True)

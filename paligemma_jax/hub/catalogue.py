@@ -1,11 +1,7 @@
-"""Every published model, under every name that it has anywhere.
-
-What the fine-tuned models were published for, and with which score.
+"""Every published model under every name that it has anywhere, and where it can be downloaded.
 
 Scores: big_vision's README (PaliGemma, arXiv 2407.07726) and the model cards of the DOCCI ones
 (PaliGemma 2, arXiv 2412.03555). The model cards' own words for tasks are not repeated here.
-
-What a user calls a model -> the hub that has it, and what it is called there.
 """
 
 import dataclasses
@@ -67,7 +63,7 @@ TASKS: dict[str, Task] = {
     "docvqa": Task("questions about documents", "ANLS", _at(43.74, 78.02, 84.77)),
     "gqa": Task("questions about scenes and relations", "accuracy", _at(65.61, 67.03)),
     "infovqa": Task("questions about infographics", "ANLS", _at(28.46, 40.47, 47.75)),
-    "nlvr2": Task("is a sentence true of two pictures", "accuracy", _at(90.02, 88.93)),
+    "nlvr2": Task("is a sentence true of two images", "accuracy", _at(90.02, 88.93)),
     "ocrvqa": Task("questions about book covers", "accuracy", _at(73.24, 75.60, 75.90)),
     "okvqa": Task("questions that need knowledge", "accuracy", _at(63.54, 63.15)),
     "refcoco-seg": Task(
@@ -76,11 +72,11 @@ TASKS: dict[str, Task] = {
         _at((73.40, 68.32, 67.65), (75.57, 69.76, 70.17), (76.94, 72.18, 72.22)),
     ),
     "rsvqa-hr": Task(
-        "questions about aerial pictures, fine",
+        "questions about aerial images, fine",
         "accuracy test / test2",
         _at((92.61, 90.58), (92.79, 90.54)),
     ),
-    "rsvqa-lr": Task("questions about aerial pictures, coarse", "accuracy", _at(92.65, 93.11)),
+    "rsvqa-lr": Task("questions about aerial images, coarse", "accuracy", _at(92.65, 93.11)),
     "scicap": Task(
         "captions of scientific figures", "CIDEr / BLEU-4", _at((162.25, 0.192), (181.49, 0.211))
     ),
@@ -89,14 +85,14 @@ TASKS: dict[str, Task] = {
     "stvqa": Task("questions about text in scenes", "ANLS", _at(63.29, 81.82, 84.40)),
     "tallyqa": Task("counting", "accuracy simple / complex", _at((81.72, 69.56), (84.86, 72.27))),
     "textcaps": Task("captions that read the text", "CIDEr", _at(127.48, 153.94)),
-    "textvqa": Task("questions about text in pictures", "accuracy", _at(55.47, 73.15, 76.48)),
+    "textvqa": Task("questions about text in images", "accuracy", _at(55.47, 73.15, 76.48)),
     "vizwizvqa": Task("questions of blind people", "accuracy", _at(73.7, 75.52)),
     "vqav2": Task("questions about photos", "accuracy test-std", _at(83.19, 85.64)),
     "widgetcap": Task("captions of parts of screens", "CIDEr", _at(136.07, 148.36)),
 }
 
 DOCCI_USE = "long, detailed descriptions"
-# Sentences that the picture does not entail: fewer are better.
+# Sentences that the image does not entail: fewer are better.
 DOCCI = {
     "3b": Score("NES (lower is better)", (28.4,)),
     "10b": Score("NES (lower is better)", (20.3,)),
@@ -119,7 +115,7 @@ _ROBOFLOW = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
+class ModelInfo:
     """A published model.
 
     Attributes:
@@ -207,7 +203,7 @@ class Published:
         )
 
 
-def _published(name: str) -> Published:
+def _model_info(name: str) -> ModelInfo:
     match = _NAME.fullmatch(name)
     assert match, name
     two, size, kind, task, resolution = match.groups()
@@ -218,19 +214,19 @@ def _published(name: str) -> Published:
     else:
         use, score = TASKS[task].use, TASKS[task].score(int(resolution))
     generation = 2 if two else 1
-    return Published(name, generation, size, kind, task or "", int(resolution), use, score)
+    return ModelInfo(name, generation, size, kind, task or "", int(resolution), use, score)
 
 
-CATALOGUE: dict[str, Published] = {name: _published(name) for name in VARIANTS}
+MODELS: dict[str, ModelInfo] = {name: _model_info(name) for name in VARIANTS}
 
 
 @functools.cache
-def _names() -> dict[str, Published]:
-    table = {alias: entry for entry in CATALOGUE.values() for alias in entry.aliases}
-    return table | CATALOGUE
+def _names() -> dict[str, ModelInfo]:
+    table = {alias: model for model in MODELS.values() for alias in model.aliases}
+    return table | MODELS
 
 
-def find_published(name: str) -> Published | None:
+def find_model(name: str) -> ModelInfo | None:
     """The model of a published name or alias, in any case, with or without its owner."""
     return _names().get(name.lower().removeprefix("google/"))
 
@@ -290,10 +286,10 @@ class Web:
         return self.url
 
 
-Source: TypeAlias = HuggingFace | Kaggle | Web
+Location: TypeAlias = HuggingFace | Kaggle | Web
 
 
-def find_source(name: str, revision: str | None = None) -> Source | None:
+def find_location(name: str, revision: str | None = None) -> Location | None:
     """Where the weights of `name` can be downloaded; None if it is no name of any.
 
     Names are those of the catalogue and their aliases, "owner/repository" at Hugging Face, handles
@@ -316,10 +312,10 @@ def find_source(name: str, revision: str | None = None) -> Source | None:
     if parts[0].lower() == "keras" and len(parts) == 5 and parts[4].isdecimal():
         parts = parts[:4]  # the same weights in a format of its own, of any version
         name = "/".join(parts)
-    entry = find_published(name)
-    if entry is not None and (len(parts) < 3 or parts[0].lower() == "keras"):
-        twin = parts[-1].lower() == f"{entry.name}-jax"
-        return _hugging_face(entry.jax_repository if twin else entry.repository, revision)
+    model = find_model(name)
+    if model is not None and (len(parts) < 3 or parts[0].lower() == "keras"):
+        twin = parts[-1].lower() == f"{model.name}-jax"
+        return _hugging_face(model.jax_repository if twin else model.repository, revision)
     if not all(_PART.fullmatch(part) for part in parts):
         return None
     if len(parts) in (3, 4, 5) and parts[0].lower() in ("paligemma", "paligemma-2"):
@@ -370,14 +366,14 @@ def _require_plain(name: str) -> None:
         )
 
 
-def _address(address: str, revision: str | None) -> Source:
+def _address(address: str, revision: str | None) -> Location:
     scheme, _, rest = address.partition("://")
     scheme = scheme.lower()
     if scheme in ("hf", "kaggle"):
-        source = find_source(rest, revision)
-        if source is None:
+        location = find_location(rest, revision)
+        if location is None:
             raise _no_address(address)
-        return source
+        return location
     if scheme == "gs":
         return _web(f"{STORAGE}/{urllib.parse.quote(rest)}", revision)
     url = urllib.parse.urlsplit(address)
@@ -398,13 +394,13 @@ def _web(address: str, revision: str | None) -> Web:
             f"{url} has no revisions. They are those of repositories at Hugging Face. Leave the "
             "revision out."
         )
-    digest = fragment.removeprefix("sha256=").lower() if fragment else None
-    if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+    checksum = fragment.removeprefix("sha256=").lower() if fragment else None
+    if checksum is not None and not re.fullmatch("[0-9a-f]{64}", checksum):
         raise CheckpointError(
-            f"#{fragment} is no digest of a file. 64 hexadecimal digits fit. Write: "
+            f"#{fragment} is no checksum of a file. 64 hexadecimal digits fit. Write: "
             f"{url}#sha256=0123abcd..."
         )
-    return Web(url, digest)
+    return Web(url, checksum)
 
 
 def check_address(url: str) -> None:
@@ -439,4 +435,4 @@ def _no_address(url: str) -> CheckpointError:
 def open_copy(repository: str) -> str | None:
     """Address of the same weights that needs no account, if there is one."""
     name = repository.removeprefix("google/").removesuffix("-jax")
-    return OPEN_COPIES.get(name) if name in CATALOGUE else None
+    return OPEN_COPIES.get(name) if name in MODELS else None

@@ -28,7 +28,7 @@ from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.filesystem import DirectoryLock, staged, staging_path
 from paligemma_jax.models.paligemma import nest
 from paligemma_jax.training.distributed import agree, barrier, is_first
-from paligemma_jax.weights.store import Manifest, as_os_error, digest_files, quiet
+from paligemma_jax.weights.store import Manifest, as_os_error, checksum_files, quiet
 
 _SPECS = "arrays.json"  # orbax would cast any stored dtype to any wanted one in silence
 _ARRAYS = "arrays"
@@ -250,7 +250,7 @@ class Checkpoints:
             with exits:  # renames the directory at its end
                 written()
                 if is_first():
-                    Manifest(digest_files(directory), {}).write(directory)
+                    Manifest(checksum_files(directory), {}).write(directory)
             if is_first():
                 self._delete_superfluous()
 
@@ -342,7 +342,7 @@ class Checkpoints:
         directory = self.path(step)
         try:
             manifest = Manifest.read(directory)
-            problems = manifest.find_lost_files(directory) or manifest.find_changed_files(directory)
+            problems = manifest.missing_files(directory) or manifest.changed_files(directory)
         except CheckpointError:
             return "MANIFEST.json is missing or damaged"
         except OSError as e:

@@ -40,8 +40,8 @@ from paligemma_jax.training.step import (
     make_train_step,
 )
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.load import with_resolution
 from paligemma_jax.weights.tensors import as_float_dtype
+from paligemma_jax.weights.views import with_resolution
 
 LOGIT_COPIES = 3  # logits, their exponentials, and the gradient in them
 # Shares of what one layer would keep that XLA has at a time in its backward pass (measured): it
@@ -367,7 +367,7 @@ def device_memory() -> int | None:
 
 def _architecture(name: str) -> PaliGemmaConfig:
     try:
-        path = find_checkpoint(name, download=False)
+        path = find_checkpoint(name, local_only=True)
     except CheckpointError:
         published = published_name(name)
         if published is None:

@@ -54,9 +54,9 @@ from paligemma_jax.data.record import Record, RecordSource
 from paligemma_jax.drawing import INK
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.loading import (
+    enable_compilation_cache,
     find_checkpoint,
     from_pretrained,
-    keep_compiled_programs,
     load_processor,
 )
 from paligemma_jax.models.lora import add_lora, is_adapter, merge_lora
@@ -110,12 +110,12 @@ from paligemma_jax.training.step import (
     make_train_step,
 )
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.companions import Contents
 from paligemma_jax.weights.convert import export_from_all
-from paligemma_jax.weights.load import load_on_mesh, with_resolution
+from paligemma_jax.weights.formats import CheckpointMetadata
+from paligemma_jax.weights.load import load_stacked
 from paligemma_jax.weights.peft import save_adapter
 from paligemma_jax.weights.tensors import TensorSpec, as_float_dtype, expected_shapes
-from paligemma_jax.weights.views import Cast, model_weights, to_host
+from paligemma_jax.weights.views import cast, model_weights, to_host, with_resolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ def prepare(config: TrainConfig, total_steps: int, records: int) -> Start:
 
     `records` is the number of training records.
     """
-    keep_compiled_programs()
+    enable_compilation_cache()
     mesh = make_mesh(config.mesh)
     _check_microbatches(config)
     path = find_checkpoint(config.model)
@@ -226,7 +226,7 @@ def load_base(config: TrainConfig, mesh: Mesh) -> PaliGemma:
             found = dataclasses.replace(spec, dtype=dtype)
             return dtype, leaf_sharding(name, found, mesh)
 
-        params = load_on_mesh(checkpoint, wanted, how)
+        _, params = load_stacked(checkpoint, resolution=config.resolution, placement=how)
     return from_params(wanted, params, as_float_dtype(config.dtype).name)
 
 
@@ -301,8 +301,8 @@ def write_model(target: Path, config: TrainConfig, start: Start, state: TrainSta
     dtypes = dict(start.stored_dtypes)
     if config.save_dtype is not None:
         dtypes = dict.fromkeys(weights.specs, as_float_dtype(config.save_dtype))
-    weights = Cast(weights, dtypes)
-    contents = Contents(
+    weights = cast(weights, dtypes)
+    metadata = CheckpointMetadata(
         start.processor.to_dict(),
         start.processor.tokenizer.to_bytes(),
         start.mask_codec,
@@ -310,7 +310,7 @@ def write_model(target: Path, config: TrainConfig, start: Start, state: TrainSta
     )
     if is_first():
         _make_room(target)
-    export_from_all(target, weights, contents)
+    export_from_all(target, weights, metadata)
     barrier("the model that is written")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: big_vision npz, Hugging Face safetensors, and our own store."""
+"""Checkpoints in and out: big_vision npz, Hugging Face safetensors, and the native format."""
 
 from paligemma_jax.weights.big_vision import BigVision as BigVision
 from paligemma_jax.weights.checkpoint import Checkpoint as Checkpoint

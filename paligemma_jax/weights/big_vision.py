@@ -1,130 +1,52 @@
-"""big_vision's npz checkpoints: names, and the configuration read off the shapes.
+"""big_vision's npz checkpoints, read and written array by array and layer by layer.
 
-Names and shapes: google-research/big_vision, models/proj/paligemma (commit 0127fb6). They are the
-model's own but for SigLIP's names and two weights of the MLP.
-
-One array of an npz file, read from its beginning to its end.
-
-Reading npz files one array at a time, without trusting what they claim.
+Names and shapes: google-research/big_vision, models/proj/paligemma and utils.py (commit 0127fb6):
+keys of the tree joined with "/", below "params/"; bfloat16 is stored as 2-byte void, for numpy has
+no name for it. The configuration is inferred from the shapes.
 
 Not `np.load`: it reads whole arrays into fresh memory, believes any claimed size, and takes the
 last of two arrays with one name. Pickled arrays are refused, since unpickling runs code.
-
-big_vision's npz, written array by array and layer by layer.
-
-Names: google-research/big_vision, utils.py (commit 0127fb6): keys of the tree joined with "/",
-below "params/"; bfloat16 is stored as 2-byte void, for numpy has no name for it.
 """
 
 import contextlib
 import dataclasses
-import functools
 import io
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
 from paligemma_jax.config import GEMMA2_27B, GemmaConfig, PaliGemmaConfig, SigLIPConfig
-from paligemma_jax.errors import CheckpointError, ConfigError
-from paligemma_jax.weights.companions import (
+from paligemma_jax.errors import CheckpointError, ConfigError, problem_list
+from paligemma_jax.weights.formats import CheckpointFormat, CheckpointMetadata, CheckpointReader
+from paligemma_jax.weights.sidecar_files import (
     BIG_VISION_TOKENIZER,
     MASK_CODEC,
-    Contents,
     PartsFile,
+    big_vision_processor,
     with_text_length,
 )
 from paligemma_jax.weights.tensors import (
     BFLOAT16,
     FLOATS,
-    Fill,
+    Shape,
+    TensorSource,
     TensorSpec,
-    TreeShape,
-    Weights,
     aligned_empty,
     as_bytes,
+    chunk_shapes,
     copy_into,
     expected_shapes,
-    find_problems,
-    misfit,
-    piece_places,
-    piece_shapes,
-    require_fit,
+    read_chunks,
+    shape_problems,
+    validation_error,
 )
 
 _READ = 16 << 20  # bytes at once
-
-Read = Callable[[int], bytes]
-
-
-@runtime_checkable
-class ArrayStream(Protocol):
-    """Gives the entries of an array in C order, as many at a time as are asked for."""
-
-    def fill(self, target: np.ndarray) -> None:
-        """Copies the next `target.size` entries into an array of any strides, with a cast.
-
-        Raises EOFError where the file ends early, and what reading it raises.
-        """
-        ...
-
-
-class COrderStream:
-    """Of an array that is stored in C order; nothing is held but what is being copied."""
-
-    def __init__(self, read: Read, dtype: np.dtype):
-        self._read = read
-        self._dtype = dtype
-
-    def fill(self, target: np.ndarray) -> None:
-        if not target.flags.c_contiguous:
-            part = np.empty(target.shape, self._dtype)
-            read_into(self._read, as_bytes(part))
-            copy_into(target, part)
-        elif self._dtype == target.dtype:
-            read_into(self._read, as_bytes(target))
-        else:
-            flat = target.reshape(-1)
-            block = np.empty(_READ // self._dtype.itemsize, self._dtype)
-            for start in range(0, flat.size, block.size):
-                part = flat[start : start + block.size]
-                read_into(self._read, as_bytes(block[: part.size]))
-                copy_into(part, block[: part.size])
-
-
-class FortranOrderStream:
-    """Of an array that is stored in Fortran order: all of it is read at once."""
-
-    def __init__(self, read: Read, shape: tuple[int, ...], dtype: np.dtype):
-        stored = aligned_empty(shape[::-1], dtype)
-        read_into(read, as_bytes(stored))
-        self._array = stored.T
-        self._next = 0
-
-    def fill(self, target: np.ndarray) -> None:
-        if target.ndim < self._array.ndim:
-            copy_into(target, self._array[self._next])
-            self._next += 1
-        else:
-            stop = self._next + len(target)
-            copy_into(target, self._array[self._next : stop])
-            self._next = stop
-
-
-def read_into(read: Read, buffer: memoryview) -> None:
-    """Fills a buffer block by block; EOFError where the data ends before."""
-    for start in range(0, len(buffer), _READ):
-        part = buffer[start : start + _READ]
-        data = read(len(part))
-        if len(data) < len(part):
-            raise EOFError("data ends early")
-        part[:] = data
-
-
 _MAX_ARRAYS = 10_000
 _MAX_INFLATION = 100  # weights compress to about half, a bomb of zeros to a thousandth
 _FREE_INFLATION = 64 << 20  # bytes that any file may unpack to
@@ -144,7 +66,7 @@ class NpzArray:
 class NpzFile:
     """An npz file, whole or in parts; `arrays` maps names to shapes and dtypes.
 
-    Opening reads headers only. Raises CheckpointError listing every array that is no plain array.
+    Opening reads headers only. Raises CheckpointError listing every array that cannot be read.
     """
 
     def __init__(self, path: Path, parts: list[Path]):
@@ -156,24 +78,22 @@ class NpzFile:
             problem = _sniff(self._raw, len(parts))
             self._raw.close()
             raise CheckpointError(
-                f"{path} {problem}. A whole npz file as big_vision writes it fits. Download it "
-                "again."
+                f"{path} {problem}. Expected a whole npz file of big_vision's: download it again."
             ) from e
         self.arrays: dict[str, NpzArray] = {}
         problems = self._read_headers()
         if problems:
             self.close()
             raise CheckpointError(
-                f"{path} cannot be read safely ({len(problems)} problems):\n  "
-                + "\n  ".join(problems)
-                + "\nAn npz file of plain float arrays, as big_vision writes it, fits. Nothing was "
-                "unpickled. Download it again from where it was published."
+                f"{path} cannot be read safely {problem_list(problems)}\n"
+                "Expected plain float arrays, as big_vision writes them; nothing was unpickled. "
+                "Download it again from where it was published."
             )
 
     def _read_headers(self) -> list[str]:
         members = self._zip.infolist()
         if len(members) > _MAX_ARRAYS:
-            return [f"{len(members):,} arrays, which no PaliGemma has"]
+            return [f"{len(members):,} arrays, more than any PaliGemma has"]
         unpacked = sum(member.file_size for member in members)
         if unpacked > _FREE_INFLATION + _MAX_INFLATION * self._raw.size:
             return [f"{self._raw.size:,} bytes claim to unpack to {unpacked:,}"]
@@ -192,7 +112,7 @@ class NpzFile:
 
     def _read_header(self, member: zipfile.ZipInfo) -> NpzArray:
         if not member.filename.endswith(".npy"):
-            raise ValueError("no array")
+            raise ValueError("not an array")
         if member.flag_bits & 1:
             raise ValueError("encrypted")
         with self._zip.open(member) as file:
@@ -221,47 +141,85 @@ class NpzFile:
     def read(self, name: str, dtype: np.dtype) -> np.ndarray:
         """One array as aligned C order of `dtype`, cast block by block; raises CheckpointError."""
         result = aligned_empty(self.arrays[name].shape, dtype)
-        for fill in self.parts(name, 1):
-            fill(result)
+        with contextlib.closing(self.stream(name)) as stream:
+            stream.read_into(result)
         return result
 
-    def parts(self, name: str, count: int) -> Iterator[Fill]:
-        """What fills arrays with an array's `count` parts in turn; see `Weights.pieces`.
-
-        Raises CheckpointError, and so does what it gives.
-        """
-        array = self.arrays[name]
-        with contextlib.ExitStack() as stack:
-            with self._one_error(name):
-                file = stack.enter_context(self._zip.open(array.member))
-                file.read(array.header_size)
-                if array.fortran_order:
-                    stream = FortranOrderStream(file.read, array.shape, array.dtype)
-                else:
-                    stream = COrderStream(file.read, array.dtype)
-            for _ in range(count):
-                yield functools.partial(self._fill, name, stream)
-
-    def _fill(self, name: str, stream: ArrayStream, target: np.ndarray) -> None:
-        with self._one_error(name):
-            stream.fill(target)
-
-    @contextlib.contextmanager
-    def _one_error(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as e:
-            raise CheckpointError(
-                f"{self.path} is damaged at {name}: {e}. A whole file fits. Download it again."
-            ) from e
+    def stream(self, name: str) -> "NpzStream":
+        """Reads an array from its beginning to its end; raises CheckpointError."""
+        return NpzStream(self, name, self._zip)
 
     def close(self) -> None:
         self._zip.close()
         self._raw.close()
 
 
+class NpzStream:
+    """One array of an npz file, a part of the first axis after the other; close it.
+
+    Of an array in C order nothing is held but what is being copied; one in Fortran order is read
+    at once.
+    """
+
+    def __init__(self, npz: NpzFile, name: str, archive: zipfile.ZipFile):
+        self._path, self._name, self._array = npz.path, name, npz.arrays[name]
+        self._whole: np.ndarray | None = None
+        self._row = 0
+        with self._one_error():
+            self._file: IO[bytes] = archive.open(self._array.member)
+            self._file.read(self._array.header_size)
+            if self._array.fortran_order:
+                stored = aligned_empty(self._array.shape[::-1], self._array.dtype)
+                self._fill(as_bytes(stored))
+                self._whole = stored.T
+
+    def read_into(self, target: np.ndarray) -> None:
+        """The next `target.size` entries, into an array of any strides, with a cast."""
+        with self._one_error():
+            dtype = self._array.dtype
+            if self._whole is not None:
+                is_layer = target.ndim < self._whole.ndim
+                stop = self._row + (1 if is_layer else len(target))
+                rows = self._whole[self._row : stop]
+                copy_into(target, rows[0] if is_layer else rows)
+                self._row = stop
+            elif not target.flags.c_contiguous:
+                part = np.empty(target.shape, dtype)
+                self._fill(as_bytes(part))
+                copy_into(target, part)
+            elif dtype == target.dtype:
+                self._fill(as_bytes(target))
+            else:
+                flat = target.reshape(-1)
+                block = np.empty(_READ // dtype.itemsize, dtype)
+                for start in range(0, flat.size, block.size):
+                    part = flat[start : start + block.size]
+                    self._fill(as_bytes(block[: part.size]))
+                    copy_into(part, block[: part.size])
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _fill(self, buffer: memoryview) -> None:
+        for start in range(0, len(buffer), _READ):
+            part = buffer[start : start + _READ]
+            data = self._file.read(len(part))
+            if len(data) < len(part):
+                raise EOFError("data ends early")
+            part[:] = data
+
+    @contextlib.contextmanager
+    def _one_error(self) -> Iterator[None]:
+        try:
+            yield
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as e:
+            raise CheckpointError(
+                f"{self._path} is damaged at {self._name}: {e}. Download it again."
+            ) from e
+
+
 def _sniff(raw: PartsFile, number_of_parts: int) -> str:
-    """What a file that is no zip seems to be."""
+    """What a file that is not a zip seems to be."""
     raw.seek(0)
     start = raw.read(4096) or b""
     if not start:
@@ -274,12 +232,14 @@ def _sniff(raw: PartsFile, number_of_parts: int) -> str:
     if start[:1] == b"\x80":
         return "is a Python pickle, which is refused because loading one runs its code"
     if start.startswith(b"\x93NUMPY"):
-        return "is a single npy array, no npz file"
+        return "is a single npy array, not an npz file"
     try:
         start.decode()
     except UnicodeDecodeError:
-        return "is no npz file"
-    return f"is a text file, no npz file; it begins with {start[:40].decode(errors='replace')!r}"
+        return "is not an npz file"
+    return (
+        f"is a text file, not an npz file; it begins with {start[:40].decode(errors='replace')!r}"
+    )
 
 
 _PREFIXES = ("params/", "opt/target/", "")
@@ -310,30 +270,31 @@ def big_vision_name(path: str) -> str:
     return path
 
 
-class BigVisionSource:
-    """An npz file as big_vision publishes it, whole or in parts; see `Source`.
+class BigVisionReader(CheckpointReader):
+    """An npz file as big_vision publishes it, whole or in parts.
 
     The configuration follows from the shapes, except what shapes cannot tell: the 27B's query scale
-    is recognised by its width, Gemma 2 by its second norms (attention soft-cap 50). A given
-    `config` replaces the inferred one and must fit the shapes.
+    is recognized by its width, Gemma 2 by its second norms (attention soft-cap 50). A given
+    `config` replaces the inferred one and must match the shapes.
     """
 
     kind = "big_vision"
 
     def __init__(self, path: Path, parts: list[Path], config: PaliGemmaConfig | None = None):
         self.path = path
+        self.origin = {"kind": self.kind}
         self._file = NpzFile(path, parts)
+        self._streams: dict[str, tuple[NpzStream, int]] = {}  # and the chunk that comes next
         try:
             self._names, self.config = self._match(config)
         except CheckpointError:
             self.close()
             raise
-        self.specs: dict[str, TensorSpec] = {}
+        self.specs = {}
         for ours, name in self._names.items():
             array = self._file.arrays[name]
-            # 64-bit arrays come from numpy initialisers; JAX itself would read them as 32-bit.
-            wide = array.dtype == np.float64
-            dtype = FLOATS["float32"] if wide else array.dtype
+            # 64-bit arrays come from numpy initializers; JAX itself would read them as 32-bit.
+            dtype = FLOATS["float32"] if array.dtype == np.float64 else array.dtype
             self.specs[ours] = TensorSpec(array.shape, dtype)
 
     def _match(self, config: PaliGemmaConfig | None) -> tuple[dict[str, str], PaliGemmaConfig]:
@@ -345,32 +306,49 @@ class BigVisionSource:
         if prefix is None:
             some = ", ".join(list(arrays)[:3]) or "nothing"
             raise CheckpointError(
-                f"{self.path} is no PaliGemma checkpoint: it holds {some}. An npz file with "
-                "img/... and llm/... arrays, as big_vision writes it, fits. Get one from the "
-                "published models."
+                f"{self.path} is not a PaliGemma checkpoint: expected img/... and llm/... arrays, "
+                f"as big_vision writes them, got {some}. See the published ones: paligemma models"
             )
         found = {name.removeprefix(prefix): array.shape for name, array in arrays.items()}
         config = config or with_text_length(infer_config(found, self.path), self.path)
-        expected = {big_vision_name(n): s for n, s in expected_shapes(config).items()}
-        require_fit(self.path, found, expected)
-        wrong = [
+        names = {name: big_vision_name(name) for name in expected_shapes(config)}
+        problems = shape_problems(
+            found, {names[name]: shape for name, shape in expected_shapes(config).items()}
+        )
+        problems += [
             f"dtype       {name}: {array.dtype}, model {', '.join(FLOATS)}"
             for name, array in arrays.items()
-            if array.dtype not in FLOATS.values()
+            if not problems and array.dtype not in FLOATS.values()
         ]
-        if wrong:
-            raise misfit(self.path, wrong)
-        return {n: prefix + big_vision_name(n) for n in expected_shapes(config)}, config
+        if problems:
+            raise validation_error(self.path, problems)
+        return {ours: prefix + name for ours, name in names.items()}, config
 
-    def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
-        count = len(piece_places(name, self.specs[name].shape))
-        return self._file.parts(self._names[name], count)
+    def processor_settings(self) -> dict[str, Any]:
+        return big_vision_processor(self.config)
+
+    def read_chunk(self, name: str, index: int, out: np.ndarray) -> None:
+        shapes = chunk_shapes(name, self.specs[name].shape)
+        stream, ready = self._streams.pop(name, (None, 0))
+        if stream is None or ready > index:
+            if stream is not None:
+                stream.close()
+            stream, ready = self._file.stream(self._names[name]), 0
+        for skipped in shapes[ready:index]:
+            stream.read_into(aligned_empty(skipped, self._file.arrays[self._names[name]].dtype))
+        stream.read_into(out)
+        if index + 1 == len(shapes):
+            stream.close()
+        else:
+            self._streams[name] = (stream, index + 1)
 
     def close(self) -> None:
+        for stream, _ in self._streams.values():
+            stream.close()
         self._file.close()
 
 
-def infer_config(found: Mapping[str, TreeShape], path: Path) -> PaliGemmaConfig:
+def infer_config(found: Mapping[str, Shape], path: Path) -> PaliGemmaConfig:
     """The configuration whose arrays `found` are; CheckpointError if there is none.
 
     `found` has big_vision's names without prefix. `text_length` is the default.
@@ -379,18 +357,18 @@ def infer_config(found: Mapping[str, TreeShape], path: Path) -> PaliGemmaConfig:
     ranks = {big_vision_name(n): s for n, s in expected_shapes(_example(post_norms)).items()}
     # Names and ranks first, so that the sizes below can be read without looking back.
     named = {name: found.get(name, shape) for name, shape in ranks.items()}
-    problems = find_problems(dict.fromkeys(found), dict.fromkeys(ranks))
+    problems = shape_problems(dict.fromkeys(found), dict.fromkeys(ranks))
     problems += [
         f"shape       {name}: checkpoint {shape}, model {len(ranks[name])} dimensions"
         for name, shape in named.items()
         if len(shape) != len(ranks[name])
     ]
     if problems:
-        raise misfit(path, problems)
+        raise validation_error(path, problems)
     try:
         return _read_sizes({name: found[big_vision_name(name)] for name in _SIZED}, post_norms)
     except ConfigError as e:
-        raise misfit(path, [str(e)]) from e
+        raise validation_error(path, [str(e)]) from e
 
 
 _SIZED = (
@@ -413,12 +391,12 @@ def _example(post_norms: bool) -> PaliGemmaConfig:
     )
 
 
-def _read_sizes(shapes: Mapping[str, TreeShape], post_norms: bool) -> PaliGemmaConfig:
+def _read_sizes(shapes: Mapping[str, Shape], post_norms: bool) -> PaliGemmaConfig:
     patch_size = shapes["img/patch_embed/kernel"][0]
     patches = shapes["img/pos_embed"][1]
     grid = math.isqrt(patches)
     if grid**2 != patches:
-        raise ConfigError(f"{patches} position embeddings are no square")
+        raise ConfigError(f"{patches} position embeddings are not a square grid")
     img_depth, img_width, img_heads, _ = shapes["img/blocks/attn/q/kernel"]
     depth, heads, width, head_dim = shapes["llm/layers/attn/q_einsum/w"]
     is_27b = width == GEMMA2_27B.width and post_norms
@@ -451,7 +429,7 @@ FILE = f"model{SUFFIX}"
 
 
 @dataclasses.dataclass(frozen=True)
-class BigVision:
+class BigVision(CheckpointFormat):
     """big_vision's npz: the file alone where the target's name ends in .npz.
 
     Otherwise a directory of the file, the tokenizer and, where there is one, the mask codec. The
@@ -459,49 +437,32 @@ class BigVision:
     """
 
     name: ClassVar[str] = "big_vision"
-    few_bits: ClassVar[bool] = False
 
     def is_file(self, target: Path) -> bool:
-        """Whether `target` is to be one file."""
         return target.suffix == SUFFIX
 
-    def needs_tokenizer(self, target: Path) -> bool:
-        """Whether a tokenizer goes along."""
-        return not self.is_file(target)
-
-    def check(self, target: Path, weights: Weights) -> None:
-        """Raises CheckpointError for what cannot be written, before anything is."""
-        if not weights.config.llm.tie_embeddings:
+    def check(self, target: Path, source: TensorSource) -> None:
+        if not source.config.llm.tie_embeddings:
             raise CheckpointError(
                 f"{target} cannot be written: these weights have an output head of their own "
-                "(llm/lm_head/w), and big_vision's models answer with the table of tokens. "
-                'format="orbax" and format="huggingface" fit. Choose one of them: '
-                "paligemma convert SOURCE TARGET --to huggingface"
+                "(llm/lm_head/w), which big_vision's models do not. Use another format: paligemma "
+                "convert SOURCE TARGET --to huggingface (or orbax)"
             )
 
-    def write(self, target: Path, weights: Weights, contents: Contents) -> None:
-        """Writes into an empty directory, or over an empty file."""
+    def write(self, target: Path, source: TensorSource, metadata: CheckpointMetadata) -> None:
         if target.is_dir():
-            (target / BIG_VISION_TOKENIZER).write_bytes(contents.tokenizer or b"")
-            if contents.mask_codec is not None:
-                (target / MASK_CODEC).write_bytes(contents.mask_codec)
+            (target / BIG_VISION_TOKENIZER).write_bytes(metadata.tokenizer or b"")
+            if metadata.mask_codec is not None:
+                (target / MASK_CODEC).write_bytes(metadata.mask_codec)
             target = target / FILE
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-            for name in weights.specs:
-                _write_array(archive, weights, name)
-
-
-def _write_array(archive: zipfile.ZipFile, weights: Weights, name: str) -> None:
-    spec = weights.specs[name]
-    descr = "|V2" if spec.dtype == BFLOAT16 else spec.dtype.str
-    header = {"descr": descr, "fortran_order": False, "shape": spec.shape}
-    member = zipfile.ZipInfo(f"params/{big_vision_name(name)}.npy")  # with no date of today
-    with archive.open(member, "w", force_zip64=True) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        buffer = aligned_empty((0,), spec.dtype)
-        shapes = piece_shapes(name, spec.shape)
-        for shape, fill in zip(shapes, weights.pieces(name, spec.dtype), strict=True):
-            if buffer.shape != shape:
-                buffer = aligned_empty(shape, spec.dtype)
-            fill(buffer)
-            file.write(as_bytes(buffer))
+            for name, spec in source.specs.items():
+                descr = "|V2" if spec.dtype == BFLOAT16 else spec.dtype.str
+                header = {"descr": descr, "fortran_order": False, "shape": spec.shape}
+                # A ZipInfo, so that today's date is not in it.
+                member = zipfile.ZipInfo(f"params/{big_vision_name(name)}.npy")
+                with archive.open(member, "w", force_zip64=True) as file:
+                    np.lib.format.write_array_header_1_0(file, header)
+                    for (array,) in read_chunks(source, [name]):
+                        file.write(as_bytes(array))
+                        del array

@@ -1,10 +1,9 @@
-"""Opening a checkpoint of any format."""
+"""Opening a checkpoint of any format: its configuration, tensors, tokenizer and mask codec."""
 
 import dataclasses
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,73 +14,68 @@ from paligemma_jax.errors import CheckpointError
 from paligemma_jax.models.mask_vae import MaskVAE
 from paligemma_jax.models.quantization_config import QuantizationConfig
 from paligemma_jax.processing.tokenizer import Tokenizer
-from paligemma_jax.weights.big_vision import BigVisionSource
-from paligemma_jax.weights.companions import (
+from paligemma_jax.weights.big_vision import BigVisionReader
+from paligemma_jax.weights.formats import CheckpointReader
+from paligemma_jax.weights.huggingface import HuggingFaceReader
+from paligemma_jax.weights.mask_vae import load_mask_vae
+from paligemma_jax.weights.sidecar_files import (
     MASK_CODECS,
-    big_vision_processor,
     find_mask_codec,
     find_parts,
     find_tokenizer,
-    hugging_face_processor,
 )
-from paligemma_jax.weights.huggingface import HuggingFaceSource
-from paligemma_jax.weights.mask_vae import load_mask_vae
-from paligemma_jax.weights.store import StoreSource, is_store
-from paligemma_jax.weights.tensors import (
-    SCALE,
-    VALUES,
-    DTypeLike,
-    Fill,
-    Progress,
-    Source,
-    TensorSpec,
-    as_float_dtype,
-    largest_first,
-    read_tensor,
-)
+from paligemma_jax.weights.store import OrbaxReader, is_native
+from paligemma_jax.weights.tensors import SCALE, VALUES, TensorSource
 from paligemma_jax.weights.views import weight_counts
 
-_WANTED = (
-    "A Hugging Face directory, a big_vision .npz file, or a directory written by "
-    "`paligemma convert` fits."
+_EXPECTED = (
+    "Expected a Hugging Face directory, a big_vision .npz file, or a directory written by "
+    "paligemma convert."
 )
-_HELP = "Check the path with: paligemma info PATH"
 
 
-class Checkpoint:
+class Checkpoint(TensorSource):
     """An opened checkpoint: its configuration, what lies beside the weights, and its tensors.
 
-    Nothing but headers is read before `tensors`. Use it in a `with` statement, or `close` it.
+    Nothing but headers is read before tensors are. Use it in a `with` statement, or `close` it.
 
     Attributes:
-      kind: "big_vision" (npz), "huggingface" (directory) or "store" (ours).
+      kind: its format: "big_vision" (npz), "huggingface" (directory) or "orbax" (native).
+      path: of the file or directory.
       config: inferred from the files, or the one given.
-      specs: shape and stored dtype of each parameter by its path; of few bits, see `StoreSource`.
-      quantization: that the weights are rounded by; None for floats.
+      specs: shape and stored dtype of each parameter by its path; of quantized ones, see `store`.
+      origin: where the weights came from: "kind" and, from Hugging Face, "sliding_window".
+      quantization: the formats of quantized weights; None for floats.
     """
 
     def __init__(
-        self, source: Source, tokenizer: Path | None = None, mask_codec: Path | None = None
+        self,
+        reader: CheckpointReader,
+        tokenizer: Path | None = None,
+        mask_codec: Path | None = None,
     ):
-        self._source = source
+        self._reader = reader
         self._tokenizer_path = tokenizer
         self._mask_codec_path = mask_codec
-        self.kind: str = source.kind
-        self.path: Path = source.path
-        self.config: PaliGemmaConfig = source.config
-        self.specs: dict[str, TensorSpec] = dict(source.specs)
-        self.quantization: QuantizationConfig | None = (
-            source.quantization if isinstance(source, StoreSource) else None
-        )
+        self.kind: str = reader.kind
+        self.path: Path = reader.path
+        self.config = reader.config
+        self.specs = reader.specs
+        self.origin: dict[str, Any] = reader.origin
+        self.quantization: QuantizationConfig | None = reader.quantization
+
+    def read_chunk(self, name: str, index: int, out: np.ndarray) -> None:
+        self._reader.read_chunk(name, index, out)
+
+    def read_slice(
+        self, name: str, index: int, part: tuple[slice, ...], dtype: np.dtype
+    ) -> np.ndarray:
+        return self._reader.read_slice(name, index, part, dtype)
 
     @functools.cached_property
     def processor_settings(self) -> dict[str, Any]:
-        """How the checkpoint wants pictures and prompts, for `Processor.from_dict`."""
-        if isinstance(self._source, StoreSource):
-            return self._source.processor
-        if isinstance(self._source, HuggingFaceSource):
-            return hugging_face_processor(self.path, self.config)
-        return big_vision_processor(self.config)
+        """How the checkpoint wants images and prompts, for `Processor.from_dict`."""
+        return self._reader.processor_settings()
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -90,8 +84,8 @@ class Checkpoint:
         Raises CheckpointError if it is damaged or has another number of pieces than the model.
         """
         path = self._tokenizer_path
-        if path is None and isinstance(self._source, StoreSource):
-            tokenizer = Tokenizer.from_bytes(self._source.read_tokenizer())
+        if path is None and isinstance(self._reader, OrbaxReader):
+            tokenizer = Tokenizer.from_bytes(self._reader.read_tokenizer())
         else:
             path = path or find_tokenizer(self.kind, self.path)
             tokenizer = None if path is None else Tokenizer.from_file(path)
@@ -108,86 +102,31 @@ class Checkpoint:
     def mask_codec(self) -> MaskVAE | None:
         """The codec of <seg> tokens given, stored, or found beside the weights; None without one.
 
-        Raises CheckpointError if it is damaged, or no codec of 128 codes.
+        Raises CheckpointError if it is damaged, or not a codec of 128 codes.
         """
-        path = self._mask_codec_file
+        path = self._mask_codec_path or find_mask_codec(self.path)
         return None if path is None else load_mask_vae(path)
 
     @property
     def mask_codec_bytes(self) -> bytes | None:
         """The file of `mask_codec`, as it is."""
-        path = self._mask_codec_file
+        path = self._mask_codec_path or find_mask_codec(self.path)
         return None if path is None or self.mask_codec is None else path.read_bytes()
 
-    @property
-    def _mask_codec_file(self) -> Path | None:
-        return self._mask_codec_path or find_mask_codec(self.path)
-
-    @property
-    def sliding_window(self) -> int | None:
-        """The window that Hugging Face's implementation would use; `config` itself has none."""
-        if isinstance(self._source, HuggingFaceSource):
-            return self._source.sliding_window
-        return self.origin.get("sliding_window")
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        """Where the weights came from: "kind" and, for Hugging Face's, "sliding_window"."""
-        if isinstance(self._source, StoreSource):
-            return self._source.origin
-        if isinstance(self._source, HuggingFaceSource):
-            return {"kind": self.kind, "sliding_window": self._source.sliding_window}
-        return {"kind": self.kind}
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the parameters as stored."""
-        return sum(spec.nbytes for spec in self.specs.values())
-
     def require_floats(self) -> None:
-        """Raises CheckpointError where weights are rounded already."""
+        """Raises CheckpointError where weights are quantized already."""
         if self.quantization is not None:
             raise CheckpointError(
-                f"The weights in {self.path} are rounded already ({str(self.quantization)}). To "
-                "train, to round in another way, and for adapters, weights as they were trained "
-                "fit; training rounds them itself where it is told to (quantize). Name the "
-                "checkpoint that these were made of, or take the floats that are left: paligemma "
-                f"convert {self.path} TARGET --dequantize"
+                f"The weights in {self.path} are already quantized "
+                f"({self.quantization}). Training, adapters and another quantization "
+                "need floats (training quantizes them itself, see quantize). Name the checkpoint "
+                "that these were made of, or take the floats that are left: paligemma convert "
+                f"{str(self.path)!r} TARGET --dequantize"
             )
-
-    def tensors(
-        self, dtype: DTypeLike = None, progress: Progress | None = None
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Every parameter, the largest first, read when asked for and cast to `dtype` if given.
-
-        Arrays are in C order and aligned, so that `jax.device_put` on a CPU takes them uncopied.
-        """
-        wanted = None if dtype is None else as_float_dtype(dtype)
-        done = 0
-        for name in largest_first(self.specs):
-            if progress:
-                progress(name, done, self.nbytes)
-            yield name, self.read(name, wanted or self.specs[name].dtype)
-            done += self.specs[name].nbytes
-        if progress:
-            progress("", done, self.nbytes)
-
-    def read(self, name: str, dtype: np.dtype) -> np.ndarray:
-        """One parameter, its layers stacked, in aligned C order."""
-        return read_tensor(self._source, name, dtype)
-
-    def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
-        """What fills arrays with each piece of a parameter in turn; see `Weights`."""
-        return self._source.pieces(name, dtype)
-
-    @property
-    def sliceable(self) -> Any:
-        """What reads parts of pieces, if the files let one; see `read_boxes`."""
-        return getattr(self._source, "sliceable", None)
 
     def close(self) -> None:
         """Releases open files."""
-        self._source.close()
+        self._reader.close()
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -204,54 +143,53 @@ def open_checkpoint(
     mask_codec: str | os.PathLike[str] | None = None,
     verify: bool = True,
 ) -> Checkpoint:
-    """Opens a store, a Hugging Face directory, or an npz file of big_vision's, whole or in parts.
+    """Opens a native checkpoint, a Hugging Face directory, or a big_vision npz, whole or in parts.
 
     A directory with one npz is taken for the npz. `config` replaces the inferred one; `tokenizer`
     is a SentencePiece model or tokenizer.json to use instead of the one found, and so is
-    `mask_codec`, an npz such as vae-oid.npz; `verify` checks the digests of a store.
+    `mask_codec`, an npz such as vae-oid.npz; `verify` compares the checksums of a native one.
 
-    Raises CheckpointError, naming every tensor that does not fit.
+    Raises CheckpointError, naming every tensor that does not match, at most twenty.
     """
     path = Path(path).expanduser()
-    words = None if tokenizer is None else Path(tokenizer).expanduser()
-    codec = None if mask_codec is None else Path(mask_codec).expanduser()
+    beside = [None if p is None else Path(p).expanduser() for p in (tokenizer, mask_codec)]
     if path.is_dir():
-        return Checkpoint(_open_directory(path, config, verify), words, codec)
+        return Checkpoint(_open_directory(path, config, verify), *beside)
     if path.suffix == ".safetensors":
         raise CheckpointError(
-            f"{path} is only a part of a checkpoint. {_WANTED} Give the directory: {path.parent}"
+            f"{path} is only a part of a checkpoint. Pass the directory: {path.parent}"
         )
     parts = find_parts(path)
     if path.is_file() and path not in parts:
         parts = [path]
     if parts:
-        return Checkpoint(BigVisionSource(path, parts, config), words, codec)
-    raise CheckpointError(f"{path} does not exist. {_WANTED} {_HELP}")
+        return Checkpoint(BigVisionReader(path, parts, config), *beside)
+    raise CheckpointError(f"{path} does not exist. {_EXPECTED}")
 
 
-def _open_directory(path: Path, config: PaliGemmaConfig | None, verify: bool) -> Source:
-    if is_store(path):
-        return StoreSource(path, config, verify=verify)
+def _open_directory(path: Path, config: PaliGemmaConfig | None, verify: bool) -> CheckpointReader:
+    if is_native(path):
+        return OrbaxReader(path, config, verify=verify)
     files = sorted(p.name for p in path.iterdir())
     if "adapter_config.json" in files and "config.json" not in files:
         raise CheckpointError(
-            f"{path} holds a PEFT adapter, no whole model. {_WANTED} Merge it into its base with "
-            "transformers and peft first: model.merge_and_unload().save_pretrained(directory)"
+            f"{path} holds a PEFT adapter, not a whole model. Load it onto its base model: "
+            f"from_pretrained(BASE, adapter={str(path)!r})"
         )
     if "config.json" in files or any(name.endswith(".safetensors") for name in files):
-        return HuggingFaceSource(path, config)
+        return HuggingFaceReader(path, config)
     weights = [n for n in files if ".npz" in n and n not in MASK_CODECS]
     archives = {str(find_parts(path / n)[:1] or n): n for n in weights}
     if len(archives) == 1:
         name = next(iter(archives.values()))
-        return BigVisionSource(path / name, find_parts(path / name) or [path / name], config)
+        return BigVisionReader(path / name, find_parts(path / name) or [path / name], config)
     if archives:
         raise CheckpointError(
-            f"{path} holds {len(archives)} npz files: {', '.join(archives.values())}. One fits. "
-            "Give the path of the file itself."
+            f"{path} holds {len(archives)} npz files: {', '.join(archives.values())}. Pass the "
+            "path of one of them."
         )
     holds = f"holds {', '.join(files[:5])}" if files else "is empty"
-    raise CheckpointError(f"{path} is no checkpoint: it {holds}. {_WANTED} {_HELP}")
+    raise CheckpointError(f"{path} is not a checkpoint: it {holds}. {_EXPECTED}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,8 @@
-"""Hugging Face's config.json -> PaliGemmaConfig, with the fields that published files omit.
-
-Published files leave out what equals a default of the transformers version that wrote them, and
-some carry stale values; which, and what holds then, is transformers' configuration_paligemma.py and
-the files themselves.
-
-config.json and its neighbours for a model in Hugging Face's layout, every field spelled out.
+"""Hugging Face's config.json and its neighbors, read and written.
 
 Names and meanings: transformers' configuration_paligemma.py, _gemma.py, _gemma2.py and _siglip.py.
-Published files leave out what equals a default of the version that wrote them; these do not, so
-that old and new versions read the same.
+Published files leave out what equals a default of the version that wrote them, and some carry stale
+values; those written here spell every field out, so that old and new versions read the same.
 """
 
 import math
@@ -17,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from paligemma_jax.config import VOCAB_SIZE, GemmaConfig, PaliGemmaConfig, SigLIPConfig
-from paligemma_jax.errors import CheckpointError, ConfigError
+from paligemma_jax.errors import CheckpointError, ConfigError, problem_list
 from paligemma_jax.filesystem import read_json
-from paligemma_jax.weights.tensors import SourceShape
 
 CONFIG = "config.json"
 # Ours -> theirs. What has no default in every version must be there.
@@ -84,8 +77,8 @@ class HFConfig:
         model_type = self._values.get("model_type")
         if model_type != "paligemma":
             raise CheckpointError(
-                f'{path} describes a model of type {model_type!r}. "paligemma" fits. '
-                "Point to a PaliGemma or PaliGemma 2 directory."
+                f'{path} describes a model of type {model_type!r}, expected "paligemma". Pass a '
+                "PaliGemma or PaliGemma 2 directory."
             )
         if "quantization_config" in self._values:
             self._problems.append("its weights are quantized (quantization_config)")
@@ -111,13 +104,11 @@ class HFConfig:
                 if not _is_number(value, positive=name in _POSITIVE)
             ]
         if self._problems:
-            listing = "\n  ".join(self._problems)
             raise CheckpointError(
-                f"{path} does not describe a PaliGemma that can be run ({len(self._problems)} "
-                "problems):\n"
-                f"  {listing}\n"
-                "The config.json published with the weights fits. Download it again, or dequantize "
-                "and save the model with transformers first."
+                f"{path} does not describe a PaliGemma that can be run "
+                f"{problem_list(self._problems)}\n"
+                "Download the config.json published with the weights again, or dequantize and save "
+                "the model with transformers first."
             )
 
     def to_config(self, vocab_size: int, *, tie_embeddings: bool = True) -> PaliGemmaConfig:
@@ -139,8 +130,8 @@ class HFConfig:
             )
         except (ConfigError, TypeError) as e:
             raise CheckpointError(
-                f"{self._path} does not fit: {e} The config.json published with the weights fits. "
-                "Download it again."
+                f"{self._path} is not valid: {e} Download the config.json published with the "
+                "weights again."
             ) from e
 
     def _section(self, name: str) -> dict[str, Any]:
@@ -211,11 +202,6 @@ def padded_rows(vocab_size: int) -> int:
     return math.ceil((vocab_size + 1) / _ROWS) * _ROWS
 
 
-def padded_shape(shape: SourceShape) -> SourceShape:
-    """Shape of a table of tokens with those rows."""
-    return (padded_rows(shape[0]), *shape[1:])
-
-
 def hf_config(config: PaliGemmaConfig, dtype: str, sliding_window: int | None) -> dict[str, Any]:
     """config.json; `sliding_window` is what the file said that the weights came from.
 
@@ -277,7 +263,7 @@ def _text(llm: GemmaConfig, img: SigLIPConfig, window: int | None) -> dict[str, 
 
 
 def _never_reached(img: SigLIPConfig) -> int:
-    """The published window, or a longer one where pictures fill it, for ours have none."""
+    """The published window, or a longer one where images fill it, for ours have none."""
     return max(_WINDOW, 2 ** math.ceil(math.log2(2 * img.num_patches)))
 
 
@@ -297,9 +283,9 @@ def _require_gemma(llm: GemmaConfig) -> None:
     wrong = [f"{name}={getattr(llm, name)!r}" for name, found in extra.items() if found]
     if wrong:
         raise ConfigError(
-            f"Hugging Face's Gemma cannot compute {', '.join(wrong)}, which only its Gemma 2 has. "
-            f"query_scale={llm.head_dim**-0.5!r} without caps and window fits. Write the model as "
-            'our own store: format="orbax"'
+            f"Hugging Face's Gemma cannot compute {', '.join(wrong)}: expected "
+            f"query_scale={llm.head_dim**-0.5!r}, no soft-caps and no window. Write a native "
+            'checkpoint: format="orbax" (--to orbax)'
         )
 
 

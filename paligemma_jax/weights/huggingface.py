@@ -1,15 +1,11 @@
-"""Hugging Face directories: config.json and safetensors in any of the four key layouts.
+"""Hugging Face directories, read and written: config.json and safetensors in any key layout.
 
-Hugging Face's names and layouts of PaliGemma's tensors, as one table read in both directions.
-
-Facts: transformers' PaliGemma conversion scripts. A PyTorch Linear weight is (out, in); heads are
-merged into one axis; every layer has tensors of its own.
-
-A Hugging Face directory, written layer by layer: what transformers and its users load.
+`hf_tensors` is the one table of names and layouts, read in both directions. Facts: transformers'
+PaliGemma conversion scripts. A PyTorch Linear weight is (out, in), heads are merged into one axis,
+and every layer has tensors of its own.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -22,7 +18,7 @@ import numpy as np
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.weights.companions import MASK_CODEC, Contents, with_text_length
+from paligemma_jax.weights.formats import CheckpointFormat, CheckpointMetadata, CheckpointReader
 from paligemma_jax.weights.hf_config import (
     CONFIG,
     HFConfig,
@@ -30,27 +26,30 @@ from paligemma_jax.weights.hf_config import (
     hf_generation,
     hf_preprocessor,
     padded_rows,
-    padded_shape,
 )
 from paligemma_jax.weights.hf_tokenizer import tokenizer_files
 from paligemma_jax.weights.safetensors_io import SafeTensor, ShardWriter, read_tensors, write_shards
-from paligemma_jax.weights.store import write_digests
+from paligemma_jax.weights.sidecar_files import (
+    MASK_CODEC,
+    hugging_face_processor,
+    with_text_length,
+    write_checksums,
+)
 from paligemma_jax.weights.tensors import (
+    EMBEDDING_TABLES,
     FLOATS,
-    TABLES,
-    Box,
-    Fill,
+    Shape,
+    TensorSource,
     TensorSpec,
-    TreeShape,
-    Weights,
     aligned_empty,
+    chunk_places,
+    chunk_shapes,
     copy_into,
     expected_shapes,
-    find_problems,
     largest_first,
-    misfit,
-    piece_places,
-    piece_shapes,
+    read_chunks,
+    shape_problems,
+    validation_error,
 )
 
 EMBEDDING = "language_model.embed_tokens.weight"
@@ -82,25 +81,23 @@ class HFTensor:
     def layered(self) -> bool:
         return "{}" in self.key
 
-    def shape(self, ours: TreeShape) -> TreeShape:
+    def shape(self, ours: Shape) -> Shape:
         """Its shape in their layout, given the shape of ours without layer and part."""
         return tuple(math.prod(ours[axis] for axis in group) for group in self.axes)
 
-    def to_ours(self, theirs: np.ndarray, ours: TreeShape) -> np.ndarray:
-        """View of their array in our axis order, `ours` being that shape."""
-        order = [axis for group in self.axes for axis in group]
-        return theirs.reshape([ours[axis] for axis in order]).transpose(np.argsort(order))
+    @property
+    def order(self) -> list[int]:
+        """The axes of ours in the order of theirs."""
+        return [axis for group in self.axes for axis in group]
 
-    def as_theirs(self, ours: np.ndarray) -> np.ndarray | None:
-        """The memory of an array of ours in their layout, if it lies in that order; else None."""
-        order = [axis for group in self.axes for axis in group]
-        ordered = ours.transpose(order)
-        return ordered.reshape(self.shape(ours.shape)) if ordered.flags.c_contiguous else None
+    def to_ours(self, theirs: np.ndarray, ours: Shape) -> np.ndarray:
+        """View of their array in our axis order, `ours` being that shape."""
+        view = theirs.reshape([ours[axis] for axis in self.order])
+        return view.transpose(np.argsort(self.order))
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        """C-order array in their layout."""
-        order = [axis for group in self.axes for axis in group]
-        return np.ascontiguousarray(ours.transpose(order).reshape(self.shape(ours.shape)))
+        """C-order array in their layout; the memory of `ours` if it lies in that order."""
+        return np.ascontiguousarray(ours.transpose(self.order)).reshape(self.shape(ours.shape))
 
 
 def canonical_key(key: str) -> str:
@@ -119,11 +116,6 @@ def published_key(key: str) -> str:
     key = re.sub(r"^language_model\.", "language_model.model.", key)
     key = re.sub(r"^lm_head\.", "language_model.lm_head.", key)
     return re.sub(r"^vision_tower\.", "vision_tower.vision_model.", key)
-
-
-def is_buffer(key: str) -> bool:
-    """Whether a tensor is a constant that old versions saved along, e.g. position ids."""
-    return key.endswith((".position_ids", ".rotary_emb.inv_freq"))
 
 
 def hf_tensors(config: PaliGemmaConfig) -> list[HFTensor]:
@@ -193,12 +185,12 @@ def _norm(theirs: str, ours: str) -> Iterator[HFTensor]:
     yield HFTensor(f"{theirs}.bias", f"{ours}/bias", _SAME)
 
 
-def part_shape(tensor: HFTensor, ours: TreeShape) -> TreeShape:
+def part_shape(tensor: HFTensor, ours: Shape) -> Shape:
     """Shape of the part of ours that `tensor` is: without layer axis and without joined axis."""
     return ours[int(tensor.layered) + int(tensor.part is not None) :]
 
 
-def hf_shapes(config: PaliGemmaConfig) -> dict[str, TreeShape]:
+def hf_shapes(config: PaliGemmaConfig) -> dict[str, Shape]:
     """Canonical name and shape of every tensor of a checkpoint of `config`, filler rows apart."""
     ours = expected_shapes(config)
     shapes = {}
@@ -212,15 +204,14 @@ def hf_shapes(config: PaliGemmaConfig) -> dict[str, TreeShape]:
 _BLOCK = 16 << 20  # bytes of a table in memory while it is compared or cast
 
 
-class HuggingFaceSource:
-    """A Hugging Face directory; see `Source`.
+class HuggingFaceReader(CheckpointReader):
+    """A Hugging Face directory.
 
     Filler rows of the embedding table, from the image placeholder on, are dropped. A head that
     differs from the table in the rows kept is kept as "llm/lm_head/w", even where config.json calls
-    it tied; an equal one is dropped. A given `config` replaces the file's and must fit the tensors.
-
-    Attributes:
-      sliding_window: what config.json asks for. It is not in `config`, as big_vision has none.
+    it tied; an equal one is dropped. The sliding window that config.json asks for is in `origin`,
+    not in `config`, as big_vision has none. A given `config` replaces the file's and must match
+    the tensors.
     """
 
     kind = "huggingface"
@@ -228,33 +219,33 @@ class HuggingFaceSource:
     def __init__(self, path: Path, config: PaliGemmaConfig | None = None):
         self.path = path
         described = HFConfig(path / CONFIG)
-        self.sliding_window = described.sliding_window
+        self.origin = {"kind": self.kind, "sliding_window": described.sliding_window}
         self._tensors = _canonical(path, read_tensors(path))
         if config is None:
-            rows = self._rows(EMBEDDING)
+            table = self._tensors.get(EMBEDDING)
+            rows = table.shape[0] if table and len(table.shape) == 2 else 1
             size = min(described.vocab_size or rows, rows)
             untied = not described.tied or LM_HEAD in self._tensors
             untied = untied and self._head_differs(size)
             config = described.to_config(size, tie_embeddings=not untied)
             config = with_text_length(config, path)
         self.config = config
-        self._check(config)
+        self._validate(config)
         self._parts: dict[str, list[HFTensor]] = {}
         for tensor in hf_tensors(config):
             self._parts.setdefault(tensor.path, []).append(tensor)
         self.specs = {
-            name: TensorSpec(shape, self._dtype(name))
+            name: TensorSpec(shape, self._dtype(name, shape))
             for name, shape in expected_shapes(config).items()
         }
 
-    def _rows(self, key: str) -> int:
-        tensor = self._tensors.get(key)
-        return tensor.shape[0] if tensor and len(tensor.shape) == 2 else 1
+    def processor_settings(self) -> dict[str, Any]:
+        return hugging_face_processor(self.path, self.config)
 
     def _head_differs(self, rows: int) -> bool:
         head, table = self._tensors.get(LM_HEAD), self._tensors.get(EMBEDDING)
         if head is None or table is None or not (head.dtype and table.dtype):
-            return True  # the check of the tensors tells what is wrong
+            return True  # the validation of the tensors tells what is wrong
         if head.shape != table.shape or len(table.shape) != 2:
             return True
         step = max(1, _BLOCK // (4 * table.shape[1]))
@@ -267,7 +258,7 @@ class HuggingFaceSource:
                 return True
         return False
 
-    def _check(self, config: PaliGemmaConfig) -> None:
+    def _validate(self, config: PaliGemmaConfig) -> None:
         found = {name: tensor.shape for name, tensor in self._tensors.items()}
         expected = hf_shapes(config)
         if config.llm.tie_embeddings:
@@ -275,79 +266,63 @@ class HuggingFaceSource:
         for table in (EMBEDDING, LM_HEAD):  # more rows than pieces are filler
             if table in found and table in expected and found[table][:1] > expected[table][:1]:
                 found[table] = (expected[table][0], *found[table][1:])
-        problems = find_problems(found, expected)
+        problems = shape_problems(found, expected)
         problems += [
             f"dtype       {name}: {self._tensors[name].kind}, model F32, F16 or BF16"
             for name in expected
             if name in found and self._tensors[name].dtype is None
         ]
         if problems:
-            raise misfit(self.path, problems)
+            raise validation_error(self.path, problems)
 
-    def _keys(self, tensor: HFTensor) -> list[str]:
-        depth = expected_shapes(self.config)[tensor.path][0] if tensor.layered else 1
-        return [tensor.key.format(layer) for layer in range(depth)]
-
-    def _dtype(self, name: str) -> np.dtype:
+    def _dtype(self, name: str, shape: Shape) -> np.dtype:
         """The dtype all tensors of one of ours share; float32 where they differ or are 64-bit."""
-        keys = [key for tensor in self._parts[name] for key in self._keys(tensor)]
-        kinds = {self._tensors[key].dtype for key in keys}
+        kinds = {
+            self._tensors[tensor.key.format(layer)].dtype
+            for tensor in self._parts[name]
+            for layer in range(shape[0] if tensor.layered else 1)
+        }
         (kind,) = kinds if len(kinds) == 1 else (None,)
         return FLOATS["float32"] if kind is None or kind == FLOATS["float64"] else kind
 
-    def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
-        parts = self._parts[name]
-        places = piece_places(name, self.specs[name].shape)
-        rows = [place for place in places if isinstance(place, slice)] or [slice(None)]
-        for keys in zip(*map(self._keys, parts), strict=True):
-            files = [self._tensors[key] for key in keys]
-            for some in rows:
-                yield functools.partial(_read_parts, list(zip(parts, files, strict=True)), some)
-
-    def read_box(self, name: str, number: int, box: Box, dtype: np.dtype) -> np.ndarray:
-        """See `Sliceable`."""
-        shape = self.specs[name].shape
-        piece = piece_shapes(name, shape)[number]
-        place = piece_places(name, shape)[number]
+    def read_chunk(self, name: str, index: int, out: np.ndarray) -> None:
+        place = chunk_places(name, self.specs[name].shape)[index]
         rows = place if isinstance(place, slice) else slice(None)
-        result = aligned_empty(
-            tuple(len(range(n)[i]) for n, i in zip(piece, box, strict=True)), dtype
-        )
         for tensor in self._parts[name]:
-            file = self._tensors[self._keys(tensor)[number if tensor.layered else 0]]
+            file = self._tensors[tensor.key.format(index)]
+            _read_part(tensor, file, rows, out if tensor.part is None else out[tensor.part])
+
+    def read_slice(
+        self, name: str, index: int, part: tuple[slice, ...], dtype: np.dtype
+    ) -> np.ndarray:
+        shape = self.specs[name].shape
+        chunk, place = chunk_shapes(name, shape)[index], chunk_places(name, shape)[index]
+        rows = place if isinstance(place, slice) else slice(None)
+        sizes = (len(range(n)[side]) for n, side in zip(chunk, part, strict=True))
+        result = aligned_empty(tuple(sizes), dtype)
+        for tensor in self._parts[name]:
+            file = self._tensors[tensor.key.format(index)]
             if tensor.part is None:
-                copy_into(result, tensor.to_ours(file.map()[rows], piece)[box])
-            elif tensor.part in range(piece[0])[box[0]]:
-                own = tensor.to_ours(file.map(), piece[1:])[box[1:]]
-                copy_into(result[tensor.part - (box[0].start or 0)], own)
+                copy_into(result, tensor.to_ours(file.map()[rows], chunk)[part])
+            elif tensor.part in range(chunk[0])[part[0]]:
+                own = tensor.to_ours(file.map(), chunk[1:])[part[1:]]
+                copy_into(result[tensor.part - (part[0].start or 0)], own)
         return result
-
-    @property
-    def sliceable(self) -> "HuggingFaceSource":
-        """See `read_boxes`."""
-        return self
-
-    def close(self) -> None:
-        """Nothing stays open between reads."""
-
-
-def _read_parts(parts: list[tuple[HFTensor, SafeTensor]], rows: slice, target: np.ndarray) -> None:
-    for tensor, file in parts:
-        _read_part(tensor, file, rows, target if tensor.part is None else target[tensor.part])
 
 
 def _read_part(tensor: HFTensor, file: SafeTensor, rows: slice, target: np.ndarray) -> None:
-    theirs = tensor.as_theirs(target)
-    first = rows.start or 0
-    if theirs is None:  # the target lies otherwise in memory
+    if not target.transpose(tensor.order).flags.c_contiguous:  # another order in memory
         copy_into(target, tensor.to_ours(file.read(rows), target.shape))
-    elif file.dtype == target.dtype:
+        return
+    theirs = tensor.to_theirs(target)
+    first = rows.start or 0
+    if file.dtype == target.dtype:
         file.read(slice(first, first + len(theirs)), out=theirs)
-    else:
-        step = max(1, _BLOCK // (theirs.nbytes // len(theirs)))
-        for start in range(0, len(theirs), step):
-            stop = min(start + step, len(theirs))
-            copy_into(theirs[start:stop], file.read(slice(first + start, first + stop)))
+        return
+    step = max(1, _BLOCK // (theirs.nbytes // len(theirs)))
+    for start in range(0, len(theirs), step):
+        stop = min(start + step, len(theirs))
+        copy_into(theirs[start:stop], file.read(slice(first + start, first + stop)))
 
 
 def _canonical(path: Path, tensors: dict[str, SafeTensor]) -> dict[str, SafeTensor]:
@@ -355,19 +330,19 @@ def _canonical(path: Path, tensors: dict[str, SafeTensor]) -> dict[str, SafeTens
     origin: dict[str, str] = {}
     problems = []
     for key, tensor in tensors.items():
-        if is_buffer(key):
-            continue
+        if key.endswith((".position_ids", ".rotary_emb.inv_freq")):
+            continue  # constants that old versions saved along
         name = canonical_key(key)
         if name in result:
             problems.append(f"duplicate   {key} and {origin[name]} are the same tensor")
         result[name], origin[name] = tensor, key
     if problems:
-        raise misfit(path, problems)
+        raise validation_error(path, problems)
     return result
 
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFace:
+class HuggingFace(CheckpointFormat):
     """A directory as `save_pretrained` writes it, in the layout of the published repositories.
 
     All versions of transformers that know the model load it, and so do Roboflow's `deploy` and
@@ -375,33 +350,22 @@ class HuggingFace:
     """
 
     name: ClassVar[str] = "huggingface"
-    few_bits: ClassVar[bool] = False
     shard_bytes: int = 5_000_000_000
 
     def __post_init__(self) -> None:
         if self.shard_bytes < 1:
             raise ConfigError(
-                f"shard_bytes is {self.shard_bytes}. A positive number of bytes fits. Say for "
-                "example: HuggingFace(shard_bytes=5_000_000_000)"
+                f"shard_bytes must be a positive number of bytes, got {self.shard_bytes}. Pass for "
+                "example HuggingFace(shard_bytes=5_000_000_000)"
             )
 
-    def is_file(self, target: Path) -> bool:
-        """Whether `target` is to be one file."""
-        return False
+    def check(self, target: Path, source: TensorSource) -> None:
+        hf_config(source.config, "float32", None)
 
-    def needs_tokenizer(self, target: Path) -> bool:
-        """Whether a tokenizer goes along."""
-        return True
-
-    def check(self, target: Path, weights: Weights) -> None:
-        """Raises ConfigError for what cannot be written, before anything is."""
-        hf_config(weights.config, "float32", None)
-
-    def write(self, target: Path, weights: Weights, contents: Contents) -> None:
-        """Writes into an empty directory."""
-        config = weights.config
-        dtype = Counter(spec.dtype.name for spec in weights.specs.values()).most_common(1)[0][0]
-        window = contents.origin.get("sliding_window")
+    def write(self, target: Path, source: TensorSource, metadata: CheckpointMetadata) -> None:
+        config = source.config
+        dtype = Counter(spec.dtype.name for spec in source.specs.values()).most_common(1)[0][0]
+        window = metadata.origin.get("sliding_window")
         settings = {
             "config.json": hf_config(config, dtype, window),
             "generation_config.json": hf_generation(config),
@@ -409,23 +373,26 @@ class HuggingFace:
         }
         for name, values in settings.items():
             (target / name).write_text(json.dumps(values, indent=2) + "\n")
-        _write_tokenizer(target, contents)
-        if contents.mask_codec is not None:
-            (target / MASK_CODEC).write_bytes(contents.mask_codec)
-        with write_shards(target, _specs(weights), self.shard_bytes) as shards:
-            for name, tensors in _by_path(config, weights).items():
-                if name in TABLES:
-                    _write_table(shards, weights, tensors[0])
+        _write_tokenizer(target, metadata)
+        if metadata.mask_codec is not None:
+            (target / MASK_CODEC).write_bytes(metadata.mask_codec)
+        parts: dict[str, list[HFTensor]] = {name: [] for name in largest_first(source.specs)}
+        for tensor in hf_tensors(config):
+            parts[tensor.path].append(tensor)
+        with write_shards(target, _specs(source), self.shard_bytes) as shards:
+            for name, tensors in parts.items():
+                if name in EMBEDDING_TABLES:
+                    _write_table(shards, source, tensors[0])
                 else:
-                    _write_layers(shards, weights, tensors)
-        write_digests(target)
+                    _write_layers(shards, source, tensors)
+        write_checksums(target)
 
 
-def _write_tokenizer(directory: Path, contents: Contents) -> None:
-    model = contents.tokenizer or b""
+def _write_tokenizer(directory: Path, metadata: CheckpointMetadata) -> None:
+    model = metadata.tokenizer or b""
     (directory / "tokenizer.model").write_bytes(model)
-    if "tokenizer.json" in contents.tokenizer_files:  # as they were published
-        for name, path in contents.tokenizer_files.items():
+    if "tokenizer.json" in metadata.tokenizer_files:  # as they were published
+        for name, path in metadata.tokenizer_files.items():
             (directory / name).write_bytes(path.read_bytes())
         return
     for name, values in tokenizer_files(model).items():
@@ -433,75 +400,51 @@ def _write_tokenizer(directory: Path, contents: Contents) -> None:
         (directory / name).write_text(text + "\n", encoding="utf-8")
 
 
-def _by_path(config: PaliGemmaConfig, weights: Weights) -> dict[str, list[HFTensor]]:
-    """Their tensors of each of ours, the largest first."""
-    found: dict[str, list[HFTensor]] = {name: [] for name in largest_first(weights.specs)}
-    for tensor in hf_tensors(config):
-        found[tensor.path].append(tensor)
-    return found
-
-
-def _specs(weights: Weights) -> dict[str, TensorSpec]:
+def _specs(source: TensorSource) -> dict[str, TensorSpec]:
     """All their tensors by published name, layer after layer as the model has them."""
     specs: dict[str, TensorSpec] = {}
-    for tensor in hf_tensors(weights.config):
-        ours = weights.specs[tensor.path]
-        layers = range(ours.shape[0]) if tensor.layered else (None,)
-        shape = _shape(tensor, ours.shape)
-        specs |= {
-            published_key(tensor.key.format(layer)): TensorSpec(shape, ours.dtype)
-            for layer in layers
-        }
+    for tensor in hf_tensors(source.config):
+        ours = source.specs[tensor.path]
+        shape = tensor.shape(part_shape(tensor, ours.shape))
+        if tensor.path in EMBEDDING_TABLES:
+            shape = (padded_rows(shape[0]), *shape[1:])
+        for layer in range(ours.shape[0] if tensor.layered else 1):
+            specs[published_key(tensor.key.format(layer))] = TensorSpec(shape, ours.dtype)
     return dict(sorted(specs.items(), key=lambda item: _natural(item[0])))
-
-
-def _shape(tensor: HFTensor, ours: tuple[int, ...]) -> tuple[int, ...]:
-    if tensor.path in TABLES:
-        return padded_shape(ours)
-    return tensor.shape(ours[int(tensor.layered) + int(tensor.part is not None) :])
 
 
 def _natural(key: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
 
 
-def _write_layers(shards: ShardWriter, weights: Weights, tensors: list[HFTensor]) -> None:
-    """One of our parameters, whose layers are filled in where theirs lie in memory."""
-    path = tensors[0].path
-    spec = weights.specs[path]
-    inner = piece_shapes(path, spec.shape)[0]
-    parts = (len(tensors),) if tensors[0].part is not None else ()
-    shape = tensors[0].shape(inner[len(parts) :])
-    theirs = aligned_empty((len(tensors), *shape), spec.dtype)
-    ours = _in_our_order(theirs, tensors[0], inner[len(parts) :])
-    for layer, fill in enumerate(weights.pieces(path, spec.dtype)):
-        fill(ours if parts else ours[0])
+def _write_layers(shards: ShardWriter, source: TensorSource, tensors: list[HFTensor]) -> None:
+    """One of our parameters, whose layers are read into where theirs lie in memory."""
+    path, first = tensors[0].path, tensors[0]
+    spec = source.specs[path]
+    chunks = chunk_shapes(path, spec.shape)
+    joined = first.part is not None  # several of theirs are one of ours
+    inner = chunks[0][1:] if joined else chunks[0]
+    theirs = aligned_empty((len(tensors), *first.shape(inner)), spec.dtype)
+    # View of their tensors, joined on a first axis as ours joins them.
+    view = theirs.reshape([len(tensors), *(inner[axis] for axis in first.order)])
+    ours = view.transpose([0, *(1 + int(axis) for axis in np.argsort(first.order))])
+    for layer in range(len(chunks)):
+        source.read_chunk(path, layer, ours if joined else ours[0])
         for tensor, array in zip(tensors, theirs, strict=True):
             shards.write(published_key(tensor.key.format(layer)), array)
 
 
-def _in_our_order(theirs: np.ndarray, tensor: HFTensor, ours: tuple[int, ...]) -> np.ndarray:
-    """View of several of their tensors, joined on a first axis as ours joins them."""
-    order = [axis for group in tensor.axes for axis in group]
-    view = theirs.reshape([len(theirs), *(ours[axis] for axis in order)])
-    return view.transpose([0, *(1 + int(place) for place in np.argsort(order))])
-
-
-def _write_table(shards: ShardWriter, weights: Weights, tensor: HFTensor) -> None:
-    """A table of tokens, filled up with its mean row: what is no token is never the likeliest."""
-    key, spec = published_key(tensor.key), weights.specs[tensor.path]
+def _write_table(shards: ShardWriter, source: TensorSource, tensor: HFTensor) -> None:
+    """An embedding table, filled up with its mean row: what is no token is never the likeliest."""
+    key, spec = published_key(tensor.key), source.specs[tensor.path]
     rows, width = spec.shape
     total = np.zeros(width, np.float64)
     row = 0
-    buffer = aligned_empty((0, width), spec.dtype)
-    shapes = piece_shapes(tensor.path, spec.shape)
-    for shape, fill in zip(shapes, weights.pieces(tensor.path, spec.dtype), strict=True):
-        if buffer.shape != shape:
-            buffer = aligned_empty(shape, spec.dtype)
-        fill(buffer)
+    for (buffer,) in read_chunks(source, [tensor.path]):
         shards.write(key, buffer, row)
         total += buffer.astype(np.float32).sum(axis=0, dtype=np.float64)
         row += len(buffer)
+        del buffer
     filler = np.empty((padded_rows(rows) - rows, width), spec.dtype)
     filler[:] = (total / rows).astype(spec.dtype)
     shards.write(key, filler, row)

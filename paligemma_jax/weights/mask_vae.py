@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from paligemma_jax.errors import CheckpointError
+from paligemma_jax.errors import CheckpointError, problem_list
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
 from paligemma_jax.weights.big_vision import NpzFile
+from paligemma_jax.weights.tensors import FLOATS, shape_problems
 
 NUM_EMBEDDINGS = 128  # as many as there are <seg> tokens
 CODEBOOK = "_vq_vae._embedding"
@@ -59,8 +60,8 @@ def load_mask_vae(path: Path) -> MaskVAE:
     """
     if not path.is_file():
         raise CheckpointError(
-            f"There is no mask codec {path}. The published vae-oid.npz fits. Pass its path as "
-            "mask_codec='vae-oid.npz' (--mask-codec vae-oid.npz)."
+            f"There is no mask codec {path}. Pass the path of the published one: "
+            "mask_codec='vae-oid.npz' (--mask-codec vae-oid.npz)"
         )
     file = NpzFile(path, [path])
     try:
@@ -69,13 +70,18 @@ def load_mask_vae(path: Path) -> MaskVAE:
         model = nnx.eval_shape(lambda: MaskVAE(config, rngs=nnx.Rngs(0)))
         state = nnx.state(model)
         expected = {name: _published_shape(state, entry) for name, entry in _entries().items()}
-        _check(path, found, expected)
+        problems = shape_problems(found, expected)
+        if problems:
+            raise CheckpointError(
+                f"{path} is not a mask codec {problem_list(problems)}\n"
+                "Expected the arrays of vae-oid.npz. Download it again, or export yours with those "
+                "names."
+            )
         for name, entry in _entries().items():
-            array = file.read(name, np.dtype(np.float32))
+            array = file.read(name, FLOATS["float32"])
             if not np.isfinite(array).all():
                 raise CheckpointError(
-                    f"{path}: {name} holds values that are not finite. Finite weights fit. "
-                    "Download the file again."
+                    f"{path}: {name} holds values that are not finite. Download the file again."
                 )
             _leaf(state, entry.path).set_value(
                 jnp.asarray(array if entry.axes is None else array.transpose(entry.axes))
@@ -117,28 +123,8 @@ def _config(path: Path, found: dict[str, tuple[int, ...]]) -> MaskVAEConfig:
     shape = found.get(CODEBOOK, (NUM_EMBEDDINGS, 512))
     if len(shape) != 2 or shape[0] != NUM_EMBEDDINGS:
         raise CheckpointError(
-            f"{path} has a codebook {CODEBOOK} of shape {list(shape)}. [{NUM_EMBEDDINGS}, width] "
-            "fits, one row for each <seg> token. Use the codec that the checkpoint was trained "
-            "with; PaliGemma's is vae-oid.npz."
+            f"{path} has a codebook {CODEBOOK} of shape {list(shape)}, expected "
+            f"[{NUM_EMBEDDINGS}, width]: one row for each <seg> token. Use the codec that the "
+            "checkpoint was trained with; PaliGemma's is vae-oid.npz."
         )
     return MaskVAEConfig(num_embeddings=shape[0], embedding_dim=shape[1])
-
-
-def _check(
-    path: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
-) -> None:
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is unexpected" for name in found if name not in expected]
-    problems += [
-        f"{name} has shape {list(found[name])} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name]) != shape
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{path} is no mask codec ({len(problems)} problems):\n  "
-            + "\n  ".join(problems)
-            + "\n"
-            "A file with the arrays of vae-oid.npz fits. Download it again, or export yours with "
-            "those names."
-        )

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from paligemma_jax.hub import download as huggingface
-from paligemma_jax.hub import download as transfer
+from paligemma_jax.hub import download, http
 from tests.hub.server import FakeHub
 
 
@@ -21,7 +20,7 @@ def hub() -> Iterator[FakeHub]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that would have been waited."""
     seconds: list[float] = []
-    monkeypatch.setattr(transfer, "sleep", seconds.append)
+    monkeypatch.setattr(http, "sleep", seconds.append)
     return seconds
 
 
@@ -43,5 +42,5 @@ def caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: FakeHub) -> Pat
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(cache / "kagglehub"))
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(cache / "kaggle"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setattr(huggingface, "login_token", lambda: None)
+    monkeypatch.setattr(download, "login_token", lambda: None)
     return cache

@@ -10,8 +10,8 @@ import pytest
 
 from paligemma_jax.demo import demo_checkpoint
 from paligemma_jax.errors import CheckpointError, MissingExtraError
-from paligemma_jax.hub import download as huggingface
 from paligemma_jax.hub.catalogue import HuggingFace
+from paligemma_jax.hub.download import cached, download
 from paligemma_jax.loading import find_checkpoint
 from paligemma_jax.weights.checkpoint import open_checkpoint
 from tests.hub.server import COMMIT, Cut, FakeHub, Fault, Flipped, Status
@@ -62,7 +62,7 @@ def test_only_what_is_needed_once_then_without_the_hub(hub: FakeHub, monkeypatch
     for name in (NAME, f"{NAME}@{COMMIT}", "pali_gemma_3b_224", "hf://" + NAME):
         assert find_checkpoint(name) == path
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert find_checkpoint(NAME, download=False) == path
+    assert find_checkpoint(NAME, local_only=True) == path
     with open_checkpoint(path) as checkpoint:  # through the links of the cache
         assert checkpoint.kind == "huggingface" and checkpoint.config.text_length == 128
 
@@ -71,7 +71,7 @@ def test_only_what_is_needed_once_then_without_the_hub(hub: FakeHub, monkeypatch
 def test_cache_is_that_of_the_client(hub: FakeHub):
     import huggingface_hub
 
-    path = huggingface.huggingface_fetch(SOURCE)
+    path = download(SOURCE)
     cache = path.parents[2]
     found = huggingface_hub.try_to_load_from_cache(NAME, "model.safetensors", cache_dir=cache)
     assert found == str(path / "model.safetensors")
@@ -88,14 +88,14 @@ def test_what_the_client_downloaded_is_used(hub: FakeHub, caches: Path):
     shutil.copytree(GOLDEN, snapshot)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(COMMIT)
-    assert huggingface.huggingface_cached(SOURCE) is None  # no tokenizer yet
+    assert cached(SOURCE) is None  # no tokenizer yet
     (snapshot / "tokenizer.model").write_bytes(b"tokenizer")
-    assert huggingface.huggingface_fetch(SOURCE) == snapshot and not hub.requests
+    assert download(SOURCE) == snapshot and not hub.requests
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
-    assert huggingface.huggingface_cached(SOURCE) is None
+    assert cached(SOURCE) is None
     (snapshot / "b.safetensors").touch()
-    assert huggingface.huggingface_cached(SOURCE) == snapshot
+    assert cached(SOURCE) == snapshot
 
 
 @needs_client
@@ -111,7 +111,7 @@ def test_what_the_client_downloaded_is_used(hub: FakeHub, caches: Path):
 def test_faults_that_pass(hub: FakeHub, waits: list[float], place: str, faults: list[Fault]):
     path = {"info": INFO, "resolve": WEIGHTS, "cdn": cdn(hub)}[place]
     hub.faults[path] = list(faults)
-    assert read(huggingface.huggingface_fetch(SOURCE)) == {name: FILES[name] for name in NEEDED}
+    assert read(download(SOURCE)) == {name: FILES[name] for name in NEEDED}
     assert not hub.faults[path]
     if place != "cdn":
         assert waits[0] == 3.0
@@ -121,11 +121,11 @@ def test_faults_that_pass(hub: FakeHub, waits: list[float], place: str, faults: 
 def test_goes_on_after_a_failure(hub: FakeHub):
     hub.faults[cdn(hub)] = [Cut(100_000), *[Cut(0)] * 20]
     with pytest.raises(CheckpointError, match="What has arrived is kept"):
-        huggingface.huggingface_fetch(SOURCE)
-    assert huggingface.huggingface_cached(SOURCE) is None
+        download(SOURCE)
+    assert cached(SOURCE) is None
     hub.faults.clear()
     hub.requests.clear()
-    huggingface.huggingface_fetch(SOURCE)
+    download(SOURCE)
     (request,) = hub.asked(cdn(hub))
     assert request.headers["range"] == "bytes=100000-"
     assert len(hub.requests) == 3  # the list, and one file with its redirect
@@ -135,8 +135,8 @@ def test_goes_on_after_a_failure(hub: FakeHub):
 def test_wrong_checksum_leaves_nothing(hub: FakeHub, caches: Path):
     hub.faults[cdn(hub)] = [Flipped(), Flipped()]
     with pytest.raises(CheckpointError, match="model.safetensors of .* was damaged"):
-        huggingface.huggingface_fetch(SOURCE)
-    assert huggingface.huggingface_cached(SOURCE) is None
+        download(SOURCE)
+    assert cached(SOURCE) is None
     blobs = caches / "huggingface" / "hub" / "models--google--paligemma-3b-pt-224" / "blobs"
     assert not list(blobs.glob("*.partial")) and len(list(blobs.iterdir())) == 3
 
@@ -145,7 +145,7 @@ def test_wrong_checksum_leaves_nothing(hub: FakeHub, caches: Path):
 def test_gated(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
     hub.token = "hf_right"
     with pytest.raises(CheckpointError) as e:
-        huggingface.huggingface_fetch(SOURCE)
+        download(SOURCE)
     page = f"{hub.url}/{NAME}"
     for words in (
         "no account was named",
@@ -157,9 +157,9 @@ def test_gated(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
         assert words in str(e.value)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(CheckpointError, match="may not read it.*Open .* with that account"):
-        huggingface.huggingface_fetch(SOURCE)
+        download(SOURCE)
     monkeypatch.setenv("HF_TOKEN", " hf_right\n")
-    huggingface.huggingface_fetch(SOURCE)
+    download(SOURCE)
     (request,) = hub.asked(cdn(hub))
     assert "authorization" not in request.headers  # of another host
 
@@ -168,24 +168,24 @@ def test_gated(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
 def test_listing_that_is_gated_too(hub: FakeHub):
     hub.faults[INFO] = [Status(401, {"X-Error-Code": "GatedRepo"})]
     with pytest.raises(CheckpointError, match="is gated, and no account"):
-        huggingface.huggingface_fetch(SOURCE)
+        download(SOURCE)
 
 
 @needs_client
 def test_revisions(hub: FakeHub):
     other = "f" * 40
     hub.add_repository(NAME, FILES | {"tokenizer.model": b"other"}, "bfloat16", other)
-    main = huggingface.huggingface_fetch(SOURCE)
+    main = download(SOURCE)
     half = find_checkpoint(NAME, revision="bfloat16")
     assert (main.name, half.name) == (COMMIT, other)
     assert len(hub.asked(cdn(hub))) == 1  # of the same weights there is one copy
-    with pytest.raises(CheckpointError, match="no revision v9. main, bfloat16, float16 fit"):
+    with pytest.raises(CheckpointError, match="no revision v9. There are main, bfloat16, float16"):
         find_checkpoint(f"{NAME}@v9")
     hub.add_repository(NAME, FILES | {"tokenizer.model": b"newer"}, commit="e" * 40)
-    assert huggingface.huggingface_fetch(SOURCE) == main  # nothing is asked
-    newer = huggingface.huggingface_fetch(SOURCE, refresh=True)
+    assert download(SOURCE) == main  # nothing is asked
+    newer = download(SOURCE, refresh=True)
     assert newer.name == "e" * 40 and read(newer)["tokenizer.model"] == b"newer"
-    assert huggingface.huggingface_fetch(SOURCE) == newer
+    assert download(SOURCE) == newer
 
 
 @needs_client
@@ -207,7 +207,7 @@ def test_directory_that_paligemma_convert_wrote(hub: FakeHub):
     path = find_checkpoint("someone/demo")
     assert not (path / "README.md").exists()
     with open_checkpoint(path) as checkpoint:
-        assert checkpoint.kind == "store" and checkpoint.tokenizer is not None
+        assert checkpoint.kind == "orbax" and checkpoint.tokenizer is not None
         name = min(checkpoint.specs, key=lambda name: checkpoint.specs[name].size)
         checkpoint.read(name, checkpoint.specs[name].dtype)
 
@@ -218,22 +218,22 @@ def test_not_there(hub: FakeHub):
         find_checkpoint("someone/nothing")
     hub.close()
     with pytest.raises(CheckpointError, match="cannot be downloaded from 127.0.0.1"):
-        huggingface.huggingface_fetch(SOURCE)
+        download(SOURCE)
 
 
 @needs_client
 def test_file_names_that_lead_outside(hub: FakeHub):
     hub.add_repository(NAME, {"MANIFEST.json": b"{}", "../../evil": b"x"})
     with pytest.raises(CheckpointError, match="outside of its directory"):
-        huggingface.huggingface_fetch(SOURCE)
+        download(SOURCE)
 
 
 @needs_client
 @pytest.mark.parametrize("commit", ["../../evil", "main"])
 def test_commits_that_are_none(hub: FakeHub, commit: str):
     hub.add_repository(NAME, FILES, commit=commit)
-    with pytest.raises(CheckpointError, match="without digests"):
-        huggingface.huggingface_fetch(SOURCE)
+    with pytest.raises(CheckpointError, match="without checksums"):
+        download(SOURCE)
 
 
 @needs_client
@@ -241,13 +241,13 @@ def test_too_little_space(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match="HF_HOME"):
-        huggingface.huggingface_fetch(SOURCE)
+        download(SOURCE)
     assert len(hub.requests) == 1
 
 
 def test_offline_and_not_in_the_cache(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(CheckpointError, match=f"paligemma download {NAME}"):
-        find_checkpoint(NAME, download=False)
+        find_checkpoint(NAME, local_only=True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set"):
         find_checkpoint(NAME)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import CheckpointError, MissingExtraError
-from paligemma_jax.hub import download as kaggle
-from paligemma_jax.hub import download as web
+from paligemma_jax.hub import files
 from paligemma_jax.hub.catalogue import Kaggle
+from paligemma_jax.hub.download import cached
 from paligemma_jax.loading import find_checkpoint
 from tests.hub.server import Cut, FakeHub, Flipped, Status
 
@@ -27,8 +27,8 @@ needs_client = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def model(hub: FakeHub, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add_kaggle_model(HANDLE, 2, {NPZ: CONTENT, "paligemma2-3b-pt-224.npz": b"float32"})
-    hub.files["/tokenizer.model"] = b"tokenizer"
-    monkeypatch.setattr(web, "TOKENIZER", f"{hub.url}/tokenizer.model")
+    hub.files["/paligemma_tokenizer.model"] = b"tokenizer"
+    monkeypatch.setattr(files, "TOKENIZER", f"{hub.url}/paligemma_tokenizer.model")
     if importlib.util.find_spec("kagglesdk") is not None:
         import kagglehub.clients
         from kagglesdk import kaggle_env
@@ -100,7 +100,7 @@ def test_directory_of_another_framework(hub: FakeHub):
     hub.add_kaggle_model(handle, 1, CONFIG)
     path = find_checkpoint(f"kaggle://{handle}")
     assert {file.name: file.read_bytes() for file in path.iterdir()} == CONFIG
-    assert kaggle.kaggle_cached(Kaggle(handle)) == path
+    assert cached(Kaggle(handle)) == path
 
 
 @needs_client
@@ -119,14 +119,14 @@ def test_what_was_not_finished_does_not_count(caches: Path):
     folder = caches / "kagglehub" / "models" / HANDLE / "1"
     folder.mkdir(parents=True)
     (folder / NPZ).write_bytes(b"half")
-    assert kaggle.kaggle_cached(Kaggle(HANDLE)) is None
+    assert cached(Kaggle(HANDLE)) is None
     marker = folder.parent / ".complete" / "1" / f"{NPZ}.complete"
     marker.parent.mkdir(parents=True)
     marker.touch()
-    assert kaggle.kaggle_cached(Kaggle(HANDLE)) == folder / NPZ
-    assert kaggle.kaggle_cached(Kaggle(HANDLE, 1)) == folder / NPZ
-    assert kaggle.kaggle_cached(Kaggle(HANDLE, 2)) is None
-    assert kaggle.kaggle_cached(Kaggle(HANDLE, None, "float32")) is None
+    assert cached(Kaggle(HANDLE)) == folder / NPZ
+    assert cached(Kaggle(HANDLE, 1)) == folder / NPZ
+    assert cached(Kaggle(HANDLE, 2)) is None
+    assert cached(Kaggle(HANDLE, None, "float32")) is None
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch):

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.hub import download as transfer
-from paligemma_jax.hub.download import Damaged, Digest, Meter, Refused, Unreachable, download
+from paligemma_jax.hub import http
+from paligemma_jax.hub.http import Checksum, Damaged, Meter, Refused, Unreachable, fetch
 from tests.hub.server import Cut, FakeHub, Fault, Flipped, Status
 
 CONTENT = bytes(range(256)) * 20_000
-SHA256 = Digest("sha256", hashlib.sha256(CONTENT).hexdigest())
+SHA256 = Checksum("sha256", hashlib.sha256(CONTENT).hexdigest())
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def siblings(target: Path) -> list[str]:
 
 
 def test_file_is_whole_and_counted(hub: FakeHub, target: Path, meter: Meter, seen):
-    download(f"{hub.url}/model.npz", target, meter)
+    fetch(f"{hub.url}/model.npz", target, meter)
     assert target.read_bytes() == CONTENT and siblings(target) == ["model.npz"]
     assert seen[0] == ("model.npz", 0, 0)
     assert seen[-1] == ("model.npz", len(CONTENT), len(CONTENT))
@@ -66,7 +66,7 @@ def test_faults_that_pass(
     waited: list[float], requests: int,
 ):  # fmt: skip
     hub.faults["/model.npz"] = faults
-    download(f"{hub.url}/model.npz", target, meter, digest=SHA256)
+    fetch(f"{hub.url}/model.npz", target, meter, checksum=SHA256)
     assert target.read_bytes() == CONTENT and siblings(target) == ["model.npz"]
     assert waits == waited and len(hub.requests) == requests
     assert seen[-1][1] == len(CONTENT)
@@ -77,7 +77,7 @@ def test_goes_on_where_an_earlier_process_stopped(hub: FakeHub, target: Path, me
     part = target.with_name("model.npz.partial")
     part.write_bytes(CONTENT[:4_000_000])
     part.with_name("model.npz.partial.etag").write_text('"one"')
-    download(f"{hub.url}/model.npz", target, meter)
+    fetch(f"{hub.url}/model.npz", target, meter)
     (request,) = hub.requests
     assert request.headers["range"] == "bytes=4000000-"
     assert request.headers["if-range"] == '"one"'
@@ -98,18 +98,18 @@ def test_what_is_there_does_not_fit(hub: FakeHub, target: Path, meter: Meter, ch
         part.write_bytes(CONTENT + b"x")
     else:
         part.write_bytes(CONTENT)
-    download(f"{hub.url}/model.npz", target, meter, digest=SHA256)
+    fetch(f"{hub.url}/model.npz", target, meter, checksum=SHA256)
     assert target.read_bytes() == CONTENT and meter.done == len(CONTENT)
 
 
 def test_cut_without_end_stops_and_keeps_what_came(hub: FakeHub, target: Path, meter: Meter):
     hub.faults["/model.npz"] = [Cut(1000), *[Cut(0)] * 20]
     with pytest.raises(Unreachable, match="1,000 of 5,120,000 bytes"):
-        download(f"{hub.url}/model.npz", target, meter)
+        fetch(f"{hub.url}/model.npz", target, meter)
     assert target.with_name("model.npz.partial").stat().st_size == 1000
     assert not target.exists()
     hub.faults.clear()
-    download(f"{hub.url}/model.npz", target, meter)
+    fetch(f"{hub.url}/model.npz", target, meter)
     assert target.read_bytes() == CONTENT
 
 
@@ -120,7 +120,7 @@ def test_damaged_twice_leaves_nothing(hub: FakeHub, target: Path, meter: Meter, 
         md5 = base64.b64encode(hashlib.md5(CONTENT).digest()).decode()
         hub.headers["/model.npz"]["x-goog-hash"] = f"crc32c=AAAAAA==,md5={md5}"
     with pytest.raises(Damaged):
-        download(f"{hub.url}/model.npz", target, meter, digest=None if told else SHA256)
+        fetch(f"{hub.url}/model.npz", target, meter, checksum=None if told else SHA256)
     assert siblings(target) == [] and len(hub.requests) == 2
 
 
@@ -128,7 +128,7 @@ def test_damaged_twice_leaves_nothing(hub: FakeHub, target: Path, meter: Meter, 
 def test_refused_at_once(hub: FakeHub, target: Path, meter: Meter, status: int):
     hub.faults["/model.npz"] = [Status(status, {"X-Error-Code": "GatedRepo"})]
     with pytest.raises(Refused) as e:
-        download(f"{hub.url}/model.npz", target, meter)
+        fetch(f"{hub.url}/model.npz", target, meter)
     assert e.value.status == status and e.value.headers["X-Error-Code"] == "GatedRepo"
     assert len(hub.requests) == 1 and not target.exists()
 
@@ -136,7 +136,7 @@ def test_refused_at_once(hub: FakeHub, target: Path, meter: Meter, status: int):
 def test_redirect_shows_no_token_to_another_host(hub: FakeHub, target: Path, meter: Meter):
     hub.redirects["/one"] = f"{hub.url}/two"
     hub.redirects["/two"] = f"{hub.other_url}/model.npz"
-    download(f"{hub.url}/one", target, meter, headers={"Authorization": "Bearer secret"})
+    fetch(f"{hub.url}/one", target, meter, headers={"Authorization": "Bearer secret"})
     assert [request.headers.get("authorization") for request in hub.requests] == [
         "Bearer secret", "Bearer secret", None,
     ]  # fmt: skip
@@ -149,12 +149,12 @@ def test_redirect_to_an_unsafe_place_is_not_followed(
 ):
     hub.redirects["/one"] = place
     with pytest.raises((CheckpointError, Refused), match="no safe address|not allowed"):
-        download(f"{hub.url}/one", target, meter)
+        fetch(f"{hub.url}/one", target, meter)
 
 
 def test_no_server(target: Path, meter: Meter, waits: list[float]):
     with pytest.raises(Unreachable, match="refused"):
-        download("http://127.0.0.1:9/model.npz", target, meter)
+        fetch("http://127.0.0.1:9/model.npz", target, meter)
     assert waits == [1.0, 2.0, 4.0, 8.0, 16.0]
 
 
@@ -162,20 +162,20 @@ def test_too_little_space_is_noticed_before(
     hub: FakeHub, target: Path, meter: Meter, monkeypatch: pytest.MonkeyPatch
 ):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(http.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match="GB free"):
-        download(f"{hub.url}/model.npz", target, meter)
+        fetch(f"{hub.url}/model.npz", target, meter)
     assert siblings(target) == []
 
 
 def test_git_digest(tmp_path: Path):
     path = tmp_path / "file"
     path.write_bytes(b"hello\n")  # git hash-object
-    assert Digest("git", "").of(path) == "ce013625030ba8dba906f756967f9e9ca394464a"
+    assert Checksum("git", "").of(path) == "ce013625030ba8dba906f756967f9e9ca394464a"
 
 
 def test_retry_after_as_date():
     date = email.utils.formatdate(time.time() + 60, usegmt=True)
-    assert 55 < (transfer.retry_after(date) or 0) <= 60
-    assert transfer.retry_after("100000") == transfer.LONGEST_WAIT
-    assert transfer.retry_after("soon") is None
+    assert 55 < (http.retry_after(date) or 0) <= 60
+    assert http.retry_after("100000") == http.LONGEST_WAIT
+    assert http.retry_after("soon") is None

@@ -14,7 +14,7 @@ import pytest
 
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
 from paligemma_jax.weights.safetensors_io import write_tensors
-from paligemma_jax.weights.tensors import BFLOAT16
+from paligemma_jax.weights.tensors import BFLOAT16, as_float_dtype
 
 TESTS = Path(__file__).parents[1]
 PIECES = 1600  # bytes, ASCII, <loc> and <seg>, and some filler
@@ -144,7 +144,11 @@ def all_arrays() -> Callable[..., dict[str, np.ndarray]]:
 
     def read(path: Path, dtype: str | None = None, **options: Any) -> dict[str, np.ndarray]:
         with open_checkpoint(path, **options) as checkpoint:
-            return dict(checkpoint.tensors(dtype))
+            wanted = None if dtype is None else as_float_dtype(dtype)
+            return {
+                name: checkpoint.read(name, wanted or spec.dtype)
+                for name, spec in checkpoint.specs.items()
+            }
 
     return read
 

@@ -13,45 +13,45 @@ from jax.sharding import NamedSharding
 
 from paligemma_jax.models.paligemma import flatten
 from paligemma_jax.models.sharding import RULES, Axes, Fsdp, leaf_sharding, make_mesh
-from paligemma_jax.weights import tensors as pieces
+from paligemma_jax.weights import tensors
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.huggingface import HuggingFaceSource
-from paligemma_jax.weights.load import load_on_mesh, load_params
-from paligemma_jax.weights.store import PieceArrays
+from paligemma_jax.weights.huggingface import HuggingFaceReader
+from paligemma_jax.weights.load import load_params, load_stacked
+from paligemma_jax.weights.store import OrbaxReader
 from paligemma_jax.weights.tensors import FLOATS, TensorSpec
 
 SMALL = 2048  # bytes; larger arrays are split
-TABLE_ROWS = 400  # of a piece of the table
+CHUNK_ROWS = 400  # of an embedding table
 
 
 def main() -> None:
     """Prints a line of JSON: bytes read, as float32, and what is not as it should be."""
     path, address, number = sys.argv[1:]
     jax.distributed.initialize(address, 2, int(number))
-    pieces.TABLE_ROWS = TABLE_ROWS
+    tensors.CHUNK_ROWS = CHUNK_ROWS
     read = 0
 
     def counted(own: Any) -> Any:
-        def read_box(self: Any, name: str, piece: int, box: Any, dtype: Any) -> np.ndarray:
+        def read_slice(self: Any, name: str, index: int, part: Any, dtype: Any) -> np.ndarray:
             nonlocal read
-            part = own(self, name, piece, box, dtype)
-            whole = pieces.piece_shapes(name, self.specs[name].shape)[piece]
-            read += 4 * (part.size if isinstance(self, HuggingFaceSource) else np.prod(whole))
-            return part
+            found = own(self, name, index, part, dtype)
+            whole = tensors.chunk_shapes(name, self.specs[name].shape)[index]
+            read += 4 * (found.size if isinstance(self, HuggingFaceReader) else np.prod(whole))
+            return found
 
-        return read_box
+        return read_slice
 
-    for kind in (HuggingFaceSource, PieceArrays):
-        kind.read_box = counted(kind.read_box)
+    for kind in (HuggingFaceReader, OrbaxReader):
+        kind.read_slice = counted(kind.read_slice)
     mesh = make_mesh(Axes(fsdp=-1))
     layout = Fsdp(small=SMALL)
 
-    def wanted(name: str, spec: TensorSpec) -> tuple[np.dtype, NamedSharding]:
+    def placement(name: str, spec: TensorSpec) -> tuple[np.dtype, NamedSharding]:
         rules = type(RULES)(((".*", (layout,)),))
         return FLOATS["float32"], leaf_sharding(name, spec, mesh, rules)
 
     with open_checkpoint(path) as checkpoint:
-        found = flatten(load_on_mesh(checkpoint, checkpoint.config, wanted))
+        found = flatten(load_stacked(checkpoint, placement=placement)[1])
     counts = int(read)
     expected = flatten(load_params(path, dtype="float32")[1])
     wrong = [

@@ -15,8 +15,8 @@ from paligemma_jax.config import VARIANTS, GemmaConfig, SigLIPConfig
 from paligemma_jax.models.inference_layout import unstack_layers
 from paligemma_jax.models.paligemma import flatten, from_params, nest
 from paligemma_jax.weights.big_vision import big_vision_name
-from paligemma_jax.weights.companions import Contents
 from paligemma_jax.weights.convert import export_weights
+from paligemma_jax.weights.formats import CheckpointMetadata
 from paligemma_jax.weights.load import load_params
 from paligemma_jax.weights.tensors import expected_shapes
 from paligemma_jax.weights.views import model_weights
@@ -117,7 +117,7 @@ def test_a_model_as_it_answers_becomes_their_tree(
     source = golden / f"big_vision/{variant}.params.npz"
     config, params = load_params(source, dtype="float32")
     model = unstack_layers(from_params(config, params, "float32"))
-    contents = Contents({"image": {}, "encoding": "big_vision"}, None)
+    contents = CheckpointMetadata({"image": {}, "encoding": "big_vision"}, None)
     target = tmp_path / "model.npz"
     export_weights(target, model_weights(model), contents, "big_vision", dtype=dtype)
     found = flatten(their_model_load(str(target), their_shapes(config.img, config.llm)))

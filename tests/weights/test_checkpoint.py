@@ -10,12 +10,12 @@ from paligemma_jax.weights.checkpoint import describe, open_checkpoint
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "nowhere does not exist. A Hugging Face directory"),
+        ("nowhere", "nowhere does not exist. Expected a Hugging Face directory"),
         ("nowhere/model.npz", "does not exist"),
-        ("", "is no checkpoint: it is empty"),
-        ("photo", "is no checkpoint: it holds beach.jpg"),
-        ("notes.txt", "is a text file, no npz file; it begins with 'buy milk'"),
-        ("x.safetensors", "is only a part of a checkpoint.*Give the directory"),
+        ("", "is not a checkpoint: it is empty"),
+        ("photo", "is not a checkpoint: it holds beach.jpg"),
+        ("notes.txt", "is a text file, not an npz.*; it begins with 'buy milk'"),
+        ("x.safetensors", "is only a part of a checkpoint.*Pass the directory"),
         ("two", "holds 2 npz files: a.npz, b.npz"),
     ],
 )
@@ -45,9 +45,3 @@ def test_descriptions(published: Path, pg2: PaliGemmaConfig):
 def test_home_directories_are_known(published: Path, monkeypatch):
     monkeypatch.setenv("HOME", str(published))
     assert open_checkpoint("~/model.npz").kind == "big_vision"
-
-
-def test_the_largest_tensors_come_first(published: Path):
-    checkpoint = open_checkpoint(published / "huggingface")
-    sizes = [array.nbytes for _, array in checkpoint.tensors()]
-    assert sizes == sorted(sizes, reverse=True) and sum(sizes) == checkpoint.nbytes

@@ -18,15 +18,15 @@ from paligemma_jax.models.paligemma import flatten, from_params, nest
 from paligemma_jax.models.quantization import quantize_stacked
 from paligemma_jax.weights.big_vision import big_vision_name
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.companions import Contents
 from paligemma_jax.weights.convert import check, convert, export_weights
+from paligemma_jax.weights.formats import CheckpointMetadata
 from paligemma_jax.weights.huggingface import HuggingFace
 from paligemma_jax.weights.load import load_params
-from paligemma_jax.weights.tensors import TABLE_ROWS, expected_shapes, read_tensor
+from paligemma_jax.weights.tensors import CHUNK_ROWS, expected_shapes
 from paligemma_jax.weights.views import ArrayWeights, model_weights
 
 FORMATS = ("orbax", "huggingface", "big_vision")
-ROWS = TABLE_ROWS + 500  # so that the table of tokens has two pieces
+ROWS = CHUNK_ROWS + 500  # so that the table of tokens has two pieces
 Arrays = dict[str, np.ndarray]
 
 
@@ -48,9 +48,9 @@ def draw(config: PaliGemmaConfig, dtype: str, seed: int = 0) -> Arrays:
     return {name: rng.normal(size=shape).astype(kind) for name, shape in shapes}
 
 
-def contents(words: bytes | None) -> Contents:
+def contents(words: bytes | None) -> CheckpointMetadata:
     image = {"size": 28, "method": "bilinear-antialias-truncated"}
-    return Contents({"image": image, "encoding": "big_vision"}, words)
+    return CheckpointMetadata({"image": image, "encoding": "big_vision"}, words)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_the_window_of_the_file_stays(published: Path, tmp_path: Path, edit_json
         values["text_config"]["sliding_window"] = 5
     convert(source, tmp_path / "store")
     convert(tmp_path / "store", tmp_path / "hf", format="huggingface")
-    assert open_checkpoint(tmp_path / "hf").sliding_window == 5
+    assert open_checkpoint(tmp_path / "hf").origin["sliding_window"] == 5
     assert open_checkpoint(tmp_path / "hf").config == open_checkpoint(source).config
 
 
@@ -231,7 +231,7 @@ def test_a_changed_byte_is_found_later(name: str, written, tmp_path: Path, flip)
 
 
 def test_published_directories_have_no_digests(published: Path):
-    with pytest.raises(CheckpointError, match="carries no digests.*SHA256SUMS"):
+    with pytest.raises(CheckpointError, match="carries no checksums.*SHA256SUMS"):
         check(published / "huggingface")
 
 
@@ -262,7 +262,10 @@ def test_what_cannot_be_written(
 
     capped = dataclasses.replace(pg1, llm=dataclasses.replace(pg1.llm, attn_logit_softcap=50.0))
     for (format, name, *rest), words in {
-        ("safetensors", "a"): "no format 'safetensors'. orbax, huggingface, big_vision fit",
+        (
+            "safetensors",
+            "a",
+        ): "Unknown format 'safetensors': expected orbax, huggingface, big_vision",
         ("orbax", "a.npz"): "is the name of a file, and orbax is a directory",
         ("huggingface", "a", capped): "cannot compute attn_logit_softcap=50.0",
         ("huggingface", "a", pg1, None): "no tokenizer to write into",
@@ -300,4 +303,4 @@ def test_arrays_on_several_devices(pg2: PaliGemmaConfig):
         array = arrays[name]
         placed = jax.device_put(array, rows if len(array) % 2 == 0 else every)
         weights = ArrayWeights(pg2, {name: placed})
-        np.testing.assert_array_equal(read_tensor(weights, name, array.dtype), array)
+        np.testing.assert_array_equal(weights.read(name, array.dtype), array)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,19 +15,21 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.quantization_config import QuantizationConfig
-from paligemma_jax.weights import convert as export
 from paligemma_jax.weights import store as orbax_tree
+from paligemma_jax.weights import views
 from paligemma_jax.weights.checkpoint import describe, open_checkpoint
-from paligemma_jax.weights.companions import Contents
 from paligemma_jax.weights.convert import check, convert, export_weights
-from paligemma_jax.weights.load import load_params, load_unrolled
-from paligemma_jax.weights.store import MANIFEST, file_sha256
-from paligemma_jax.weights.tensors import Fill, TensorSpec, expected_shapes, piece_shapes
-from paligemma_jax.weights.views import ArrayWeights, RoundedWeights, model_weights
+from paligemma_jax.weights.formats import CheckpointMetadata
+from paligemma_jax.weights.load import load_params, load_unstacked
+from paligemma_jax.weights.sidecar_files import file_sha256
+from paligemma_jax.weights.store import MANIFEST
+from paligemma_jax.weights.tensors import TensorSource, TensorSpec, expected_shapes
+from paligemma_jax.weights.views import ArrayWeights, Quantized, model_weights
 
 # Every format; groups that come out even, and others.
 FORMAT = "attention=int4:8,mlp=float8,embedding=int4:row,image=int8"
 NAMES = {"attention": "int4:8", "mlp": "float8", "embedding": "int4:row", "image": "int8"}
+PROCESSOR = {"image": {}, "encoding": "big_vision"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def copy(store: Path, tmp_path: Path) -> Path:
 
 def load(path: Path, quantization: str | None = None, dtype: str = "bfloat16") -> PaliGemma:
     with open_checkpoint(path) as checkpoint:
-        return load_unrolled(checkpoint, checkpoint.config, dtype, quantization=quantization)
+        return load_unstacked(checkpoint, dtype, quantize=quantization)
 
 
 def same(found: PaliGemma, wanted: PaliGemma) -> None:
@@ -74,7 +75,7 @@ def test_floats_are_cast_before(source: Path, tmp_path: Path):
 
 def test_what_is_stored(store: Path, all_arrays):
     assert json.loads((store / "config.json").read_text())["quantization"] == NAMES
-    assert json.loads((store / MANIFEST).read_text())["version"] == 3
+    assert json.loads((store / MANIFEST).read_text())["version"] == 2
     arrays = all_arrays(store)
     qkv, scale = (arrays[f"llm/layers/attn/qkv/matrix/{name}"] for name in ("values", "scale"))
     assert qkv.dtype == np.int8 and qkv.shape == (2, 8 * 6, 16 // 2)  # two a byte
@@ -120,7 +121,9 @@ def test_digests_of_what_is_rounded_are_compared(source: Path, tmp_path: Path, e
 def test_a_model_in_memory_is_stored_as_it_is(store: Path, tmp_path: Path, all_arrays):
     with open_checkpoint(store) as checkpoint:
         quantization, words = checkpoint.quantization, checkpoint.tokenizer_bytes
-    contents = Contents({"image": {}, "encoding": "big_vision"}, words, quantization=quantization)
+    contents = CheckpointMetadata(
+        {"image": {}, "encoding": "big_vision"}, words, quantization=quantization
+    )
     export_weights(tmp_path / "again", model_weights(load(store)), contents, verify=True)
     found, wanted = all_arrays(tmp_path / "again"), all_arrays(store)
     assert found.keys() == wanted.keys()
@@ -145,7 +148,7 @@ def test_it_is_copied_as_it_is(store: Path, tmp_path: Path, all_arrays):
 def test_other_formats_have_room_for_floats_only(
     format: str, store: Path, source: Path, tmp_path: Path, all_arrays, pg2
 ):
-    with pytest.raises(CheckpointError, match=f"rounded to few bits.*--to {format} --dequantize"):
+    with pytest.raises(CheckpointError, match=f"are quantized.*--to {format} --dequantize"):
         convert(store, tmp_path / "target", format=format)
     assert not list(tmp_path.iterdir())
     target = tmp_path / "target"
@@ -162,15 +165,15 @@ def test_other_formats_have_room_for_floats_only(
 
 def test_what_cannot_be_asked_for(store: Path, source: Path, tmp_path: Path):
     target = tmp_path / "target"
-    with pytest.raises(ConfigError, match="rounded already .attention=int4:8"):
+    with pytest.raises(ConfigError, match="already quantized .attention=int4:8"):
         convert(store, target, quantize="int8")
     with pytest.raises(ConfigError, match="nothing to dequantize"):
         convert(source, target, dequantize=True)
     with pytest.raises(ConfigError, match="both given"):
         convert(store, target, quantize="int8", dequantize=True)
-    with pytest.raises(CheckpointError, match="room for floats only"):
+    with pytest.raises(CheckpointError, match="holds floats only"):
         convert(source, target, quantize="int8", format="huggingface")
-    with pytest.raises(CheckpointError, match="training rounds them itself.*--dequantize"):
+    with pytest.raises(CheckpointError, match="already quantized.*--dequantize"):
         load_params(store)
     assert not list(tmp_path.iterdir())
 
@@ -180,9 +183,9 @@ def test_weights_that_are_not_finite_are_noticed_before(source: Path, tmp_path: 
         config, words = checkpoint.config, checkpoint.tokenizer_bytes
     arrays = all_arrays(source)
     arrays["llm/layers/mlp/linear/w"][1, 3, 3] = np.nan
-    contents = Contents({"image": {}, "encoding": "big_vision"}, words)
+    contents = CheckpointMetadata(PROCESSOR, words)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "Finite", lambda weights, what, stored: weights)
+        patch.setattr(views, "is_finite", lambda array: True)
         export_weights(tmp_path / "nan", ArrayWeights(config, arrays), contents)
     with pytest.raises(CheckpointError, match="linear/w of .* holds infinite values or NaN"):
         convert(tmp_path / "nan", tmp_path / "target", quantize="int8")
@@ -222,7 +225,7 @@ def test_unknown_recipes(copy: Path, edit_json):
     assert "nothing is said of image" in str(error.value)
 
 
-class Large:
+class Large(TensorSource):
     """Weights of any size that take no memory."""
 
     def __init__(self, config: PaliGemmaConfig, depth: int):
@@ -233,9 +236,8 @@ class Large:
             for name, shape in expected_shapes(self.config).items()
         }
 
-    def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
-        for number, _ in enumerate(piece_shapes(name, self.specs[name].shape)):
-            yield lambda target, n=number: target.fill((n % 5 - 2) / 4)
+    def read_chunk(self, name: str, index: int, out: np.ndarray) -> None:
+        out.fill((index % 5 - 2) / 4)
 
 
 @pytest.mark.slow
@@ -244,12 +246,12 @@ def test_memory_does_not_depend_on_the_number_of_layers(
 ):
     monkeypatch.setattr(orbax_tree, "_CHUNK", 1 << 20)
     quantization = QuantizationConfig.of("int8")
-    contents = Contents(
+    contents = CheckpointMetadata(
         {"image": {}, "encoding": "big_vision"}, tokenizer, quantization=quantization
     )
     peaks = {}
     for depth in (4, 16):
-        weights = RoundedWeights(Large(pg2, depth), quantization)
+        weights = Quantized(Large(pg2, depth), quantization)
         tracemalloc.start()
         export_weights(tmp_path / str(depth), weights, contents)
         peaks[depth] = tracemalloc.get_traced_memory()[1]
@@ -263,13 +265,13 @@ def test_loading_takes_little_more_than_the_model(
 ):
     monkeypatch.setattr(orbax_tree, "_CHUNK", 1 << 20)
     quantization = QuantizationConfig.of("int8")
-    contents = Contents(
+    contents = CheckpointMetadata(
         {"image": {}, "encoding": "big_vision"}, tokenizer, quantization=quantization
     )
     taken = []
     for depth in (4, 16):  # what a load takes of any model is in both
         store = tmp_path / str(depth)
-        export_weights(store, RoundedWeights(Large(pg2, depth), quantization), contents)
+        export_weights(store, Quantized(Large(pg2, depth), quantization), contents)
         tracemalloc.start()
         model = load(store)
         peak = tracemalloc.get_traced_memory()[1]

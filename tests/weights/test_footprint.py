@@ -4,7 +4,11 @@ import pytest
 
 from paligemma_jax.config import VARIANTS
 from paligemma_jax.models.paligemma import parameter_count
-from paligemma_jax.weights.companions import cache_bytes_per_token, parameter_counts, weight_bytes
+from paligemma_jax.weights.sidecar_files import (
+    cache_bytes_per_token,
+    parameter_counts,
+    weight_bytes,
+)
 
 
 @pytest.mark.parametrize("name", ["paligemma-3b-pt-896", "paligemma2-10b-pt-224"])

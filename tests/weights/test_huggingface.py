@@ -11,9 +11,9 @@ import pytest
 from paligemma_jax.config import VARIANTS, PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.companions import with_text_length
 from paligemma_jax.weights.huggingface import canonical_key
 from paligemma_jax.weights.safetensors_io import read_header
+from paligemma_jax.weights.sidecar_files import with_text_length
 from paligemma_jax.weights.tensors import BFLOAT16
 
 GOLDEN = ["pg1", "pg2", "pg2_28b", "pg2_sw"]
@@ -54,7 +54,7 @@ def test_golden_configurations(name: str, golden: Path):
     assert (caps, llm.post_norms) == (((50.0, 30.0), True) if name != "pg1" else ((0, 0), False))
     scales = {"pg1": 16, "pg2": 24, "pg2_28b": 16, "pg2_sw": 24}
     assert llm.query_scale == scales[name] ** -0.5
-    assert checkpoint.sliding_window == {"pg1": None, "pg2_sw": 6}.get(name, 4096)
+    assert checkpoint.origin["sliding_window"] == {"pg1": None, "pg2_sw": 6}.get(name, 4096)
 
 
 @pytest.mark.parametrize("name", ["pg1", "pg2"])
@@ -254,5 +254,5 @@ def test_a_missing_config(copy: Path):
 def test_an_adapter_is_no_model(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     (tmp_path / "adapter_model.safetensors").touch()
-    with pytest.raises(CheckpointError, match="PEFT adapter, no whole model"):
+    with pytest.raises(CheckpointError, match="PEFT adapter, not a whole model"):
         open_checkpoint(tmp_path)

@@ -54,9 +54,9 @@ def test_all_problems_are_named(tmp_path: Path, arrays):
         load_mask_vae(write(tmp_path / "broken.npz", broken))
     message = str(error.value)
     assert "3 problems" in message
-    assert "encoder.0.bias is missing" in message
-    assert "extra is unexpected" in message
-    assert "decoder.12.bias has shape [2] instead of [1]" in message
+    assert "missing     encoder.0.bias" in message
+    assert "unexpected  extra" in message
+    assert "shape       decoder.12.bias: checkpoint (2,), model (1,)" in message
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (128,), (256, 64)])

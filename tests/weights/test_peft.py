@@ -272,7 +272,7 @@ def test_every_problem_is_named_at_once(tiny_model: PaliGemma, write: Write):
         "language_model.layers.1.self_attn.k_proj.lora_A.weight: target_modules leaves it out",
     ):
         assert line in text, text
-    assert f"Adapter {path} does not fit the model (15 problems)" in text
+    assert f"Adapter {path} does not match the model (15 problems)" in text
 
 
 REFUSED: dict[str, dict[str, Any]] = {
@@ -283,7 +283,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "r is 0": {"r": 0},
     "lora_alpha is '8'": {"lora_alpha": "8"},
     "a_new_idea is": {"a_new_idea": {"strength": 2}},
-    "no regular expression": {"target_modules": "("},
+    "target_modules is '('": {"target_modules": "("},
     "rank_pattern is": {"rank_pattern": {"q_proj": 0.5}},
     "trainable_token_indices is": {"trainable_token_indices": [1, 2]},
 }

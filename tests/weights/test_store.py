@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,9 @@ from paligemma_jax.errors import CheckpointError
 from paligemma_jax.filesystem import staged, staging_path
 from paligemma_jax.weights.big_vision import big_vision_name
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.companions import Contents
 from paligemma_jax.weights.convert import convert, export_weights
-from paligemma_jax.weights.store import MANIFEST, STACKED, Manifest, digest_files, write_tree
-from paligemma_jax.weights.tensors import Fill
+from paligemma_jax.weights.formats import CheckpointMetadata
+from paligemma_jax.weights.store import MANIFEST
 from paligemma_jax.weights.views import ArrayWeights
 
 DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"
@@ -41,12 +39,12 @@ def copy(store: Path, tmp_path: Path) -> Path:
 
 def test_a_store_holds_the_same_checkpoint(store: Path, published: Path, all_arrays):
     before, after = open_checkpoint(published / "huggingface"), open_checkpoint(store)
-    assert after.kind == "store"
+    assert after.kind == "orbax"
     assert after.config == before.config
     assert after.specs == before.specs
     assert after.processor_settings == before.processor_settings
     assert after.tokenizer_bytes == before.tokenizer_bytes
-    assert after.sliding_window == 4096
+    assert after.origin["sliding_window"] == 4096
     stored = all_arrays(store)
     for name, array in all_arrays(published / "huggingface").items():
         assert stored[name].dtype == "bfloat16" and stored[name].tobytes() == array.tobytes()
@@ -92,29 +90,6 @@ def test_narrowing_while_reading(published: Path, tmp_path: Path, all_arrays, np
     flip(largest, largest.stat().st_size // 2)
     with pytest.raises(CheckpointError, match="/[01] was changed"):
         all_arrays(tmp_path / "wide", "bfloat16")
-
-
-def test_stores_of_the_first_version(store: Path, tmp_path: Path, all_arrays, flip):
-    """Every parameter was one array; wide ones are cast by orbax chunk by chunk."""
-    arrays = all_arrays(store, "float32")
-    for array in arrays.values():
-        array[...] = np.random.default_rng(0).standard_normal(array.shape)
-    old = Path(shutil.copytree(store, tmp_path / "old"))
-    shutil.rmtree(old / "params")
-    (old / MANIFEST).unlink()
-    digests = write_tree(old / "params", arrays.items())
-    Manifest(digest_files(old), digests, STACKED).write(old)
-    for dtype in ("float32", "bfloat16"):
-        for name, array in all_arrays(old, dtype).items():
-            assert array.tobytes() == arrays[name].astype(array.dtype).tobytes(), name
-    largest = data_files(old)[-1]
-    flip(largest, largest.stat().st_size // 2)
-    for dtype, words in (
-        ("float32", "/w was changed|embedding was"),
-        ("bfloat16", "params/.* was"),
-    ):
-        with pytest.raises(CheckpointError, match=words):
-            all_arrays(old, dtype)
 
 
 def data_files(store: Path) -> list[Path]:
@@ -187,7 +162,7 @@ def test_without_a_manifest_it_is_unfinished(copy: Path):
 _BAD_FILES = json.dumps(
     {
         "format": "paligemma-jax",
-        "version": 1,
+        "version": 2,
         "files": {"config.json": {"bytes": "many", "sha256": 0}},
         "arrays": {},
     }
@@ -206,7 +181,7 @@ def test_a_damaged_manifest(content: str, copy: Path):
 def test_a_newer_format_is_refused(copy: Path, edit_json):
     with edit_json(copy / MANIFEST) as manifest:
         manifest["version"] = 4
-    with pytest.raises(CheckpointError, match="store of version 4; this library reads up to 3"):
+    with pytest.raises(CheckpointError, match="format version 4, this library reads 2"):
         open_checkpoint(copy)
 
 
@@ -221,7 +196,7 @@ def test_an_existing_target_is_never_touched(published: Path, tmp_path: Path):
     target = tmp_path / "target"
     target.mkdir()
     (target / "mine").write_text("dear")
-    with pytest.raises(CheckpointError, match="exists already, and nothing is ever overwritten"):
+    with pytest.raises(CheckpointError, match="exists already, and is never overwritten"):
         convert(published / "model.npz", target)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert (target / "mine").read_text() == "dear"
@@ -249,8 +224,8 @@ def test_a_changed_mask_codec_is_noticed(tmp_path: Path):
         open_checkpoint(target)
 
 
-def contents(tokenizer: bytes) -> Contents:
-    return Contents({"image": {}, "encoding": "big_vision"}, tokenizer)
+def contents(tokenizer: bytes) -> CheckpointMetadata:
+    return CheckpointMetadata({"image": {}, "encoding": "big_vision"}, tokenizer)
 
 
 def test_arrays_must_fit_the_config(tmp_path: Path, pg2, tokenizer: bytes, published, all_arrays):
@@ -267,9 +242,9 @@ class Broken(ArrayWeights):
 
     error: BaseException
 
-    def pieces(self, name: str, dtype: np.dtype) -> Iterator[Fill]:
-        yield from super().pieces(name, dtype)
-        if name == "llm/layers/mlp/linear/w":
+    def read_chunk(self, name: str, index: int, out: np.ndarray) -> None:
+        super().read_chunk(name, index, out)
+        if name == "llm/layers/mlp/linear/w" and index == 1:
             raise self.error
 
 
@@ -307,15 +282,13 @@ SLOW_WRITER = """
 import sys, time
 from pathlib import Path
 from paligemma_jax.weights.checkpoint import open_checkpoint
-from paligemma_jax.weights.companions import Contents
+from paligemma_jax.weights.formats import CheckpointMetadata
 from paligemma_jax.weights.convert import export_weights
+from paligemma_jax.weights.views import View
 
-class Slow:
-    def __init__(self, weights):
-        self.weights, self.config, self.specs = weights, weights.config, weights.specs
-
-    def pieces(self, name, dtype):
-        yield from self.weights.pieces(name, dtype)
+class Slow(View):
+    def read_chunk(self, name, index, out):
+        super().read_chunk(name, index, out)
         if name == "img/blocks/mlp/fc2/kernel":
             print("writing", flush=True)
             time.sleep(600)
@@ -323,7 +296,7 @@ class Slow:
 source, target = map(Path, sys.argv[1:])
 import paligemma_jax.weights.store as module
 module._CHUNK = 4096  # bytes, so that there are many saves
-export_weights(target, Slow(open_checkpoint(source)), Contents({}, b"words"))
+export_weights(target, Slow(open_checkpoint(source)), CheckpointMetadata({}, b"words"))
 """
 
 

@@ -1,18 +1,11 @@
-"""What lies beside the weights: how pictures and prompts are prepared, tokenizer, mask codec.
+"""What lies beside the weights: image and text settings, tokenizer, mask codec, checksums, parts.
 
 big_vision's checkpoints and Hugging Face's were trained on the same data, but their implementations
-resize and tokenize differently; a checkpoint is answered with the ways of where it came from.
-
-What the files of a checkpoint do not say, taken from the table of published ones.
-
-What goes with a model's weights into a checkpoint.
-
-How large a model is: exact parameters of each part, and memory at each precision.
-
-One large file published in pieces (`model.npz.part0`, `.part1`, ...), read as one.
+resize and tokenize differently; a checkpoint is run with the preprocessing of where it came from.
 """
 
 import dataclasses
+import hashlib
 import io
 import math
 import re
@@ -21,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from paligemma_jax.config import VARIANTS, GemmaConfig, PaliGemmaConfig
-from paligemma_jax.errors import CheckpointError
+from paligemma_jax.errors import CheckpointError, problem_list
 from paligemma_jax.filesystem import read_json
-from paligemma_jax.models.quantization_config import QuantizationConfig
 from paligemma_jax.processing.image import BICUBIC, BILINEAR, ImagePreprocessing
 from paligemma_jax.weights.tensors import expected_shapes
 
@@ -37,14 +29,22 @@ _HF_TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-# Ours, in stores and beside weights, and the published one.
+# Ours, in native checkpoints and beside weights, and the published one.
 MASK_CODEC = "mask_codec.npz"
 MASK_CODECS = (MASK_CODEC, "vae-oid.npz")
-_PIL_BICUBIC = 3
+# What Hugging Face's image processor may be told: the settings published with PaliGemma.
+_KNOWN_SETTINGS = {
+    "resample": (3,),  # PIL's bicubic
+    "image_mean": ([0.5] * 3, 0.5),
+    "image_std": ([0.5] * 3, 0.5),
+    "do_resize": (True,),
+    "do_rescale": (True,),
+    "do_normalize": (True,),
+}
 
 
 def big_vision_processor(config: PaliGemmaConfig) -> dict[str, Any]:
-    """Settings for `Processor.from_dict` as big_vision prepares pictures and prompts."""
+    """Settings for `Processor.from_dict` as big_vision prepares images and prompts."""
     image = ImagePreprocessing(config.img.image_size, BILINEAR)
     return {"image": image.to_dict(), "encoding": "big_vision"}
 
@@ -55,66 +55,54 @@ def hugging_face_processor(directory: Path, config: PaliGemmaConfig) -> dict[str
     Reads preprocessor_config.json or processor_config.json; without either, the settings that all
     published ones have.
     """
-    path, settings = _image_settings(directory)
+    path, settings = directory / "preprocessor_config.json", {}
+    if path.is_file():
+        settings = read_json(path)
+    else:
+        path = directory / "processor_config.json"  # where transformers 5 writes them
+        found = read_json(path).get("image_processor") if path.is_file() else None
+        settings = found if isinstance(found, dict) else {}
     size = settings.get("size", config.img.image_size)
     if isinstance(size, dict):
         size = size.get("height") if size.get("height") == size.get("width") else size
-    known = {
-        "resample": (_PIL_BICUBIC,),
-        "image_mean": ([0.5] * 3, 0.5),
-        "image_std": ([0.5] * 3, 0.5),
-        "do_resize": (True,),
-        "do_rescale": (True,),
-        "do_normalize": (True,),
-    }
     problems = [
-        f"{name} is {settings[name]!r}, only {fits[0]!r} is known"
-        for name, fits in known.items()
-        if settings.get(name) is not None and settings[name] not in fits
+        f"{name} is {settings[name]!r}, only {known[0]!r} is supported"
+        for name, known in _KNOWN_SETTINGS.items()
+        if settings.get(name) is not None and settings[name] not in known
     ]
     factor = settings.get("rescale_factor") or 1 / 255
     if not isinstance(factor, float) or abs(factor - 1 / 255) > 1e-9:
-        problems.append(f"rescale_factor is {factor!r}, only 1/255 is known")
+        problems.append(f"rescale_factor is {factor!r}, only 1/255 is supported")
     if size != config.img.image_size:
         problems.append(f"size is {size!r}, the weights are for {config.img.image_size}")
     if problems:
-        listing = "\n  ".join(problems)
         raise CheckpointError(
-            f"{path} does not fit ({len(problems)} problems):\n"
-            f"  {listing}\n"
-            "The settings published with PaliGemma fit. Download the file again from where the "
-            "weights are from."
+            f"{path} has other settings than PaliGemma's {problem_list(problems)}\n"
+            "Download the file again from where the weights are from."
         )
     image = ImagePreprocessing(config.img.image_size, BICUBIC)
     return {"image": image.to_dict(), "encoding": "huggingface"}
 
 
-def _image_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
-    path = directory / "preprocessor_config.json"
-    if path.is_file():
-        return path, read_json(path)
-    path = directory / "processor_config.json"  # where transformers 5 writes them
-    settings = read_json(path).get("image_processor") if path.is_file() else None
-    return path, settings if isinstance(settings, dict) else {}
-
-
 def find_tokenizer(kind: str, path: Path) -> Path | None:
     """The tokenizer file beside the weights at `path`, if there is one."""
-    names = _HF_TOKENIZERS if kind == "huggingface" else _BIG_VISION_TOKENIZERS
+    return _beside(path, _HF_TOKENIZERS if kind == "huggingface" else _BIG_VISION_TOKENIZERS)
+
+
+def find_mask_codec(path: Path) -> Path | None:
+    """The codec of <seg> tokens in a directory, or beside the weights at `path`."""
+    return _beside(path, MASK_CODECS)
+
+
+def _beside(path: Path, names: tuple[str, ...]) -> Path | None:
     directory = path if path.is_dir() else path.parent
     return next((directory / name for name in names if (directory / name).is_file()), None)
 
 
 def hugging_face_tokenizer_files(directory: Path) -> dict[str, Path]:
-    """What lies there of a tokenizer, by name."""
+    """The tokenizer's files that are there, by name."""
     found = {name: directory / name for name in _HF_TOKENIZER_FILES}
     return {name: path for name, path in found.items() if path.is_file()}
-
-
-def find_mask_codec(path: Path) -> Path | None:
-    """The codec of <seg> tokens in a store, or beside the weights at `path`, if there is one."""
-    directory = path if path.is_dir() else path.parent
-    return next((directory / n for n in MASK_CODECS if (directory / n).is_file()), None)
 
 
 def with_text_length(config: PaliGemmaConfig, path: Path) -> PaliGemmaConfig:
@@ -123,39 +111,19 @@ def with_text_length(config: PaliGemmaConfig, path: Path) -> PaliGemmaConfig:
     Fine-tunes share an architecture, so a published name in `path` decides; without one it is the
     pretrained checkpoint's. An unpublished architecture keeps the length it has.
     """
-    same = [name for name, variant in VARIANTS.items() if _alike(variant, config)]
-    named = [name for name in same if name in str(path.absolute())]
+    sizes = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
+    same = [
+        name
+        for name, variant in VARIANTS.items()
+        if variant.img == config.img
+        and all(getattr(variant.llm, size) == getattr(config.llm, size) for size in sizes)
+    ]
     if not same:
         return config
     # "pt" stands before all others in the table; the longest of several names is the whole one.
+    named = [name for name in same if name in str(path.absolute())]
     name = max(named, key=len) if named else same[0]
     return dataclasses.replace(config, text_length=VARIANTS[name].text_length)
-
-
-def _alike(a: PaliGemmaConfig, b: PaliGemmaConfig) -> bool:
-    sizes = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
-    return a.img == b.img and all(getattr(a.llm, n) == getattr(b.llm, n) for n in sizes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Contents:
-    """Everything of a checkpoint but its weights and their configuration.
-
-    Attributes:
-      processor: how pictures and prompts are prepared, for `Processor.from_dict`.
-      tokenizer: the SentencePiece model; None only for a file that has room for weights alone.
-      mask_codec: an npz of the codec of <seg> tokens.
-      origin: where the weights came from.
-      quantization: that the weights are rounded by; None for floats.
-      tokenizer_files: Hugging Face's own files of the same tokenizer, to be copied as they are.
-    """
-
-    processor: Mapping[str, Any]
-    tokenizer: bytes | None
-    mask_codec: bytes | None = None
-    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    quantization: QuantizationConfig | None = None
-    tokenizer_files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
 
 # Bits of one weight. The scales that int8 and int4 need beside the weights are not counted.
@@ -189,11 +157,49 @@ def cache_bytes_per_token(config: GemmaConfig, bits: int) -> int:
     return 2 * config.depth * config.num_kv_heads * config.head_dim * bits // 8
 
 
+SUMS = "SHA256SUMS"
+_SUMS_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(directory: Path) -> None:
+    """Writes SHA256SUMS of all files that are there, as the sha256sum program does."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    lines = (f"{file_sha256(path)}  {path.relative_to(directory).as_posix()}\n" for path in paths)
+    (directory / SUMS).write_text("".join(lines))
+
+
+def changed_files(directory: Path) -> list[str]:
+    """A line for each file of SHA256SUMS that is missing or changed."""
+    found = [_SUMS_LINE.fullmatch(line) for line in (directory / SUMS).read_text().splitlines()]
+    named = {line[2]: line[1] for line in found if line is not None}
+    if not named or None in found or any(Path(n).is_absolute() or ".." in n for n in named):
+        return [f"{SUMS} is not a list of checksums as sha256sum writes it"]
+    return checksum_problems(directory, named)
+
+
+def checksum_problems(directory: Path, checksums: Mapping[str, str]) -> list[str]:
+    """A line for each file that is missing or has another sha256."""
+    problems = []
+    for name, sha256 in checksums.items():
+        path = directory / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif file_sha256(path) != sha256:
+            problems.append(f"{name} was changed (sha256 differs)")
+    return problems
+
+
 _PART = re.compile(r"(?P<stem>.+)\.part[_-]?(?P<number>\d+)$")
 
 
 def find_parts(path: Path) -> list[Path]:
-    """The pieces of `path` in order; `path` is the whole file's name or that of any piece.
+    """The parts of a file in order (`model.npz.part0`, ...), by its name or that of any part.
 
     Empty when there are none. Raises CheckpointError when a number is missing between them.
     """
@@ -208,12 +214,12 @@ def find_parts(path: Path) -> list[Path]:
             numbered[int(part["number"])] = sibling
     if not numbered:
         return []
-    wanted = range(min(min(numbered), 1), max(numbered) + 1)  # pieces count from 0 or from 1
+    wanted = range(min(min(numbered), 1), max(numbered) + 1)  # parts count from 0 or from 1
     missing = [str(n) for n in wanted if n not in numbered]
     if missing:
         raise CheckpointError(
-            f"{path.parent / stem} lacks its part {', '.join(missing)} of {len(wanted)}. All "
-            "pieces in one directory fit. Download the missing ones next to the others."
+            f"{path.parent / stem} lacks its part {', '.join(missing[:20])} of {len(wanted)}. "
+            "Download the missing parts next to the others."
         )
     return [numbered[n] for n in sorted(numbered)]
 
@@ -224,12 +230,8 @@ class PartsFile(io.RawIOBase):
     def __init__(self, paths: list[Path]):
         self._files = [path.open("rb") for path in paths]
         self._sizes = [path.stat().st_size for path in paths]
+        self.size = sum(self._sizes)
         self._position = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes of all parts together."""
-        return sum(self._sizes)
 
     def readable(self) -> bool:
         return True
