@@ -1,9 +1,9 @@
-"""Attention layers of the language model alone, for a T4 with 16 GB: big_vision's notebook.
+"""Attention layers of the language model only, for a T4 with 16 GB: as big_vision's notebook.
 
     paligemma train --config attention_only_t4:data=train.jsonl --workdir DIR
 
-Plain gradient descent keeps no moments, and everything that is frozen is in float16. LoRA
-(lora_24gb.py, qlora.py) learns as much with less memory.
+SGD keeps no moments, and frozen weights are in float16. LoRA (lora_24gb, qlora) learns as much with
+less memory.
 """
 
 from ml_collections import ConfigDict
@@ -24,5 +24,5 @@ def get_config(arg: str = "") -> ConfigDict:
         config.batch_size = 8
         config.duration = Examples(512)
         config.evaluate_every = Steps(16)
-        config.dtype = "float16"  # a T4 knows no bfloat16
+        config.dtype = "float16"  # a T4 has no bfloat16
     return config

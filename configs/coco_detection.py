@@ -1,9 +1,9 @@
-"""Detection on a data set in COCO's layout, or exported by Roboflow as COCO.
+"""Detection on a data set in the COCO layout, or exported by Roboflow as COCO.
 
     paligemma train --config coco_detection:data=DIR,validation=DIR --workdir DIR
 
-Boxes come in random order, as none is right, and prompts ask for a few classes that are not there.
-Resolution 448 finds small things better: 38.5 instead of 30.4 mAP on COCO (PaliGemma 2, table 11).
+Boxes are in random order, as none is right, and prompts ask for a few absent classes too.
+Resolution 448 is better for small objects: 38.5 instead of 30.4 mAP on COCO (PaliGemma 2, table 11).
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""Trains the embedded demo model from scratch on the synthetic world, on CPU or GPU.
+"""Trains the bundled demo model from scratch on the synthetic world, on CPU or GPU.
 
     python -m checkpoints.training.mask_codec --target DIR/mask_codec.npz
     python -m checkpoints.training.train --config configs/demo.py --mask_codec DIR/mask_codec.npz \\
         --workdir DIR
     python -m checkpoints.training.train ... --config.total_steps=500
 
-The same command continues an interrupted run, bit for bit on the same machine. Copy this file to
+The same command resumes an interrupted run, bit for bit on the same machine. Copy this file to
 train another world or size.
 """
 
@@ -32,8 +32,8 @@ def get_config() -> ConfigDict:
         text_length=64,
     )
 
-    # One step: `scenes` pictures, each encoded once and asked `short` + `long` prompts; `pairs`
-    # of two pictures; `pages` of words that only the encoder reads. Two text lengths, so that short
+    # One step: `scenes` images, each encoded once and asked `short` + `long` prompts; `pairs`
+    # of two images; `pages` of words that only the encoder reads. Two text lengths, so that short
     # answers do not pay for captions.
     config.batch = dict(
         scenes=24,

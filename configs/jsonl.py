@@ -1,4 +1,4 @@
-"""Fine-tunes on one's own pictures with prompts and answers; copy this file and change it.
+"""Fine-tunes on your own images with prompts and answers; copy this file and change it.
 
     {"image": "cat.jpg", "prefix": "caption en", "suffix": "a cat on a sofa"}
 

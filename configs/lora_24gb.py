@@ -1,4 +1,4 @@
-"""Adapters of low rank on a 3B model, for a card of 24 GB such as an RTX 3090, 4090, L4 or A10G.
+"""LoRA adapters on a 3B model, for a GPU of 24 GB such as an RTX 3090, 4090, L4 or A10G.
 
     paligemma train --config lora_24gb:data=train.jsonl --workdir DIR
 
@@ -17,7 +17,7 @@ from paligemma_jax.training.optimizer import Epochs
 def get_config(arg: str = "") -> ConfigDict:
     config = load_config(f"base:{arg}")
     with config.unlocked():
-        config.lora = LoRA(rank=16, alpha=32.0)  # every product of the language model's layers
+        config.lora = LoRA(rank=16, alpha=32.0)  # every linear layer of the language model
         config.learning_rate = 2e-4
         config.weight_decay = 0.0
         config.batch_size = 16

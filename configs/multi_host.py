@@ -1,12 +1,12 @@
 """Several machines, or a TPU pod: the same command on each of them.
 
     paligemma train --config multi_host:data=DIR,size=10b,chips=8 --workdir DIR \\
-        --distributed                                # SLURM, TPU pods and GKE know the rest
+        --distributed                                # SLURM, TPU pods and GKE set the rest
     paligemma train ... --distributed 10.0.0.1:1234,0,2   # coordinator, this process, processes
 
-Weights are split over the `chips` of each machine, and batches over all. `--workdir` and the data
-must be on a file system that all of them see. If a machine dies, all stop; start all again, and
-they go on from the last checkpoint, with any number of machines.
+Weights are sharded over the `chips` of each machine, and batches over all. `--workdir` and the data
+must be on a shared file system. If a machine fails, all stop; start all again, and they resume from
+the last checkpoint, with any number of machines.
 """
 
 from ml_collections import ConfigDict

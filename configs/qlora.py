@@ -1,8 +1,8 @@
-"""Adapters beside weights of 4 bits: a 3B model in 8 GB, a 10B one in 16 GB.
+"""LoRA adapters over 4-bit weights (QLoRA): a 3B model in 8 GB, a 10B one in 16 GB.
 
     paligemma train --config qlora:data=train.jsonl,size=10b --workdir DIR
 
-WORKDIR/model has the adapters merged into the weights as they were before rounding.
+WORKDIR/model has the adapters merged into the weights as they were before quantization.
 """
 
 import dataclasses

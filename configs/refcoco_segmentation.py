@@ -1,9 +1,9 @@
-"""Segmentation of what an expression refers to, as PaliGemma on RefCOCO.
+"""Referring expression segmentation, as PaliGemma on RefCOCO.
 
     paligemma train --config refcoco_segmentation:data=DIR --workdir DIR
 
-`data` is COCO's layout, whose masks become <seg> tokens by the checkpoint's mask codec; or JSON
-lines that have them already: {"image": ..., "prefix": "segment left cat", "suffix": "<loc....".
+`data` is in the COCO layout, whose masks become <seg> tokens by the checkpoint's mask codec; or
+JSON lines with such tokens: {"image": ..., "prefix": "segment left cat", "suffix": "<loc....".
 Hyperparameters are big_vision's for this task; transfers.py has its data set too.
 """
 
