@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from paligemma_jax.config import SigLIPConfig as SigLIPConfig
     from paligemma_jax.data.mixture import Mixture as Mixture
     from paligemma_jax.data.mixture import MixtureComponent as MixtureComponent
-    from paligemma_jax.drawing import draw as draw
-    from paligemma_jax.drawing import draw_boxes as draw_boxes
     from paligemma_jax.errors import CheckpointError as CheckpointError
     from paligemma_jax.errors import ConfigError as ConfigError
     from paligemma_jax.errors import DatasetError as DatasetError
@@ -95,6 +93,8 @@ if TYPE_CHECKING:
     from paligemma_jax.pipeline import Pipeline as Pipeline
     from paligemma_jax.processing.detections import Detections as Detections
     from paligemma_jax.processing.detections import Segmentations as Segmentations
+    from paligemma_jax.processing.detections import draw as draw
+    from paligemma_jax.processing.detections import draw_boxes as draw_boxes
     from paligemma_jax.processing.image import load_image as load_image
     from paligemma_jax.processing.location_tokens import Box as Box
     from paligemma_jax.processing.location_tokens import LocationScale as LocationScale
@@ -108,6 +108,11 @@ if TYPE_CHECKING:
     from paligemma_jax.processing.masks import mask_from_coco as mask_from_coco
     from paligemma_jax.processing.processor import Batch as Batch
     from paligemma_jax.processing.processor import Processor as Processor
+    from paligemma_jax.processing.reference_parsers import parse_big_vision as parse_big_vision
+    from paligemma_jax.processing.reference_parsers import parse_space as parse_space
+    from paligemma_jax.processing.reference_parsers import parse_supervision as parse_supervision
+    from paligemma_jax.processing.reference_parsers import paste_big_vision as paste_big_vision
+    from paligemma_jax.processing.reference_parsers import paste_space as paste_space
     from paligemma_jax.processing.tokenizer import Tokenizer as Tokenizer
     from paligemma_jax.processing.video import read_frames as read_frames
     from paligemma_jax.training.calibrate import calibrate as calibrate
@@ -129,7 +134,6 @@ _NAMES = {
     "benchmark.bench": "bench",
     "config": "GemmaConfig PaliGemmaConfig SigLIPConfig VARIANTS",
     "data.mixture": "Mixture MixtureComponent",
-    "drawing": "draw draw_boxes",
     "errors": (
         "CheckpointError ConfigError DatasetError InvalidImageError InvalidMaskError "
         "InvalidPromptError MissingExtraError PaliGemmaError UnexpectedAnswerError"
@@ -160,11 +164,14 @@ _NAMES = {
     "models.quantization_config": "Float8 Int4 Int8 Int8Dynamic QuantizationConfig",
     "models.sharding": "Axes",
     "pipeline": "Pipeline",
-    "processing.detections": "Detections Segmentations",
+    "processing.detections": "Detections draw draw_boxes Segmentations",
     "processing.image": "load_image",
     "processing.location_tokens": "Box format_answer LocationScale parse_answer",
     "processing.masks": "encode_masks load_mask mask_from_coco MaskCodec Polygon RLE",
     "processing.processor": "Batch Processor",
+    "processing.reference_parsers": (
+        "parse_big_vision parse_space parse_supervision paste_big_vision paste_space"
+    ),
     "processing.tokenizer": "Tokenizer",
     "processing.video": "read_frames",
     "training.calibrate": "calibrate",

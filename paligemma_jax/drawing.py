@@ -1,14 +1,6 @@
-"""Colours that colour-blind people can tell apart, one a label.
+"""Drawing: boxes, labels and masks on images; rectangles and words as SVG or image.
 
-Numbers as colours whose lightness rises evenly, so that colour-blind people can read them.
-
-Words beside the boxes, at places where they hide one another and the picture least.
-
-Masks laid over a picture: a veil of colour, and an outline that shows on any background.
-
-Results drawn on the picture they were found in.
-
-Rectangles and words that become an SVG or a picture, laid out once.
+Plain arrays in; colors are those that color-blind people can tell apart.
 """
 
 import dataclasses
@@ -24,33 +16,30 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
 
-from paligemma_jax.errors import InvalidImageError
-from paligemma_jax.processing.detections import Detections, Segmentations
-
 # Okabe and Ito's palette without black (jfly.uni-koeln.de/color).
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
-def label_colours(labels: Iterable[str]) -> dict[str, Colour]:
-    """A colour (red, green, blue in 0..255) for each label, in the order they come in.
+def label_colors(labels: Iterable[str]) -> dict[str, Color]:
+    """A color (red, green, blue in 0..255) for each label, in the order they come in.
 
-    From the eighth label on colours come again; the words beside the boxes tell them apart.
+    From the eighth label on colors come again; the words beside the boxes tell them apart.
     """
     names = dict.fromkeys(labels)
     return {name: _rgb(PALETTE[place % len(PALETTE)]) for place, name in enumerate(names)}
 
 
-def ink_on(colour: Colour) -> Colour:
-    """Black or white, whichever has the higher contrast to `colour` (WCAG 2)."""
-    linear = [((v / 255 + 0.055) / 1.055) ** 2.4 if v > 10 else v / 255 / 12.92 for v in colour]
+def ink_on(color: Color) -> Color:
+    """Black or white, whichever has the higher contrast to `color` (WCAG 2)."""
+    linear = [((v / 255 + 0.055) / 1.055) ** 2.4 if v > 10 else v / 255 / 12.92 for v in color]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     # (luminance + 0.05) / 0.05 against 1.05 / (luminance + 0.05)
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
 
 
-def _rgb(text: str) -> Colour:
+def _rgb(text: str) -> Color:
     red, green, blue = ImageColor.getrgb(text)[:3]
     return red, green, blue
 
@@ -73,13 +62,13 @@ def viridis(values: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "... 3"]:
 
 Area = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 
-_LEAST_FONT = 9  # pixels; smaller letters cannot be read
-_FONT_SHARE = 28  # of the picture's shorter side
-_MOST_HIDDEN = 1 / 3  # of the picture under all tags together
+_MIN_FONT = 9  # pixels; smaller letters cannot be read
+_FONT_FRACTION = 28  # of the image's shorter side
+_MAX_HIDDEN = 1 / 3  # of the image under all tags together
 
 
 class TagWriter:
-    """Writes tags on one picture; each keeps clear of those before it where it can.
+    """Writes tags on one image; each keeps clear of those before it where it can.
 
     `font` is a TrueType file. The built-in font has ASCII letters alone: without another, accents
     are left off and letters of other scripts become "?".
@@ -88,7 +77,7 @@ class TagWriter:
     def __init__(self, draw: ImageDraw.ImageDraw, font: str | os.PathLike[str] | None = None):
         self._draw = draw
         self._width, self._height = draw.im.size
-        size = max(_LEAST_FONT, round(min(draw.im.size) / _FONT_SHARE))
+        size = max(_MIN_FONT, round(min(draw.im.size) / _FONT_FRACTION))
         self._ascii = font is None
         self._font = (
             ImageFont.load_default(size) if font is None else ImageFont.truetype(font, size)
@@ -99,17 +88,17 @@ class TagWriter:
         self.areas: list[Area] = []  # of the tags written
         self._hidden = 0.0  # pixels under tags, also under those left out
 
-    def write(self, texts: Sequence[str], box: Area, colour: Colour) -> None:
-        """Writes the first of `texts` that is no wider than the picture, else the last, cut.
+    def write(self, texts: Sequence[str], box: Area, color: Color) -> None:
+        """Writes the first of `texts` that is no wider than the image, else the last, cut.
 
         The tag stands above the box, below it, or in it: where it hides least of other tags, and of
-        such places at the first that is in the picture. It is left out where tags would hide more
-        than a third of a very small picture; colours still tell labels apart there.
+        such places at the first that is in the image. It is left out where tags would hide more
+        than a third of a very small image; colors still tell labels apart there.
         """
         text = self._fitting([self._shown(text) for text in texts])
         width, height = self._extent(text), self._bottom - self._top + 2 * self._margin
         self._hidden += width * height
-        if self._hidden > _MOST_HIDDEN * self._width * self._height and self.areas:
+        if self._hidden > _MAX_HIDDEN * self._width * self._height and self.areas:
             return
         x1, y1, x2, y2 = box
         choices: list[tuple[float, bool, int, Area]] = []
@@ -122,9 +111,9 @@ class TagWriter:
                 choices.append((hidden, top != y, len(choices), area))
         area = min(choices)[-1]
         self.areas.append(area)
-        self._draw.rectangle((area[0], area[1], area[2] - 1, area[3] - 1), fill=colour)
+        self._draw.rectangle((area[0], area[1], area[2] - 1, area[3] - 1), fill=color)
         corner = (area[0] + self._margin, area[1] + self._margin - self._top)
-        self._draw.text(corner, text, fill=ink_on(colour), font=self._font)
+        self._draw.text(corner, text, fill=ink_on(color), font=self._font)
 
     def _shown(self, text: str) -> str:
         if not self._ascii:
@@ -155,18 +144,19 @@ def _shared(a: Area, b: Area) -> float:
 
 
 _OPACITY = 0.45
+_LINE_FRACTION = 200  # of the image's shorter side
 
 
 def overlay_masks(
-    image: Image.Image, masks: Sequence[np.ndarray], colours: Sequence[Colour], line: int
+    image: Image.Image, masks: Sequence[np.ndarray], colors: Sequence[Color], line: int
 ) -> Image.Image:
-    """An RGB copy of the picture with each mask bool[H, W] filled and outlined in its colour.
+    """An RGB copy of the image with each mask bool[H, W] filled and outlined in its color.
 
     `line` is the outline's width in pixels; white of a third of it stands around the outline.
     """
     pixels = np.array(image.convert("RGB"), np.float32)
     halo = max(1, line // 3)
-    for mask, colour in zip(masks, colours, strict=True):
+    for mask, color in zip(masks, colors, strict=True):
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         if not rows.size:
             continue
@@ -176,85 +166,62 @@ def overlay_masks(
         ]
         inside, cut = mask[part], pixels[part]
         edge = inside & ~_repeat(inside, ImageFilter.MinFilter(3), line)
-        cut[inside] += _OPACITY * (np.array(colour) - cut[inside])
-        cut[edge] = colour
+        cut[inside] += _OPACITY * (np.array(color) - cut[inside])
+        cut[edge] = color
         cut[_repeat(inside, ImageFilter.MaxFilter(3), halo) & ~inside] = 255
     return Image.fromarray(np.round(pixels).astype(np.uint8))
 
 
 def _repeat(mask: np.ndarray, step: ImageFilter.Filter, times: int) -> np.ndarray:
-    picture = Image.fromarray(mask.astype(np.uint8))
+    """The mask dilated or eroded by so many pixels."""
+    image = Image.fromarray(mask.astype(np.uint8))
     for _ in range(times):
-        picture = picture.filter(step)
-    return np.asarray(picture) > 0
+        image = image.filter(step)
+    return np.asarray(image) > 0
 
 
-_LINE_SHARE = 200  # of the picture's shorter side
-
-
-def draw(
+def draw_objects(
     image: Image.Image,
-    found: Detections | Segmentations,
+    xyxy: Float[np.ndarray, "n 4"],
+    labels: Sequence[str],
+    scores: Sequence[float] | None = None,
+    masks: Sequence[np.ndarray] | None = None,
     *,
     font: str | os.PathLike[str] | None = None,
 ) -> Image.Image:
-    """A copy of the picture with masks, boxes, labels and scores, in one colour a label.
+    """A copy of the image with boxes, labels, scores and masks, in one color a label.
 
-    `font` is a TrueType file for labels beyond ASCII. Raises InvalidImageError if the picture is
-    not of the size that the objects were found in.
+    Args:
+      image: of any mode; the copy is RGB.
+      xyxy: corners x1, y1, x2, y2 in pixels.
+      labels: one a box; "" draws none.
+      scores: one a box, or None.
+      masks: bool[H, W] of each box, or None.
+      font: a TrueType file for labels beyond ASCII.
     """
-    if not isinstance(found, Segmentations):
-        return draw_boxes(image, found, font=font)
-    _check_size(image, found)
-    colours = label_colours(found.labels)
-    masks = [rle.to_mask() for rle in found.rles]
-    line = _line(image)
-    veiled = overlay_masks(image, masks, [colours[label] for label in found.labels], line)
-    return draw_boxes(veiled, found, font=font)
-
-
-def draw_boxes(
-    image: Image.Image, detections: Detections, *, font: str | os.PathLike[str] | None = None
-) -> Image.Image:
-    """`draw` without masks."""
-    _check_size(image, detections)
-    drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
-    draw = ImageDraw.Draw(drawn)
-    line = _line(image)
+    colors = label_colors(labels)
+    line = max(1, round(min(image.size) / _LINE_FRACTION))
     halo = max(1, line // 3)
-    colours = label_colours(detections.labels)
+    drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    if masks is not None:
+        drawn = overlay_masks(drawn, masks, [colors[label] for label in labels], line)
+    draw = ImageDraw.Draw(drawn)
+    boxes: list[Area] = [(float(a), float(b), float(c), float(d)) for a, b, c, d in xyxy]
     # Small boxes over large ones, which would hide them.
-    found = sorted(detections, key=lambda one: -_area(one.xyxy))
-    for one in found:
-        x1, y1, x2, y2 = one.xyxy
-        # White around the colour keeps the outline visible on any background.
+    order = sorted(range(len(boxes)), key=lambda i: -_shared(boxes[i], boxes[i]))
+    for i in order:
+        x1, y1, x2, y2 = boxes[i]
+        # White around the color keeps the outline visible on any background.
         around = (x1 - halo, y1 - halo, x2 + halo, y2 + halo)
         draw.rectangle(around, outline="white", width=line + 2 * halo)
-        draw.rectangle(one.xyxy, outline=colours[one.label], width=line)
+        draw.rectangle(boxes[i], outline=colors[labels[i]], width=line)
     tags = TagWriter(draw, font)
-    for one in found:
-        score = "" if one.score is None else f"{one.score:.2f}"
-        texts = [text for text in (f"{one.label} {score}".strip(), one.label or score) if text]
+    for i in order:
+        score = "" if scores is None else f"{scores[i]:.2f}"
+        texts = [text for text in (f"{labels[i]} {score}".strip(), labels[i] or score) if text]
         if texts:
-            tags.write(texts, one.xyxy, colours[one.label])
+            tags.write(texts, boxes[i], colors[labels[i]])
     return drawn
-
-
-def _line(image: Image.Image) -> int:
-    return max(1, round(min(image.size) / _LINE_SHARE))
-
-
-def _area(xyxy: tuple[float, float, float, float]) -> float:
-    return (xyxy[2] - xyxy[0]) * (xyxy[3] - xyxy[1])
-
-
-def _check_size(image: Image.Image, found: Detections) -> None:
-    if image.size != (found.width, found.height):
-        raise InvalidImageError(
-            f"The picture is {image.width} x {image.height}, and the objects were found in one of "
-            f"{found.width} x {found.height} pixels. The same picture fits. Open it with: "
-            "load_image(...)"
-        )
 
 
 INK = "#222222"
@@ -304,7 +271,7 @@ class Drawing:
         return "\n".join([*self._svg(), "</svg>", ""])
 
     def to_image(self, scale: int = 2) -> Image.Image:
-        """An RGB picture of `scale` pixels for each of the drawing's."""
+        """An RGB image of `scale` pixels for each of the drawing's."""
         image = Image.new("RGB", (self.width * scale, self.height * scale), "white")
         draw = ImageDraw.Draw(image)
         for shape in self.shapes:

@@ -39,7 +39,7 @@ from paligemma_jax.generation.token_statistics import LocationStatistics
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.quantization import quantization_of
 from paligemma_jax.processing import prompts as templates
-from paligemma_jax.processing.box_scores import WeighedAnswer, box_score, weigh_tokens
+from paligemma_jax.processing.box_scores import AnswerLogprobs, parse_logprobs
 from paligemma_jax.processing.detections import Detections, Segmentations
 from paligemma_jax.processing.image import ImageSource
 from paligemma_jax.processing.masks import MaskCodec
@@ -136,8 +136,8 @@ class Pipeline:
     ) -> list[Detections]:
         """`detect` for many images; `labels` are those of every image, or one list each."""
 
-        def read(answer: WeighedAnswer, width: int, height: int) -> Detections:
-            return Detections.from_answer(answer.answer, width, height, answer.scores(box_score))
+        def read(answer: AnswerLogprobs, width: int, height: int) -> Detections:
+            return Detections.from_answer(answer.answer, width, height, answer.scores())
 
         grammar = functools.partial(detection_grammar, max_objects=max_objects)
         prompt = templates.detect
@@ -168,9 +168,9 @@ class Pipeline:
                 "from_pretrained(..., mask_codec='vae-oid.npz') (--mask-codec vae-oid.npz)."
             )
 
-        def read(answer: WeighedAnswer, width: int, height: int) -> Segmentations:
-            scores = answer.scores(box_score)
-            return Segmentations.decoded(answer.answer, width, height, codec.decode, scores)
+        def read(answer: AnswerLogprobs, width: int, height: int) -> Segmentations:
+            scores = answer.scores()
+            return Segmentations.decode(answer.answer, width, height, codec.decode, scores)
 
         grammar = functools.partial(segmentation_grammar, max_objects=max_objects)
         prompt = templates.segment
@@ -480,7 +480,7 @@ class Pipeline:
         labels: Labels | Sequence[Sequence[str]],
         prompt_of: Callable[[Labels], str],
         grammar_of: Callable[[Tokenizer, Labels], ObjectGrammar],
-        read: Callable[[WeighedAnswer, int, int], _Found],
+        read: Callable[[AnswerLogprobs, int, int], _Found],
         max_new_tokens: int,
         batch_size: int,
     ) -> list[_Found]:
@@ -505,7 +505,7 @@ class Pipeline:
         def run(chosen: PromptBatch, config: GenerationConfig) -> Iterator[_Found]:
             generations = self._run(decoding.generate, chosen, config)
             for g, sizes in zip(generations, chosen.sizes, strict=True):
-                answer = weigh_tokens(g.tokens, g.logprobs, tokenizer, g.extras)
+                answer = parse_logprobs(g.tokens, g.logprobs, tokenizer, g.extras)
                 yield read(answer, *sizes[0])
 
         prompts = [prompt_of(own) for own in spread]

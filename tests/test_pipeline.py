@@ -104,7 +104,7 @@ def test_many_prompts_compile_few_programs(pali, picture):
 def test_detect_holds_any_model_to_the_labels(pali, picture):
     """This model knows nothing; its answers parse all the same, with a score for every box."""
     one = pali.detect_batch([picture], "cat ; dog", max_new_tokens=24)[0]
-    assert (one.width, one.height) == picture.size and not one.unused
+    assert (one.width, one.height) == picture.size and not one.unparsed
     assert set(one.labels) <= {"cat", "dog"} and one.scores is not None
     assert all(0 <= score <= 1 for score in one.scores)
     many = pali.detect_batch([picture] * 3, [["cat", "dog"], ["bird"], ["cat"]], max_new_tokens=24)

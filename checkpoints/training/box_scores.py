@@ -24,14 +24,18 @@ from paligemma_jax.generation.detection_grammar import detection_grammar
 from paligemma_jax.generation.token_statistics import LocationStatistics
 from paligemma_jax.loading import from_pretrained
 from paligemma_jax.pipeline import Pipeline
-from paligemma_jax.processing import box_scores as c
 from paligemma_jax.processing import prompts
 from paligemma_jax.processing.box_scores import (
-    ObjectEvidence,
-    ProductOf,
+    NEAR_RADII,
+    AnswerLogprobs,
+    ObjectLogprobs,
     Score,
-    WeighedAnswer,
-    weigh_tokens,
+    box_score,
+    edge_score,
+    measured,
+    objectness,
+    parse_logprobs,
+    probability,
 )
 from paligemma_jax.processing.detections import intersection_over_union
 from paligemma_jax.processing.location_tokens import Box
@@ -47,7 +51,7 @@ class Found:
 
     prompts: list[Labels]
     truths: list[list[Box]]
-    answers: list[WeighedAnswer]
+    answers: list[AnswerLogprobs]
 
     def precision(self, score: Score, iou: float = 0.5) -> float:
         """Mean average precision over kinds of shape, in 0..1, of boxes ranked by `score`."""
@@ -111,7 +115,7 @@ def _find(
     return Found(
         [labels for _, labels in questions],
         [[box for label in labels for box in _right(scenes[i], label)] for i, labels in questions],
-        [weigh_tokens(a.tokens, a.logprobs, tokenizer, a.extras) for a in answers],
+        [parse_logprobs(a.tokens, a.logprobs, tokenizer, a.extras) for a in answers],
     )
 
 
@@ -126,29 +130,51 @@ def _corners(box: Box) -> tuple[float, float, float, float]:
 BINS = 10
 
 
-def constant(evidence: ObjectEvidence) -> float:
+def constant(one: ObjectLogprobs) -> float:
     """What every other implementation gives."""
     return 1.0
 
 
+def near(one: ObjectLogprobs) -> list[float]:
+    """Log-mass within 8 bins of each location."""
+    return [masses[NEAR_RADII.index(8)] for masses in measured(one.near_mass)]
+
+
+def label_score(one: ObjectLogprobs) -> float:
+    """Probability of the label given the box; 1 where there is no label."""
+    return probability(sum(one.label))
+
+
+def near_product(one: ObjectLogprobs) -> float:
+    """Product over the four corners of the mass near the chosen location."""
+    return probability(sum(near(one)))
+
+
+def location_geometric(one: ObjectLogprobs) -> float:
+    """Geometric mean of the probabilities of the four location tokens."""
+    return probability(sum(one.locations) / 4)
+
+
 SCORES: dict[str, Score] = {
     "constant": constant,
-    "product of locations": c.location_product,
-    "geometric mean of locations": c.location_geometric,
-    "minimum of locations": c.location_minimum,
-    "product of near mass": c.near_product,
-    "geometric mean of near mass": c.near_geometric,
-    "minimum of near mass": c.near_minimum,
-    "good fit": c.good_fit,
-    "label": c.label_product,
-    "first location against the end": c.box_start,
-    "objectness": c.objectness,
-    "objectness x label": ProductOf((c.objectness, c.label_product)),
-    "objectness x good fit": ProductOf((c.objectness, c.good_fit)),
-    "objectness x label x good fit": ProductOf((c.objectness, c.label_product, c.good_fit)),
-    "objectness x label x mean fit": ProductOf((c.objectness, c.label_product, c.mean_fit)),
-    "objectness x label x product of near mass": ProductOf(
-        (c.objectness, c.label_product, c.near_product)
+    "product of locations": lambda one: probability(sum(one.locations)),
+    "geometric mean of locations": location_geometric,
+    "minimum of locations": lambda one: probability(min(one.locations)),
+    "product of near mass": near_product,
+    "geometric mean of near mass": lambda one: probability(sum(near(one)) / 4),
+    "minimum of near mass": lambda one: probability(min(near(one))),
+    "product of edges": lambda one: edge_score(one) ** 4,
+    "label": label_score,
+    "first location against the end": lambda one: probability(measured(one.location_mass)[0]),
+    "objectness": objectness,
+    "objectness x label": lambda one: objectness(one) * label_score(one),
+    "objectness x product of edges": lambda one: objectness(one) * edge_score(one) ** 4,
+    "objectness x label x product of edges": (
+        lambda one: objectness(one) * label_score(one) * edge_score(one) ** 4
+    ),
+    "objectness x label x edges": box_score,
+    "objectness x label x product of near mass": (
+        lambda one: objectness(one) * label_score(one) * near_product(one)
     ),
 }
 
@@ -236,7 +262,7 @@ def main() -> None:
           f"boxes, of which {right.mean():.1%} are right")  # fmt: skip
     if args.picture:
         names = ["product of locations", "geometric mean of near mass", "objectness x label",
-                 "objectness x label x mean fit"]  # fmt: skip
+                 "objectness x label x edges"]  # fmt: skip
         draw_reliability(kinds, pairs, names, args.picture)
 
 

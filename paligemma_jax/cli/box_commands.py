@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from paligemma_jax.processing.detections import Detections, Segmentations
 
 
-FIELDS = "answer, width, height, objects (label, box, score), unused, out"
+FIELDS = "answer, width, height, objects (label, box, score), unparsed, out"
 
 
 def add_objects(parser: argparse.ArgumentParser, what: str, fields: str = FIELDS) -> None:
@@ -91,13 +91,13 @@ def plan_drawings(args: argparse.Namespace) -> dict[str, Path]:
 
 def places_to_show(found: "Detections", args: argparse.Namespace) -> list[int]:
     """Places of the objects that the user wants to see: sure enough, and no duplicates."""
-    from paligemma_jax.processing.detections import distinct
+    from paligemma_jax.processing.detections import nms
 
     scores = found.scores or (0.0,) * len(found)
     places = [i for i, score in enumerate(scores) if score >= args.min_score]
     if args.max_overlap is not None:
         boxes = [found.boxes[i] for i in places]
-        kept = distinct(boxes, [scores[i] for i in places], args.max_overlap)
+        kept = nms(boxes, [scores[i] for i in places], args.max_overlap)
         places = [places[i] for i in kept]
     return places
 
@@ -151,7 +151,7 @@ def looked_at(
     batch = pipeline.processor(list(images), [prompt] * len(images))
     found = []
     for row, maps in zip(tokens, image_attention_maps(pipeline.model, batch, tokens), strict=True):
-        places = [place.locations for place in parse_tokens(row, tokenizer).places]
+        places = [place.locations for place in parse_tokens(row, tokenizer).tokens]
         boxes = np.array(places, int).reshape(-1, 4)
         found.append(maps[boxes].mean(axis=1))
     return found
@@ -257,7 +257,7 @@ A line is: label (score): x1 y1 x2 y2, as paligemma detect prints it. JSON has t
 object as COCO's run lengths (rle) and as polygons, in pixels of the picture. Files of --masks have
 255 where the object is and 0 elsewhere, and are as large as the picture.
 """
-_FIELDS = "answer, width, height, objects (label, box, score, rle, polygons, mask), unused, out"
+_FIELDS = "answer, width, height, objects (label, box, score, rle, polygons, mask), unparsed, out"
 
 
 def add_segment(commands: Any) -> None:

@@ -158,8 +158,8 @@ def objects_of(record: Record) -> tuple[Box, ...]:
     if "<loc" not in record.suffix:
         return ()
     answer = parse_answer(record.suffix)
-    if answer.unused:
-        piece = answer.unused[0]
+    if answer.unparsed:
+        piece = answer.unparsed[0]
         raise DatasetError(
             f"{record.id}: expected four locations and a label for each object, with ; between, "
             f"got {piece.text!r} in the answer: {piece.reason}"

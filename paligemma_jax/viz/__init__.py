@@ -1,4 +1,1 @@
-"""Pictures of results."""
-
-from paligemma_jax.drawing import draw as draw
-from paligemma_jax.drawing import draw_boxes as draw_boxes
+"""Attention masks and attention maps as images."""

@@ -54,14 +54,14 @@ def test_json_holds_boxes_and_the_written_picture(
     out = tmp_path / "boxes.png"
     document = json.loads(run("detect", picture, "cat ; dog", "--json", "--out", out).out)
     assert list(document) == [
-        "file", "prompt", "answer", "width", "height", "objects", "unused", "out"
+        "file", "prompt", "answer", "width", "height", "objects", "unparsed", "out"
     ]  # fmt: skip
     assert document["width"] == 100 and document["height"] == 50
     first, second = document["objects"]
     assert list(first) == ["label", "box", "score"] and first["score"] > NEAR > second["score"]
     assert first["label"] == "cat" and first["box"] == [0.0, 0.0, 50.0, 50.0]
     assert document["answer"] == f"{TWO} ; and more" and document["out"] == str(out)
-    assert "and more" in document["unused"][0]["text"]
+    assert "and more" in document["unparsed"][0]["text"]
     drawn, original = Image.open(out), Image.open(picture)
     assert drawn.size == original.size and drawn.tobytes() != original.tobytes()
 
@@ -91,7 +91,7 @@ def test_random_model_answers_in_the_grammar(run: Run, store: Path, picture: Pat
     outcome = run(*command, "--max-objects", 2, "--max-new-tokens", 64, "--dtype", "float32")
     assert outcome.code == 0, outcome.err
     for document in map(json.loads, outcome.out.splitlines()):
-        assert len(document["objects"]) <= 2 and not document["unused"]
+        assert len(document["objects"]) <= 2 and not document["unparsed"]
         assert {one["label"] for one in document["objects"]} <= {"red circle", "star"}
         assert all(0 <= one["score"] <= 1 for one in document["objects"])
 

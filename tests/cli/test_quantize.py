@@ -41,7 +41,9 @@ def test_it_writes_what_convert_writes(run: Run, store: Path, tmp_path: Path):
     manifests = [json.loads((tmp_path / n / "MANIFEST.json").read_text()) for n in "ab"]
     assert manifests[0]["arrays"] == manifests[1]["arrays"]
     outcome = run("info", tmp_path / "a", "--check")
-    assert "attention int8; mlp int4 in groups of 8; table as trained; image float8" in outcome.out
+    assert (
+        "attention int8; mlp int4 in groups of 8; embedding as trained; image float8" in outcome.out
+    )
     assert "kB of scales" in outcome.out and "as it was written" in outcome.out
     found = json.loads(run("info", tmp_path / "a", "--json").out)["checkpoint"]
     assert found["quantization"]["mlp"] == "int4:8" and found["scale_bytes"] > 0

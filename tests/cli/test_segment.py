@@ -40,7 +40,7 @@ def test_masks_in_json_files_and_picture_are_the_same(
     outcome = run("segment", picture, "cat ; dog", "--json", "--out", out, "--masks", masks)
     document = json.loads(outcome.out)
     assert list(document) == [
-        "file", "prompt", "answer", "width", "height", "objects", "unused", "out"
+        "file", "prompt", "answer", "width", "height", "objects", "unparsed", "out"
     ]  # fmt: skip
     names = ["noise-1-cat.png", "noise-2-red-dog.png"]
     assert sorted(path.name for path in masks.iterdir()) == names
@@ -122,7 +122,7 @@ def test_random_model_answers_in_the_grammar(run: Run, store: Path, picture: Pat
     command = ["segment", picture, "star", "--model", store, "--dtype", "float32", "--json"]
     outcome = run(*command, "--max-objects", 1, "--masks", tmp_path / "masks")
     document = json.loads(outcome.out)
-    assert not document["unused"]
+    assert not document["unparsed"]
     for one in document["objects"]:
         assert one["label"] == "star" and Path(one["mask"]).exists()
 

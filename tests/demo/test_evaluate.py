@@ -7,18 +7,19 @@ from checkpoints.training.box_scores import (
     Found,
     calibration_error,
     constant,
+    location_geometric,
     reliability,
     roc_area,
 )
-from paligemma_jax.processing.box_scores import ObjectEvidence, WeighedAnswer, location_geometric
+from paligemma_jax.processing.box_scores import AnswerLogprobs, ObjectLogprobs
 from paligemma_jax.processing.location_tokens import Box, ParsedAnswer
 
 LEFT, RIGHT = Box("circle", 0, 0, 0.5, 0.5), Box("circle", 0.5, 0.5, 1, 1)
 
 
-def weighed(*boxes: tuple[Box, float]) -> WeighedAnswer:
-    evidence = tuple(ObjectEvidence((0, 0, 9, 9), (logp,) * 4, (), (), ()) for _, logp in boxes)
-    return WeighedAnswer(ParsedAnswer("", tuple(box for box, _ in boxes), ()), evidence)
+def weighed(*boxes: tuple[Box, float]) -> AnswerLogprobs:
+    logprobs = tuple(ObjectLogprobs((0, 0, 9, 9), (logp,) * 4) for _, logp in boxes)
+    return AnswerLogprobs(ParsedAnswer("", tuple(box for box, _ in boxes), ()), logprobs)
 
 
 def test_a_score_that_knows_ranks_better_than_a_constant():

@@ -31,7 +31,7 @@ EMPTY = Detections.from_text("I see none", 100, 50)
 def test_objects_in_pixels_and_fractions():
     assert FOUND[1] == Detection("dog", (50.0, 10.0, 100.0, 40.0), BOXES[1], 0.75)
     np.testing.assert_allclose(FOUND.xyxy[1], [50, 10, 100, 40])
-    np.testing.assert_allclose(FOUND.normalised[1], [0.5, 0.2, 1.0, 0.8])
+    np.testing.assert_allclose(FOUND.normalized[1], [0.5, 0.2, 1.0, 0.8])
     assert [found.label for found in FOUND] == FOUND.labels == ["cat", "dog", "cat", "cat"]
 
 
@@ -48,7 +48,7 @@ def test_parts_are_results_too():
 def test_told_apart():
     assert FOUND.filter(0.5).scores == (0.5, 0.75, 0.9)
     assert FOUND.with_labels({"dog"}).labels == ["dog"]
-    with pytest.raises(ConfigError, match="have no scores"):
+    with pytest.raises(ConfigError, match="with scores"):
         Detections.from_text("", 9, 9).filter(0.5)
 
 
@@ -60,7 +60,7 @@ def test_duplicates():
     line = Box("a", 0.1, 0.1, 0.1, 0.9)
     assert len(Detections((line, line), "", 9, 9).nms()) == 1
     for iou in (0, -1, 1.1, float("nan")):
-        with pytest.raises(ConfigError, match="overlap"):
+        with pytest.raises(ConfigError, match="IoU"):
             FOUND.nms(iou=iou)
 
 
@@ -76,7 +76,7 @@ def test_words_and_json():
     assert document["objects"][1] == {
         "label": "dog", "box": [50.0, 10.0, 100.0, 40.0], "score": 0.75
     }  # fmt: skip
-    assert EMPTY.to_dict()["unused"] == [
+    assert EMPTY.to_dict()["unparsed"] == [
         {"text": "I see none", "start": 0, "reason": "words outside of any object"}
     ]
 
@@ -88,7 +88,7 @@ def test_coco_rows():
         "score": 0.75,
     }  # fmt: skip
     assert "score" not in Detections(BOXES, "", 9, 9).to_coco(1, {"dog": 3, "cat": 1})[0]
-    with pytest.raises(InvalidPromptError, match=r"\['cat', 'dog'\] are not among \['bird'\]"):
+    with pytest.raises(InvalidPromptError, match=r"\['bird'\], got \['cat', 'dog'\]"):
         FOUND.to_coco(7, {"bird": 1})
 
 
@@ -98,15 +98,15 @@ def test_nothing_found():
     assert not EMPTY.nms() and not EMPTY.with_labels(["cat"])
     image = Image.new("RGB", (100, 50))
     assert EMPTY.draw(image).tobytes() == image.tobytes()
-    none = Segmentations.decoded(parse_answer(""), 100, 50, decode)
+    none = Segmentations.decode(parse_answer(""), 100, 50, decode)
     assert none.masks.shape == (0, 50, 100) and none.to_dict()["objects"] == []
     assert not none.nms() and none.draw(image).tobytes() == image.tobytes()
 
 
 def test_scores_of_another_answer():
-    with pytest.raises(ConfigError, match="1 scores and 4 boxes"):
+    with pytest.raises(ConfigError, match="4 boxes.*1 scores"):
         Detections(BOXES, "", 9, 9, (0.5,))
-    with pytest.raises(ConfigError, match="1 scores and 0 boxes"):
+    with pytest.raises(ConfigError, match="0 boxes.*1 scores"):
         Detections.from_answer(parse_answer(""), 9, 9, [0.5])
 
 
@@ -122,7 +122,7 @@ MASKED = (
     Box("dog", 0.2, 0.5, 0.8, 1.0),
     Box("line", 0.5, 0.5, 0.5, 1.0, (127,) * 16),
 )
-SEGMENTED = Segmentations.decoded(
+SEGMENTED = Segmentations.decode(
     parse_answer(format_answer(MASKED[:2]) + " ; <loc0512><loc0512><loc0512><loc1023>"
                  + "<seg127>" * 16 + " line"), 100, 50, decode, (0.5, 0.6, 0.7)
 )  # fmt: skip
@@ -167,7 +167,7 @@ def test_mask_to_codes_and_back_keeps_its_place():
     corners = (0.2, 0.2, 0.6, 0.6)
     crop = crop_for_codec(mask, corners)
     answer = parse_answer(format_answer([Box("a", *corners, (1,) * 16)]))
-    found = Segmentations.decoded(answer, 100, 50, lambda codes: crop[None])
+    found = Segmentations.decode(answer, 100, 50, lambda codes: crop[None])
     np.testing.assert_array_equal(found.masks[0], mask)
 
 

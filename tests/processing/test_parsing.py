@@ -55,14 +55,14 @@ def test_parse_inverts_format_at_the_other_scale(wanted: list[Box]):
 @given(st.text() | st.text("<loc0123>seg; \n", max_size=80) | ANSWERS)
 def test_every_character_is_used_or_listed(text: str):
     parsed = parse_answer(text)
-    starts = [unused.start for unused in parsed.unused]
+    starts = [part.start for part in parsed.unparsed]
     assert starts == sorted(starts)
     left = list(text)
-    for unused in parsed.unused:
-        end = unused.start + len(unused.text)
-        assert unused.text and text[unused.start : end] == unused.text
-        assert all(left[unused.start : end])  # no character is listed twice
-        left[unused.start : end] = [""] * len(unused.text)
+    for part in parsed.unparsed:
+        end = part.start + len(part.text)
+        assert part.text and text[part.start : end] == part.text
+        assert all(left[part.start : end])  # no character is listed twice
+        left[part.start : end] = [""] * len(part.text)
     places = []
     for found in parsed.objects:
         assert found.span is not None
@@ -70,7 +70,7 @@ def test_every_character_is_used_or_listed(text: str):
         # What is not listed of an object's text is the object, all of it and nothing else.
         kept = "".join(left[slice(*found.span)])
         again = parse_answer(kept)
-        assert again.objects == (found,) and not again.unused
+        assert again.objects == (found,) and not again.unparsed
         left[slice(*found.span)] = [""] * (found.span[1] - found.span[0])
     assert len(places) == len(set(places))
     assert not "".join(left).replace(";", "").strip()
@@ -90,7 +90,7 @@ CODES_OF_M = tuple(range(16))
 
 
 @pytest.mark.parametrize(
-    "text, labels, unused",
+    "text, labels, unparsed",
     [
         (f"{L} cat ; {L} dog", ["cat", "dog"], []),
         (f"{L}cat;{L}dog ;", ["cat", "dog"], []),
@@ -109,15 +109,15 @@ CODES_OF_M = tuple(range(16))
         (f"<loc٠٠٠١>{L}", [""], ["<loc٠٠٠١>"]),
     ],
 )  # fmt: skip
-def test_boxes(text: str, labels: list[str], unused: list[str]):
+def test_boxes(text: str, labels: list[str], unparsed: list[str]):
     parsed = parse_answer(text)
     assert [box.label for box in parsed.objects] == labels
-    assert [piece.text for piece in parsed.unused] == unused
+    assert [piece.text for piece in parsed.unparsed] == unparsed
     assert all(box.codes is None for box in parsed.objects)
 
 
 @pytest.mark.parametrize(
-    "text, label, codes, unused",
+    "text, label, codes, unparsed",
     [
         (f"{L}{M} cat", "cat", True, []),
         (f"{L} {M}", "", True, []),
@@ -128,11 +128,11 @@ def test_boxes(text: str, labels: list[str], unused: list[str]):
         (f"{M}{L} cat", "cat", False, [M]),
     ],
 )
-def test_masks(text: str, label: str, codes: bool, unused: list[str]):
+def test_masks(text: str, label: str, codes: bool, unparsed: list[str]):
     parsed = parse_answer(text)
     (box,) = parsed.objects
     assert box.label == label and box.codes == (CODES_OF_M if codes else None)
-    assert [piece.text for piece in parsed.unused] == unused
+    assert [piece.text for piece in parsed.unparsed] == unparsed
 
 
 def test_places_and_reasons():
@@ -140,7 +140,7 @@ def test_places_and_reasons():
     parsed = parse_answer(text)
     span = parsed.objects[0].span
     assert span and text[slice(*span)] == f"{L}<seg001> red cat"
-    assert [(piece.start, piece.reason) for piece in parsed.unused] == [
+    assert [(piece.start, piece.reason) for piece in parsed.unparsed] == [
         (0, "words outside of any object"),
         (6 + 36, "fewer than 16 mask codes"),
         (text.index("<loc0005>"), "fewer than four locations"),
@@ -159,11 +159,11 @@ def test_labels_that_would_not_come_back(label: str):
      (0, 0, float("nan"), 1)],
 )  # fmt: skip
 def test_corners_that_are_no_box(corners: tuple[float, float, float, float]):
-    with pytest.raises(InvalidPromptError, match="are no box"):
+    with pytest.raises(InvalidPromptError, match="corners from 0 to 1"):
         format_answer([Box("cat", *corners)])
 
 
 @pytest.mark.parametrize("codes", [(), (1,) * 15, (1,) * 17, (128,) * 16, (-1,) * 16])
 def test_codes_that_are_no_mask(codes: tuple[int, ...]):
-    with pytest.raises(InvalidPromptError, match="are no mask"):
+    with pytest.raises(InvalidPromptError, match="16 mask codes"):
         format_answer([Box("cat", 0, 0, 1, 1, codes)])

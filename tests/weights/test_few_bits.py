@@ -220,7 +220,11 @@ def test_unknown_recipes(copy: Path, edit_json):
         manifest["files"]["config.json"] = digest
     with pytest.raises(CheckpointError) as error:
         open_checkpoint(copy)
-    for words in ("no part 'head'", "no format 'int3' (of mlp)", "no format 4 (of table)"):
+    for words in (
+        "no kind of weight 'head'",
+        "no format 'int3' (of mlp)",
+        "no format 4 (of table)",
+    ):
         assert words in str(error.value)
     assert "nothing is said of image" in str(error.value)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from paligemma_jax.errors import InvalidImageError
-from paligemma_jax.processing.location_tokens import (
+from paligemma_jax.processing.reference_parsers import (
     SpacePart,
     parse_big_vision,
     parse_space,
