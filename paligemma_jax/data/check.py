@@ -328,7 +328,7 @@ def _text_problems(record: Record) -> list[Problem]:
                 add(ProblemKind.BOX, f"{answer[:60]!r} answers {asked[1]} without a box")
             continue
         parsed = parse_answer(answer)
-        for piece in parsed.unused:
+        for piece in parsed.unparsed:
             add(ProblemKind.BOX, f"{piece.text[:60]!r}: {piece.reason}")
         try:
             labels = split_labels(asked[2]) if asked else ()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from paligemma_jax.drawing import draw, drawable, load_font
+from paligemma_jax.drawing import drawable, load_font
 from paligemma_jax.errors import PaliGemmaError
-from paligemma_jax.processing.detections import Detections, Segmentations
+from paligemma_jax.processing.detections import Detections, Segmentations, draw
 from paligemma_jax.processing.image import ImageSource, load_image
 from paligemma_jax.processing.location_tokens import parse_answer
 from paligemma_jax.processing.masks import MaskCodec
@@ -66,7 +66,7 @@ def _draw_objects(image: Image.Image, text: str, codec: MaskCodec | None) -> Ima
         return image
     try:
         if codec is not None and any(thing.codes for thing in answer.objects):
-            found = Segmentations.decoded(answer, *image.size, codec.decode)
+            found = Segmentations.decode(answer, *image.size, codec.decode)
         else:
             found = Detections.from_answer(answer, *image.size)
         return draw(image, found)

@@ -286,7 +286,7 @@ def found_mask(text: str, codec: MaskCodec, height: int, width: int) -> ObjectMa
 
 def found_masks(text: str, codec: MaskCodec, height: int, width: int) -> np.ndarray:
     """bool[n, height, width] of all objects in an answer, empty for one with a box alone."""
-    return Segmentations.decoded(parse_answer(text), width, height, codec.decode).masks
+    return Segmentations.decode(parse_answer(text), width, height, codec.decode).masks
 
 
 class PredictionFile:

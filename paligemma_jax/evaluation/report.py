@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from paligemma_jax.drawing import draw_boxes, label_colours, overlay_masks
+from paligemma_jax.drawing import label_colors, overlay_masks
 from paligemma_jax.errors import PaliGemmaError
 from paligemma_jax.evaluation.evaluate import (
     EvaluationResult,
@@ -23,7 +23,7 @@ from paligemma_jax.evaluation.evaluate import (
     write_whole,
 )
 from paligemma_jax.evaluation.examples import Example, open_image
-from paligemma_jax.processing.detections import Detections
+from paligemma_jax.processing.detections import Detections, draw_boxes
 from paligemma_jax.processing.location_tokens import Box
 from paligemma_jax.processing.masks import MaskCodec
 
@@ -253,7 +253,7 @@ def _with_masks(image: Image.Image, masks: Sequence[np.ndarray] | np.ndarray) ->
     if not same_size:
         return image
     line = max(1, round(min(image.size) / 200))
-    color = label_colours(["mask"])["mask"]
+    color = label_colors(["mask"])["mask"]
     return overlay_masks(image, same_size, [color] * len(same_size), line)
 
 
