@@ -471,7 +471,7 @@ def find_model(name: str) -> PaliGemmaConfig:
     if name not in MODELS:
         raise ConfigError(
             f"There is no model {name!r} to measure. tiny, small, mid and the published names fit. "
-            "List them with: paligemma info --list"
+            "List them with: paligemma models"
         )
     return MODELS[name]
 

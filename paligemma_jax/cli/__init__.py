@@ -1,6 +1,3 @@
-"""The `paligemma` command; one file a group of commands.
-
-What takes long to import is imported when a command runs, so that help comes at once.
-"""
+"""The `paligemma` command; one file for a group of commands."""
 
 from paligemma_jax.cli.main import main as main

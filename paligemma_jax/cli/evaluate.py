@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paligemma_jax.cli import options, output
-from paligemma_jax.cli.output import DELAY, wanted
+from paligemma_jax.cli import options
+from paligemma_jax.cli.output import load_pipeline, progress_bar, wants_progress
 from paligemma_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def add_evaluate(commands: Any) -> None:
         commands, "eval", run_evaluate, "measure a model on a published task",
         "Asks a model all questions of a task, and prints its scores with 95 % confidence "
         "intervals beside the published ones.", _evaluate_EPILOG,
+        json="print metrics.json instead of a table",
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="show all tasks, or one task's data")
     parser.add_argument("--task", metavar="NAME", help="of --list")
@@ -66,30 +67,29 @@ def add_evaluate(commands: Any) -> None:
     )
     parser.add_argument("--out", metavar="FOLDER", help="keep predictions and report here")
     parser.add_argument(
-        "--limit", type=options.positive(10**9), metavar="N",
+        "--limit", type=options.at_least(1), metavar="N",
         help="only the first N examples (scenes of the demo)",
     )  # fmt: skip
     parser.add_argument(
         "--prompt", metavar="TEXT", help="instead of the task's, such as 'answer en {question}'"
     )
     parser.add_argument(
-        "--max-new-tokens", type=options.positive(options.CONTEXT), metavar="N",
+        "--max-new-tokens", type=options.at_least(1), metavar="N",
         help="maximum number of new tokens (default: the task's)",
     )  # fmt: skip
     parser.add_argument(
-        "--num-beams", type=options.positive(64), metavar="N",
+        "--num-beams", type=options.at_least(1), metavar="N",
         help="of beam search; 1 is greedy (default: the task's)",
     )  # fmt: skip
-    options.add_json(parser, "print metrics.json instead of a table")
     parser.add_argument(
-        "--batch-size", type=options.positive(1024), metavar="N",
+        "--batch-size", type=options.at_least(1), metavar="N",
         help="examples that each accelerator, or group of them that shares a model, answers "
         "together (default: 8; demo: 64)",
     )  # fmt: skip
     parser.add_argument(
         "--shard", type=_shard, metavar="I/N", help="answer shard I (from 0) of N; needs --out"
     )
-    options.add_model(parser, masks=True)
+    options.add_model(parser, mask_codec=True)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -132,7 +132,7 @@ def _run(args: argparse.Namespace, task: "EvaluationTask", examples: "Sequence[E
     from paligemma_jax.evaluation.evaluate import evaluate
     from paligemma_jax.generation.devices import on_devices, row_parts
 
-    pipeline = output.load_pipeline(args)
+    pipeline = load_pipeline(args)
     if args.mesh is None:
         pipeline = dataclasses.replace(pipeline, model=on_devices(pipeline.model))
     batch_size = (args.batch_size or _BATCH_SIZE) * row_parts(pipeline.model)
@@ -236,17 +236,16 @@ def _data_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _bar(args: argparse.Namespace, total: int) -> Iterator[Callable[[int], object]]:
-    if not wanted(args):
-        yield lambda count: None
-        return
-    from tqdm import tqdm
+def _bar(args: argparse.Namespace, total: int) -> Iterator[Callable[[int], None]]:
+    done = 0
 
-    delay = 0 if args.progress else DELAY
-    with tqdm(
-        total=total, desc="examples", unit="example", file=sys.stderr, delay=delay, leave=not delay
-    ) as bar:
-        yield bar.update
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        update(done, total)
+
+    with progress_bar(args, "example") as update:
+        yield advance
 
 
 # As `paligemma_jax.benchmark` has them, which takes long to import.
@@ -313,11 +312,11 @@ def add_bench(commands: Any) -> None:
         "--dtype", action="append", choices=DTYPES, help="only this one; may be repeated"
     )
     parser.add_argument(
-        "--repeats", type=options.positive(REPEATS), metavar="N",
+        "--repeats", type=options.at_least(1), metavar="N",
         help="processes of each implementation (default: 3, on a GPU 1)",
     )  # fmt: skip
     parser.add_argument(
-        "--minutes", type=options.positive(LONGEST), metavar="N",
+        "--minutes", type=options.at_least(1), metavar="N",
         help="stop then; what was measured is shown (default: until all is done)",
     )  # fmt: skip
     parser.add_argument(
@@ -368,7 +367,7 @@ def _target(args: argparse.Namespace) -> Path:
 @contextlib.contextmanager
 def _line(args: argparse.Namespace) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on standard error that says what is being measured."""
-    if not wanted(args):
+    if not wants_progress(args):
         yield lambda what, done, total: None
         return
     from tqdm import tqdm

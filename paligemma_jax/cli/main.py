@@ -1,4 +1,7 @@
-"""Where the `paligemma` command starts and ends: its parser, its errors and its exit codes."""
+"""The `paligemma` command: its parser, its errors and its exit codes.
+
+What takes long to import is imported when a command runs, so that help comes at once.
+"""
 
 import argparse
 import os
@@ -8,10 +11,12 @@ from collections.abc import Sequence
 
 from paligemma_jax import __version__
 from paligemma_jax.cli import (
+    attention_mask,
     box_commands,
-    checkpoint_commands,
+    convert,
     demo,
     evaluate,
+    models,
     text_commands,
     train,
 )
@@ -22,25 +27,25 @@ OK, ERROR, INTERRUPTED, BROKEN_PIPE = 0, 1, 130, 141  # and argparse's 2 for wro
 
 _EPILOG = """\
 Examples:
-  paligemma demo                                  what the embedded model can do, in one picture
+  paligemma demo                                  what the bundled model can do, in one image
   paligemma caption photo.jpg                     a short description
-  paligemma answer photo.jpg "what colour is the car?"
+  paligemma answer photo.jpg "what color is the car?"
   paligemma detect photo.jpg "cat ; dog" --out boxes.png
   paligemma segment photo.jpg cat --out masks.png --json
   paligemma classify photo.jpg "cat ; dog ; bird"
-  cat photo.jpg | paligemma ocr -                 a picture from standard input
-  paligemma caption *.jpg --json                  one JSON document a line and picture
+  cat photo.jpg | paligemma ocr -                 an image from standard input
+  paligemma caption *.jpg --json                  JSON Lines, one object per image
 
 Models (--model):
-  "demo", the default, comes with this package. It knows only coloured shapes, words and numbers
-  on plain pictures. For photos take a published PaliGemma or PaliGemma 2: accept its licence at
-  Hugging Face (or Kaggle), log in (hf auth login), and name it; it is downloaded once:
+  "demo", the default, comes with this package. It knows only colored shapes, words and numbers on
+  plain images. For photos take a published PaliGemma or PaliGemma 2: accept its license at Hugging
+  Face (or Kaggle), log in (hf auth login), and name it; it is downloaded once:
     paligemma caption photo.jpg --model paligemma2-3b-mix-448
   "mix" models answer at once; "pt" models are for fine-tuning. All names: paligemma models
-  A directory of Hugging Face's, a big_vision .npz, and an https address are taken too.
+  A Hugging Face directory, a big_vision .npz, and an https URL are taken too.
 
-Exit codes: 0 done; 1 an error, said in one message; 2 wrong usage; 130 interrupted.
-Files are written whole or not at all, and never over others (without --force).
+Exit codes: 0 done; 1 an error, with one message; 2 wrong usage; 130 interrupted.
+Files are written whole or not at all, and never replaced without --force.
 Every command has help of its own: paligemma detect --help
 """
 
@@ -50,8 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="paligemma",
         description=textwrap.fill(
-            "Ask PaliGemma and PaliGemma 2 about pictures and videos: captions, answers, text, "
-            "counts, boxes, masks, and how likely given answers are.",
+            "PaliGemma and PaliGemma 2 for images and videos: captions, answers, text, counts, "
+            "boxes, masks, and the probability of given answers.",
             88,
         ),
         epilog=_EPILOG,
@@ -60,17 +65,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"paligemma {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for add in (
-        text_commands.add_words,
+        text_commands.add_text_commands,
         text_commands.add_text,
         box_commands.add_detect,
         box_commands.add_segment,
-        text_commands.add_compare,
-        demo.add_mask,
-        checkpoint_commands.add_convert,
-        checkpoint_commands.add_quantize,
+        text_commands.add_scoring,
+        attention_mask.add_attention_mask,
+        convert.add_convert,
+        convert.add_quantize,
         train.add,
-        checkpoint_commands.add_info,
-        checkpoint_commands.add_models,
+        models.add_info,
+        models.add_models,
         evaluate.add_evaluate,
         evaluate.add_bench,
         demo.add_demo,
@@ -82,14 +87,16 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; `argv` is that of the process if not given."""
     if argv is None:
-        _prepare_process()
+        for stream in (sys.stdout, sys.stderr):
+            # Answers may hold characters that the terminal's encoding lacks.
+            getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
         try:
             return _run(argv)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads on. Without this the interpreter would complain when it flushes at the end.
+        # The reader is gone; without this the interpreter complains when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
 
@@ -113,17 +120,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fail(str(e))
     except Exception as e:
         if args.debug or not _out_of_memory(e):
-            raise  # BrokenPipeError, or a defect of ours: the traceback is what helps
-        return _fail(
-            "There is not enough memory for this. A smaller model, picture batch or answer fits. "
-            "Try: --dtype bfloat16 --batch-size 1"
-        )
-
-
-def _prepare_process() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        # Answers may hold letters that the terminal's encoding lacks.
-        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+            raise  # BrokenPipeError, or a bug here: the traceback is what helps
+        return _fail("out of memory. Try: --dtype bfloat16 --batch-size 1, or a smaller model")
 
 
 def _fail(message: str) -> int:

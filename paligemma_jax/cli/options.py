@@ -1,24 +1,12 @@
-"""Options that several commands share, and how their help looks.
-
-Options for how an answer is chosen, begins and ends, and which of them exclude each other.
-"""
+"""Options that several commands share, their types, and how help looks."""
 
 import argparse
-import math
-import re
 import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from paligemma_jax.models.quantization_config import QuantizationConfig
-
-QUANTIZATION_FORMATS = "int8, int4, float8, mixed, or parts such as attention=int8,mlp=int4:128"
+QUANTIZATION_FORMATS = "int8, int4, float8, mixed, or by part such as attention=int8,mlp=int4:128"
 DTYPES = ("float32", "bfloat16", "float16")
-CONTEXT = 8192  # tokens, Gemma's
-MESH_AXES = ("data", "fsdp", "tensor")  # `paligemma_jax.models.sharding.NAMES`, which imports jax
-# As `paligemma_jax.pipeline`, `generation.grammar` and `processing.video` have them, which take
-# long to import.
-MAX_NEW_TOKENS, MAX_OBJECT_TOKENS, MAX_OBJECTS, FRAMES = 128, 512, 100, 16
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -26,6 +14,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=26)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if action.nargs == argparse.PARSER:  # argparse forgets that the commands are indented
+            self._action_max_length += 2
 
 
 def add_command(
@@ -35,8 +28,16 @@ def add_command(
     summary: str,
     description: str,
     epilog: str,
+    *,
+    json: str | None = None,
 ) -> argparse.ArgumentParser:
-    """A command's parser; `commands` is what `add_subparsers` gave, `run` returns an exit code."""
+    """The parser of a command.
+
+    Args:
+      commands: what `add_subparsers` gave.
+      run: the command; returns the exit code.
+      json: what --json prints, for a command that has it.
+    """
     parser = commands.add_parser(
         name,
         help=summary,
@@ -45,98 +46,138 @@ def add_command(
         formatter_class=HelpFormatter,
     )
     parser.set_defaults(run=run, usage_error=parser.error)
-    group = parser.add_argument_group("messages")
+    group = parser.add_argument_group("output options")
+    if json is not None:
+        group.add_argument("--json", action="store_true", help=json)
     group.add_argument(
         "--progress",
         action=argparse.BooleanOptionalAction,
         help="show progress on standard error (default: on a terminal)",
     )
-    group.add_argument("--debug", action="store_true", help="show where an error comes from")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def add_pictures(parser: argparse.ArgumentParser) -> None:
-    """The pictures that a command asks about."""
-    parser.add_argument(
-        "pictures",
-        nargs="+",
-        metavar="PICTURE",
-        help="file of a picture, or - for standard input; several are answered one by one",
-    )
+def json_lines(fields: str) -> str:
+    """Help of --json for a command about images."""
+    return f"JSON Lines, one object per image: file, prompt, {fields}"
 
 
-def add_answering(
+def add_images(
     parser: argparse.ArgumentParser,
-    fields: str = "answer, tokens, logprob",
-    max_new_tokens: int | None = MAX_NEW_TOKENS,
+    words: tuple[str, str] | None = None,
+    *,
+    frames: bool = False,
+    multi_image: bool = False,
 ) -> None:
-    """How pictures are answered and the answers printed; None where nothing is generated."""
-    add_json(parser, f"one JSON document a line and picture: file, prompt, {fields}")
-    if max_new_tokens is not None:
-        add_max_new_tokens(parser, max_new_tokens)
-    add_batch_size(parser, "pictures")
+    """The images that a command is about, and how they are read.
+
+    Args:
+      words: name and help of the argument that follows the images, such as QUESTION.
+      frames: videos are taken too.
+      multi_image: several images may belong to one prompt.
+    """
     parser.add_argument(
-        "--allow-urls", action="store_true", help="a PICTURE may be an http(s) address"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image file, or - for standard input; several are processed one by one",
     )
+    if words is not None:
+        name, help = words
+        parser.add_argument(name, metavar=name.upper(), help=help)
+    group = parser.add_argument_group("input options")
+    if multi_image:
+        group.add_argument(
+            "--multi-image", action="store_true", help="one prompt about all images together"
+        )
+    if frames:
+        group.add_argument(
+            "--frames", type=at_least(1), default=16, metavar="N",
+            help="frames of an IMAGE that is a video, spread evenly (default: %(default)s)",
+        )  # fmt: skip
+    group.add_argument("--allow-urls", action="store_true", help="an IMAGE may be an http(s) URL")
+    add_batch_size(group, "images")
 
 
-def add_json(parser: argparse.ArgumentParser, words: str) -> None:
-    """That answers are printed for programs."""
-    parser.add_argument("--json", action="store_true", help=words)
-
-
-def add_max_new_tokens(parser: argparse.ArgumentParser, default: int = MAX_NEW_TOKENS) -> None:
-    """The length of answers."""
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive(CONTEXT),
-        default=default,
-        metavar="N",
-        help="where an answer without end is cut (default: %(default)s)",
-    )
-
-
-def add_batch_size(parser: argparse.ArgumentParser, of: str) -> None:
-    """How many `of` what are answered at once."""
-    parser.add_argument(
-        "--batch-size",
-        type=positive(1024),
-        default=8,
-        metavar="N",
+def add_batch_size(group: Any, of: str) -> None:
+    """How many `of` what go through the model together; `group` is a parser, or a part of one."""
+    group.add_argument(
+        "--batch-size", type=at_least(1), default=8, metavar="N",
         help=f"{of} that go through the model together (default: %(default)s)",
+    )  # fmt: skip
+
+
+# Fields of GenerationConfig as options of the same name: type, metavar, help.
+_GENERATION: dict[str, tuple[type, str, str]] = {
+    "max_new_tokens": (int, "N", "maximum number of new tokens (default: 128)"),
+    "min_new_tokens": (int, "N", "minimum number of new tokens (default: 0)"),
+    "temperature": (float, "T", "0, the default, decodes greedily, 1 samples, more flattens the "
+                    "distribution; the default is 1 with --top-k, --top-p, --min-p or --best-of"),
+    "top_k": (int, "K", "sample from the K most probable tokens"),
+    "top_p": (float, "P", "sample from the most probable tokens that together have probability P"),
+    "min_p": (float, "P", "sample from tokens at least P times as probable as the first"),
+    "seed": (int, "N", "random seed (default: 0)"),
+    "length_penalty": (float, "A", "rank by logprob / tokens^A with --best-of or --num-beams: 0, "
+                       "the default, favors short sequences, 1 is the mean of a token"),
+    "num_return_sequences": (int, "N", "sequences that beam search returns (default: 1)"),
+    "top_logprobs": (int, "N", "report the N most probable tokens of every step in --json"),
+}  # fmt: skip
+
+
+def add_generation(parser: argparse.ArgumentParser) -> None:
+    """How text is generated."""
+    group = parser.add_argument_group("generation options")
+    for name in _GENERATION:
+        _add_field(group, name)
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT",
+        help="end before this text; may be given several times",
+    )  # fmt: skip
+    group.add_argument(
+        "--answer-prefix", metavar="TEXT",
+        help="continue this beginning of the answer, which ends with a word, without a space",
+    )  # fmt: skip
+    group.add_argument(
+        "--logprobs", action="store_true", help="show the log-probability (natural) of every token"
     )
-
-
-def add_frames(parser: argparse.ArgumentParser) -> None:
-    """That videos are taken for pictures."""
-    parser.add_argument(
-        "--frames",
-        type=positive(256),
-        default=FRAMES,
-        metavar="N",
-        help="taken of a PICTURE that is a video, spread evenly (default: %(default)s)",
+    method = group.add_mutually_exclusive_group()
+    method.add_argument(
+        "--best-of", type=int, metavar="N", help="sample N times, and keep the most probable"
     )
+    method.add_argument("--num-beams", type=int, metavar="N", help="beam search with N beams")
+    method.add_argument("--stream", action="store_true", help="print text as it is generated")
 
 
-def add_together(parser: argparse.ArgumentParser) -> None:
-    """That all pictures belong to one prompt."""
-    parser.add_argument(
-        "--together", action="store_true", help="ask once about all pictures at the same time"
-    )
+def add_max_new_tokens(parser: argparse.ArgumentParser, default: int = 128) -> None:
+    """The length of what is generated; `default` is that of the library."""
+    help = f"maximum number of new tokens (default: {default})"
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help=help)
+
+
+def _add_field(group: Any, name: str) -> None:
+    kind, metavar, help = _GENERATION[name]
+    group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=help)
+
+
+def generation_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given of them, as keyword arguments of the methods of `Pipeline`."""
+    values = {name: getattr(args, name, None) for name in (*_GENERATION, "stop", "num_beams")}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def add_language(parser: argparse.ArgumentParser) -> None:
-    """In which language to ask."""
+    """The language of prompt and answer."""
     parser.add_argument(
-        "--language", default="en", metavar="CODE", help="of the answer (default: en)"
+        "--language", default="en", metavar="CODE", help="language of the answer (default: en)"
     )
 
 
 def add_model(
-    parser: argparse.ArgumentParser, *, weights: bool = True, masks: bool = False
+    parser: argparse.ArgumentParser, *, weights: bool = True, mask_codec: bool = False
 ) -> None:
-    """Which model answers; `masks` where it needs a mask codec for that."""
-    group = parser.add_argument_group("model")
+    """The model, and how it is loaded; without `weights` for commands that only configure it."""
+    group = parser.add_argument_group("model options")
     group.add_argument(
         "--model",
         default="demo",
@@ -150,234 +191,82 @@ def add_model(
             choices=DTYPES,
             help="of weights and activations (default: float32 for demo, else bfloat16)",
         )
-        add_quantize(group, "round the language model's weights to so many bits as they are read")
+        add_quantize(group, "quantize the weights as they are loaded")
         group.add_argument(
-            "--adapter", metavar="DIR", help="a PEFT directory (LoRA) to add to the weights"
+            "--adapter", metavar="DIR", help="PEFT directory (LoRA) to add to the weights"
         )
         group.add_argument(
             "--mesh", type=mesh, metavar="AXES",
-            help="split the model over all devices, such as tensor=4, or data=2,tensor=-1; -1 is "
+            help="shard the model over all devices, such as tensor=4, or data=2,tensor=-1; -1 is "
             "what is left",
         )  # fmt: skip
-    group.add_argument(
-        "--tokenizer", metavar="FILE", help="tokenizer.model, where none lies beside the weights"
-    )
-    if masks:
+    add_tokenizer(group)
+    if mask_codec:
         add_mask_codec(group)
     group.add_argument(
-        "--resolution",
-        type=positive(1 << 14),
-        metavar="N",
-        help="pixels a side that pictures are resized to (default: as the model was trained)",
-    )
+        "--resolution", type=at_least(1), metavar="N",
+        help="resize images to N x N pixels (default: as the model was trained)",
+    )  # fmt: skip
 
 
 def add_quantize(group: Any, words: str) -> None:
     """How to quantize weights."""
+    group.add_argument("--quantize", metavar="FORMAT", help=f"{words}: {QUANTIZATION_FORMATS}")
+
+
+def add_tokenizer(group: Any) -> None:
+    """The tokenizer of weights that have none beside them."""
     group.add_argument(
-        "--quantize", type=quantization, metavar="FORMAT", help=f"{words}: {QUANTIZATION_FORMATS}"
-    )
+        "--tokenizer", metavar="FILE",
+        help="tokenizer.model or tokenizer.json, if the checkpoint has none",
+    )  # fmt: skip
 
 
 def add_mask_codec(group: Any) -> None:
-    """What turns <seg> tokens into masks; `group` is a parser, or a part of one."""
+    """The mask codec of weights that have none beside them."""
     group.add_argument(
-        "--mask-codec",
-        metavar="FILE",
-        help="such as vae-oid.npz: makes masks of <seg> tokens, where none lies beside the weights",
-    )
+        "--mask-codec", metavar="FILE",
+        help="such as vae-oid.npz: decodes <seg> tokens to masks, if the checkpoint has none",
+    )  # fmt: skip
 
 
-def positive(limit: int) -> Callable[[str], int]:
-    """Type of an option that is a whole number from 1 to `limit`."""
-    return _whole_number(1, limit)
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Type of an option that is an integer of at least `minimum`."""
 
-
-def seed(text: str) -> int:
-    """Type of an option that starts a random number generator."""
-    return _whole_number(0, 2**64 - 1)(text)
-
-
-def count(limit: int) -> Callable[[str], int]:
-    """Type of an option that is a whole number from 0 to `limit`."""
-    return _whole_number(0, limit)
-
-
-def temperature(text: str) -> float:
-    """Type of an option that is a finite number, not negative."""
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no temperature; 0, 0.7 or 1 would fit")
-    return value
-
-
-def exponent(text: str) -> float:
-    """Type of an option that is a finite number."""
-    value = _number(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no exponent; 0, 0.6 or 1 would fit")
-    return value
-
-
-def some_text(text: str) -> str:
-    """Type of an option that is text, not empty."""
-    if not text:
-        raise argparse.ArgumentTypeError("an empty text is in every answer; some letters fit")
-    return text
-
-
-def quantization(text: str) -> str:
-    """Type of an option that names formats of quantized weights."""
-    try:
-        QuantizationConfig.of(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from e
-    return text
-
-
-def mesh(text: str) -> dict[str, int]:
-    """Type of an option that gives sizes of the axes of a mesh."""
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        name, _, size = part.partition("=")
-        if name not in MESH_AXES or name in sizes or not re.fullmatch(r"-1|[1-9]\d{0,5}", size):
-            axes = ", ".join(MESH_AXES)
-            raise argparse.ArgumentTypeError(
-                f"{part!r} is no size of an axis; the axes are {axes}, such as tensor=4"
-            )
-        sizes[name] = int(size)
-    return sizes
-
-
-def share(text: str) -> float:
-    """Type of an option that is a number from 0 to 1."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1; 0.5 would fit")
-    return value
-
-
-def overlap(text: str) -> float:
-    """Type of an option that is a number above 0, at most 1."""
-    value = _number(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0 and up to 1; 0.7 fits")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _whole_number(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = int(text) if text.isdecimal() and len(text) < 21 else -1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high:,}")
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(
+                f"expected an integer of at least {minimum}, got {text!r}"
+            )
         return value
 
     return parse
 
 
-MAX_BEAMS = 256
-_DRAWS = ("--top-k", "--top-p", "--min-p")
-_EXCLUDED = {  # option: those that do not go with it, and why
-    "--beams": (
-        ("--temperature", *_DRAWS, "--best-of", "--min-new-tokens", "--stop", "--stream"),
-        "it searches for the likeliest whole answers",
-    ),
-    "--stream": (("--json", "--best-of", "--logprobs"), "it prints text as it comes"),
-    "--logprobs": (("--beams",), "a search keeps the log-probability of whole answers only"),
-}
+def fraction(text: str) -> float:
+    """Type of an option that is a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
 
 
-def add_choosing(parser: argparse.ArgumentParser) -> None:
-    """Adds them all, in a group of their own."""
-    group = parser.add_argument_group("how the answer is chosen")
-
-    def number(name: str, kind: Any, metavar: str, words: str, default: Any = None) -> None:
-        group.add_argument(name, type=kind, default=default, metavar=metavar, help=words)
-
-    number(
-        "--temperature",
-        temperature,
-        "T",
-        "draw tokens; 0, the default, takes the likeliest, above 1 evens out the chances",
-    )
-    number("--top-k", positive(1 << 20), "K", "draw from the K likeliest tokens")
-    number("--top-p", share, "P", "draw from the likeliest that together have probability P")
-    number("--min-p", share, "P", "draw from those at least P times as likely as the first")
-    number("--seed", seed, "N", "of the draws (default: 0)", 0)
-    number("--best-of", positive(1024), "N", "draw N answers, and keep the likeliest")
-    number(
-        "--beams",
-        positive(MAX_BEAMS),
-        "N",
-        "search for the likeliest answer with N beginnings at a time",
-    )
-    number(
-        "--alpha",
-        exponent,
-        "A",
-        "rank these by logprob / tokens^A: 0, the default, favours short answers, 1 none",
-    )
-    number(
-        "--min-new-tokens",
-        count(CONTEXT),
-        "N",
-        "an answer does not end before (default: %(default)s)",
-        0,
-    )
-    group.add_argument(
-        "--stop", action="append", type=some_text, metavar="TEXT",
-        help="end the answer before this text; may be given several times",
-    )  # fmt: skip
-    group.add_argument(
-        "--begin", default="", metavar="TEXT",
-        help="of the answer; what comes after it is printed. End it with a word, without a space",
-    )  # fmt: skip
-    group.add_argument("--stream", action="store_true", help="print the answer while it is made")
-    group.add_argument(
-        "--logprobs", action="store_true",
-        help="show the log-probability (natural) of every token of the answer",
-    )  # fmt: skip
-
-
-def check_choosing(args: argparse.Namespace) -> None:
-    """Ends the command with a usage error if options contradict each other."""
-    for option, (others, reason) in _EXCLUDED.items():
-        wrong = [other for other in others if _given(args, other)]
-        if _given(args, option) and wrong:
-            args.usage_error(
-                f"{option} does not go with {wrong[0]}: {reason}; leave one of them out"
-            )
-    draws = [option for option in (*_DRAWS, "--best-of") if _given(args, option)]
-    if args.temperature == 0 and draws:
-        args.usage_error(
-            f"{draws[0]} draws, and --temperature 0 takes the likeliest token; leave one of them "
-            "out, or choose a higher temperature"
+def mesh(text: str) -> dict[str, int]:
+    """Type of an option that gives the sizes of mesh axes: "data=2,tensor=-1"."""
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        sizes = {name.strip(): int(size) for name, size in pairs}
+    except ValueError:
+        sizes = {}
+    if not sizes or not sizes.keys() <= {"data", "fsdp", "tensor"}:
+        raise argparse.ArgumentTypeError(
+            f"expected sizes of the axes data, fsdp and tensor, such as tensor=4, got {text!r}"
         )
-    if args.alpha is not None and not (args.best_of or args.beams):
-        args.usage_error("--alpha ranks several answers; it goes with --best-of or --beams")
-    if args.min_new_tokens > args.max_new_tokens:
-        args.usage_error(
-            f"--min-new-tokens {args.min_new_tokens} is more than --max-new-tokens "
-            f"{args.max_new_tokens}"
-        )
-
-
-def sampling_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """How tokens are chosen, as far as the options say, as keyword arguments of the pipeline."""
-    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _given(args: argparse.Namespace, option: str) -> bool:
-    """Whether it asks for anything; 0 does for a share, not for a temperature."""
-    value = getattr(args, option.removeprefix("--").replace("-", "_"))
-    if option in _DRAWS:
-        return value is not None
-    return bool(value)
+    return sizes

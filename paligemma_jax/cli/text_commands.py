@@ -1,35 +1,20 @@
-"""Commands whose answer is words: caption, answer, ocr, count and generate.
-
-`paligemma text`: prompts without a picture.
-
-`paligemma classify` and `paligemma score`: how likely given answers are.
-"""
+"""Commands that answer in text: caption, answer, ocr, count, generate, text, classify, score."""
 
 import argparse
+import contextlib
+import itertools
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from paligemma_jax.cli import options
-from paligemma_jax.cli.files import Picture, check_arguments
-from paligemma_jax.cli.options import add_choosing, check_choosing
+from paligemma_jax.cli.files import Input, check_arguments, count_inputs, read_inputs
 from paligemma_jax.cli.output import (
-    Answered,
-    Answers,
-    Ask,
-    Report,
     Shown,
-    Subject,
-    ask_in_words,
     load_pipeline,
-    pictures_of,
-    plain_fields,
-    print_stream,
-    report_each,
-    report_together,
-    show_in_words,
+    print_result,
+    run_on_images,
     status,
-    stream_each,
-    stream_together,
 )
 from paligemma_jax.errors import UnexpectedAnswerError
 
@@ -38,6 +23,7 @@ if TYPE_CHECKING:
     from paligemma_jax.generation.scoring import Classification, ScoredAnswer
     from paligemma_jax.pipeline import Pipeline
 
+Generated: TypeAlias = "tuple[list[Generation], list[str]]"  # and the pieces of the first
 
 _LANGUAGES = """\
 Published models know 34 languages, among them en, es, de, fr, zh; the demo model en, es, de, fr.
@@ -52,14 +38,14 @@ Examples:
 {_LANGUAGES}"""
 _ANSWER = f"""\
 Examples:
-  paligemma answer photo.jpg "what colour is the car?"
+  paligemma answer photo.jpg "what color is the car?"
   paligemma answer photo.jpg "was ist das?" --language de
-  paligemma answer one.jpg two.jpg "is there a dog?"                  an answer for each picture
-  paligemma answer one.jpg two.jpg "are these the same?" --together   one answer about both
-  paligemma answer clip.mp4 "what is the dog doing?" --frames 8       one answer about 8 frames
+  paligemma answer one.jpg two.jpg "is there a dog?"                    an answer for each image
+  paligemma answer one.jpg two.jpg "are these the same?" --multi-image  one answer about both
+  paligemma answer clip.mp4 "what is the dog doing?" --frames 8         one answer about 8 frames
 
-A video (.mp4, .webm, .mov, .mkv, .avi) is several pictures of one prompt. Reading it takes the
-extra "video": pip install "paligemma-jax[video]"
+A video (.mp4, .webm, .mov, .mkv, .avi) is several images of one prompt. Reading it takes the extra
+"video": pip install "paligemma-jax[video]"
 
 {_LANGUAGES}"""
 _OCR = """\
@@ -72,22 +58,22 @@ Examples:
   paligemma count photo.jpg cats
   paligemma count *.jpg "red cars" --json
 
-The thing is asked for as it is written, so write the plural. An answer that is no number is an
-error (exit code 1); paligemma answer shows the model's own words.
+Write the plural, which the prompt takes as it is. An answer that is not a number is an error (exit
+code 1); paligemma answer prints the model's own words.
 """
 _GENERATE = """\
 Examples:
   paligemma generate photo.jpg "caption en"
   paligemma generate photo.jpg "describe en" --stream --max-new-tokens 256
   paligemma generate photo.jpg "describe en" --temperature 0.7 --top-p 0.9 --seed 1
-  paligemma generate photo.jpg "caption en" --begin "a photo of" --stop .
-  paligemma generate photo.jpg "caption en" --beams 4 --alpha 0.6 --json
-  paligemma generate one.jpg two.jpg "answer en are these the same?" --together
+  paligemma generate photo.jpg "caption en" --answer-prefix "a photo of" --stop .
+  paligemma generate photo.jpg "caption en" --num-beams 4 --length-penalty 0.6 --json
+  paligemma generate one.jpg two.jpg "answer en are these the same?" --multi-image
 
-The prompt goes to the model as it is. PaliGemma's prompt language:
+The prompt goes to the model as it is. PaliGemma's prompts:
   caption LANG                 a short caption                          (all models)
   answer LANG QUESTION         a short answer
-  ocr                          the text in the picture
+  ocr                          the text in the image
   detect THING ; THING         boxes, as <loc0000> to <loc1023>: top, left, bottom, right
   segment THING ; THING        boxes and mask tokens
   cap LANG                     a very short, raw caption                (pt models)
@@ -95,246 +81,301 @@ The prompt goes to the model as it is. PaliGemma's prompt language:
   question LANG ANSWER         a question that has this answer
   caption <loc...> (four)      a caption of a region
 
-Of --temperature, --top-k, --top-p and --min-p each sees what those before it left. Prompts without
-a picture: paligemma text
+--temperature, --top-k, --top-p and --min-p apply in this order. Prompts without an image:
+paligemma text
 """
+_TEXT = """\
+Examples:
+  paligemma text "answer en what is two plus two?"
+  paligemma text "question one" "question two" --json
+  paligemma text "ocr" --answer-prefix "the red" --best-of 4
+
+PaliGemma was trained on prompts with images; its answer without one shows what it would say
+whatever the image is. Prompts with images: paligemma generate
+"""
+_CLASSIFY = """\
+Examples:
+  paligemma classify photo.jpg "cat ; dog ; bird"
+  paligemma classify *.jpg "cat ; dog" --json > labels.jsonl
+  paligemma classify photo.jpg "red ; blue" --question "what color is the car?"
+  paligemma classify photo.jpg "chat ; chien" --language fr --question "quel est cet animal ?"
+
+A line is: probability label, the most probable first; of several images only that one (--top).
+Probabilities are those of the labels compared with each other, and sum to 1. Whether the model
+would generate any of them by itself says "coverage" in JSON, from 0 to 1.
+"""
+_SCORE = """\
+Examples:
+  paligemma score photo.jpg "answer en is it a dog?" --candidates yes no
+  paligemma score photo.jpg "caption en" --candidates "a dog on grass" "a cat" --json
+  paligemma score a.jpg b.jpg "answer en are these the same?" --multi-image --candidates yes no
+
+A line is: log-probability (natural) of the whole candidate with its end, and the candidate; the
+most probable first. The prompt goes to the model as it is (see paligemma generate --help). For
+labels and their probabilities: paligemma classify.
+"""
+_FIELDS = "text, tokens, logprob, finish_reason, prompt_tokens, image_tokens"
 
 
-def add_words(commands: Any) -> None:
-    """Adds the parsers of these commands."""
+def add_text_commands(commands: Any) -> None:
+    """Adds the parsers of caption, answer, ocr, count and generate."""
+    json = options.json_lines(_FIELDS)
     caption = options.add_command(
-        commands, "caption", run_caption, "describe pictures",
-        "Describes each picture in a sentence.", _CAPTION,
+        commands, "caption", run_prompt, "describe images", "Describes each image in a sentence.",
+        _CAPTION, json=json,
     )  # fmt: skip
-    options.add_pictures(caption)
+    options.add_images(caption, frames=True)
     options.add_language(caption)
-    options.add_frames(caption)
-
     answer = options.add_command(
-        commands, "answer", run_answer, "answer a question about pictures",
-        "Answers a question about each picture, or about all of them together.", _ANSWER,
+        commands, "answer", run_prompt, "answer a question about images",
+        "Answers a question about each image, or about all of them together.", _ANSWER, json=json,
     )  # fmt: skip
-    options.add_pictures(answer)
-    answer.add_argument("question", metavar="QUESTION", help="in quotes, after all pictures")
+    words = "question", "in quotes, after all images"
+    options.add_images(answer, words, frames=True, multi_image=True)
     options.add_language(answer)
-    options.add_together(answer)
-    options.add_frames(answer)
-
     ocr = options.add_command(
-        commands, "ocr", run_ocr, "read the text in pictures",
-        "Reads the text in each picture.", _OCR,
+        commands, "ocr", run_prompt, "read the text in images", "Reads the text in each image.",
+        _OCR, json=json,
     )  # fmt: skip
-    options.add_pictures(ocr)
-
+    options.add_images(ocr)
     count = options.add_command(
-        commands, "count", run_count, "count things in pictures",
-        "Counts things of one kind in each picture.", _COUNT,
+        commands, "count", run_count, "count objects in images",
+        "Counts objects of one kind in each image.", _COUNT,
+        json=options.json_lines(f"{_FIELDS}, count"),
     )  # fmt: skip
-    options.add_pictures(count)
-    count.add_argument("things", metavar="THINGS", help="what to count, after all pictures")
-
+    options.add_images(count, ("things", "what to count, after all images"))
+    options.add_max_new_tokens(count)
     generate = options.add_command(
-        commands, "generate", run_generate, "send a prompt of your own",
-        "Answers a prompt in PaliGemma's prompt language about pictures.", _GENERATE,
+        commands, "generate", run_prompt, "generate from your own prompt",
+        "Answers a prompt of PaliGemma's own language about each image, or about all together.",
+        _GENERATE, json=json,
     )  # fmt: skip
-    options.add_pictures(generate)
-    generate.add_argument("prompt", metavar="PROMPT", help="in quotes, after all pictures")
-    options.add_together(generate)
-    options.add_frames(generate)
-
+    words = "prompt", "in quotes, after all images"
+    options.add_images(generate, words, frames=True, multi_image=True)
     for parser in (caption, answer, ocr, generate):
-        add_choosing(parser)
+        options.add_generation(parser)
     for parser in (caption, answer, ocr, count, generate):
-        options.add_answering(parser)
         options.add_model(parser)
 
 
-def run_caption(args: argparse.Namespace) -> int:
-    """`paligemma caption`; returns the exit code."""
+def run_prompt(args: argparse.Namespace) -> int:
+    """`paligemma caption`, `answer`, `ocr` and `generate`; returns the exit code."""
     from paligemma_jax.processing import prompts
 
-    check_arguments(args)
-    return _report(args, prompts.caption(args.language))
+    check_arguments(args, {"answer": "question", "generate": "prompt"}.get(args.command))
+    if args.command == "caption":
+        prompt = prompts.caption(args.language)
+    elif args.command == "answer":
+        prompt = prompts.answer(args.question, args.language)
+    else:
+        prompt = prompts.ocr() if args.command == "ocr" else args.prompt
+    _check_generation(args)
+    if args.stream:
+        return _stream_images(args, prompt)
 
+    def ask(pipeline: "Pipeline", inputs: list[Input]) -> "list[Generated]":
+        images = [model_images(pipeline, one) for one in inputs]
+        indices = [one.index for one in inputs]
+        return _generate(args, pipeline, images, [prompt] * len(inputs), indices)
 
-def run_answer(args: argparse.Namespace) -> int:
-    """`paligemma answer`; returns the exit code."""
-    from paligemma_jax.processing import prompts
-
-    check_arguments(args, "question")
-    return _report(args, prompts.answer(args.question, args.language))
-
-
-def run_ocr(args: argparse.Namespace) -> int:
-    """`paligemma ocr`; returns the exit code."""
-    from paligemma_jax.processing import prompts
-
-    check_arguments(args)
-    return _report(args, prompts.ocr())
+    return run_on_images(args, prompt, ask, lambda _, generated: _show(args, generated))
 
 
 def run_count(args: argparse.Namespace) -> int:
     """`paligemma count`; returns the exit code."""
     from paligemma_jax.processing import prompts
 
-    def ask(pipeline: "Pipeline", pictures: list[Picture]) -> "list[Generation]":
-        return pipeline.generate(
-            [pictures_of(pipeline, picture) for picture in pictures],
-            [prompt] * len(pictures),
-            max_new_tokens=args.max_new_tokens,
-            batch_size=args.batch_size,
-        )
-
     check_arguments(args, "things")
     prompt = prompts.count(args.things)
-    return report_each(args, prompt, ask, _its_number)
 
-
-def run_generate(args: argparse.Namespace) -> int:
-    """`paligemma generate`; returns the exit code."""
-    check_arguments(args, "prompt")
-    return _report(args, args.prompt)
-
-
-def _report(args: argparse.Namespace, prompt: str) -> int:
-    check_choosing(args)
-    together = getattr(args, "together", False)
-    if args.stream:
-        return stream_together(args, prompt) if together else stream_each(args, prompt)
-
-    def ask(pipeline: "Pipeline", pictures: list[Picture]) -> list[Answers]:
-        entries = [pictures_of(pipeline, picture) for picture in pictures]
-        numbers = [picture.number for picture in pictures]
-        return ask_in_words(args, pipeline, entries, [prompt] * len(pictures), numbers)
-
-    def present(reply: Answered[Answers]) -> Shown:
-        return show_in_words(args, reply.answer)
-
-    report = report_together if together else report_each
-    return report(args, prompt, ask, present)
-
-
-def _its_number(reply: "Answered[Generation]") -> Shown:
-    from paligemma_jax.processing.prompts import parse_number
-
-    number = parse_number(reply.answer.text)
-    if number is None:
-        raise UnexpectedAnswerError(
-            f"{reply.name}: the model answered {reply.answer.text!r}. A number would fit. Ask for "
-            "its own words with: paligemma answer PICTURE QUESTION"
+    def ask(pipeline: "Pipeline", inputs: list[Input]) -> "list[Generation]":
+        return pipeline.generate(
+            [model_images(pipeline, one) for one in inputs],
+            [prompt] * len(inputs),
+            batch_size=args.batch_size,
+            **options.generation_options(args),
         )
-    return str(number), plain_fields(reply.answer) | {"count": number}
+
+    def show(one: Input, result: "Generation") -> Shown:
+        number = prompts.parse_number(result.text)
+        if number is None:
+            raise UnexpectedAnswerError(
+                f"{one.name}: expected a number, got {result.text!r}. For the model's own words: "
+                "paligemma answer IMAGE QUESTION"
+            )
+        return str(number), _fields(args, result) | {"count": number}
+
+    return run_on_images(args, prompt, ask, show)
 
 
-_TEXT = """\
-Examples:
-  paligemma text "answer en what is two plus two?"
-  paligemma text "question one" "question two" --json
-  paligemma text "ocr" --begin "the red" --best-of 4
+def model_images(pipeline: "Pipeline", one: Input) -> Any:
+    """What methods of the pipeline take; many frames are encoded some at a time."""
+    return one.images[0] if len(one.images) == 1 else pipeline.encode(one.images)
 
-PaliGemma was trained on prompts with pictures; what it says without one shows what it would say
-whatever the picture is. Prompts with pictures: paligemma generate
-"""
+
+def _check_generation(args: argparse.Namespace) -> None:
+    """Errors in options come before a model is loaded."""
+    if args.stream and (args.json or args.logprobs):
+        args.usage_error("argument --stream: not allowed with --json or --logprobs")
+    from paligemma_jax.generation.config import resolve_config
+
+    method = "generate"
+    if args.best_of is not None:
+        method = "best_of"
+    elif args.num_beams is not None:
+        method = "beam_search"
+    resolve_config(method, None, options.generation_options(args))
+
+
+def _generate(
+    args: argparse.Namespace,
+    pipeline: "Pipeline",
+    images: Sequence[Any] | None,
+    prompts: Sequence[str],
+    indices: Sequence[int],
+) -> "list[Generated]":
+    """Generations for each prompt, best first; prompt i samples from the seed + indices[i]."""
+    settings = options.generation_options(args) | {"batch_size": args.batch_size}
+    if args.answer_prefix:
+        settings["answer_prefixes"] = [args.answer_prefix] * len(prompts)
+    if args.num_beams is not None:
+        found = pipeline.beam_search(images, prompts, **settings)
+    else:
+        settings["seed"] = [settings.get("seed", 0) + index for index in indices]
+        if args.best_of is not None:
+            found = pipeline.best_of(images, prompts, n=args.best_of, **settings)
+        else:
+            found = [[one] for one in pipeline.generate(images, prompts, **settings)]
+    piece = pipeline.processor.tokenizer.piece
+    return [(one, [piece(token) for token in one[0].tokens]) for one in found]
+
+
+def _show(args: argparse.Namespace, generated: "Generated") -> Shown:
+    """The best generation as text, and all of them as fields."""
+    generations, pieces = generated
+    best = generations[0]
+    lines = [best.text]
+    if args.logprobs:
+        lines += [f"{p:.4f} {piece}" for p, piece in zip(best.logprobs, pieces, strict=True)]
+    fields = _fields(args, best)
+    if args.answer_prefix:
+        fields["answer_prefix"] = args.answer_prefix
+    if args.best_of or args.num_beams:
+        fields["generations"] = [_fields(args, one) for one in generations]
+    return "\n".join(lines), fields
+
+
+def _fields(args: argparse.Namespace, generation: "Generation") -> dict[str, Any]:
+    """A generation for JSON: what is known of each, and what was asked for."""
+    fields = {name: getattr(generation, name) for name in _FIELDS.split(", ")}
+    asked = {
+        "score": generation.score is not None,
+        "stop": getattr(args, "stop", None),
+        "logprobs": getattr(args, "logprobs", False),
+        "top_logprobs": getattr(args, "top_logprobs", None),
+    }
+    return fields | {name: getattr(generation, name) for name, given in asked.items() if given}
+
+
+def _stream_images(args: argparse.Namespace, prompt: str) -> int:
+    pipeline, failures = None, 0
+    for index in range(count_inputs(args)):
+        (one,) = read_inputs(args, index, index + 1)
+        if one.error is not None:
+            print_result(args, one.label, None, {}, one.error)
+            failures += 1
+            continue
+        pipeline = pipeline or load_pipeline(args)
+        _stream(args, pipeline, model_images(pipeline, one), prompt, index, one.label)
+    return 1 if failures else 0
+
+
+def _stream(
+    args: argparse.Namespace, pipeline: "Pipeline", images: Any, prompt: str, index: int,
+    label: str | None,
+) -> None:  # fmt: skip
+    """Prints one text as it is generated; `label` begins its lines."""
+    settings = options.generation_options(args)
+    settings["seed"] = settings.get("seed", 0) + index
+    if args.answer_prefix:
+        settings["answer_prefix"] = args.answer_prefix
+    prefix = f"{label}: " if label else ""
+    with contextlib.closing(pipeline.stream(images, prompt, **settings)) as events:
+        with status(args, None if index else "compiling and generating"):
+            first = next(events, "")
+        print(prefix, end="")
+        try:
+            for event in itertools.chain([first], events):
+                print(str(event).replace("\n", f"\n{prefix}"), end="", flush=True)
+        finally:
+            print(flush=True)  # also where it is interrupted
 
 
 def add_text(commands: Any) -> None:
     """Adds the parser of this command."""
     parser = options.add_command(
-        commands, "text", run_text, "send a prompt without a picture",
-        "Answers prompts without a picture, in PaliGemma's prompt language.", _TEXT,
+        commands, "text", run_text, "generate from a prompt without an image",
+        "Answers prompts without an image, in PaliGemma's prompt language.", _TEXT,
+        json=f"JSON Lines, one object per prompt: prompt, {_FIELDS}",
     )  # fmt: skip
     parser.add_argument(
-        "prompts", nargs="+", metavar="PROMPT", help="in quotes; several are answered one by one"
-    )
-    add_choosing(parser)
-    options.add_json(parser, "one JSON document a line and prompt: prompt, answer, tokens, logprob")
-    options.add_max_new_tokens(parser)
+        "prompts", nargs="+", metavar="PROMPT",
+        help="in quotes; several are processed one by one",
+    )  # fmt: skip
     options.add_batch_size(parser, "prompts")
+    options.add_generation(parser)
     options.add_model(parser)
 
 
 def run_text(args: argparse.Namespace) -> int:
     """`paligemma text`; returns the exit code."""
-    check_choosing(args)
     for prompt in filter(os.path.isfile, args.prompts):
-        args.usage_error(f"{prompt} is a file; with pictures: paligemma generate {prompt} PROMPT")
+        args.usage_error(f"{prompt} is a file; with images: paligemma generate {prompt} PROMPT")
+    _check_generation(args)
     pipeline = load_pipeline(args)
     labels = args.prompts if len(args.prompts) > 1 else [None]
     if args.stream:
-        for number, (prompt, label) in enumerate(zip(args.prompts, labels, strict=True)):
-            print_stream(args, pipeline, None, prompt, number, label)
+        for index, (prompt, label) in enumerate(zip(args.prompts, labels, strict=True)):
+            _stream(args, pipeline, None, prompt, index, label)
         return 0
-    report = Report(args)
-    with status(args, "compiling and answering"):
-        numbers = range(len(args.prompts))
-        every = ask_in_words(args, pipeline, None, args.prompts, numbers)
-    for prompt, label, answers in zip(args.prompts, labels, every, strict=True):
-        report.answer(Subject(label, {"prompt": prompt}), show_in_words(args, answers))
+    with status(args, "compiling and generating"):
+        found = _generate(args, pipeline, None, args.prompts, range(len(args.prompts)))
+    for prompt, label, generated in zip(args.prompts, labels, found, strict=True):
+        text, fields = _show(args, generated)
+        print_result(args, label, text, {"prompt": prompt} | fields)
     return 0
 
 
-QUESTION = "what is in the image?"
-_CLASSIFY = """\
-Examples:
-  paligemma classify photo.jpg "cat ; dog ; bird"
-  paligemma classify *.jpg "cat ; dog" --json > kinds.jsonl
-  paligemma classify photo.jpg "red ; blue" --question "what colour is the car?"
-  paligemma classify photo.jpg "chat ; chien" --language fr --question "quel est cet animal ?"
-
-A line is: probability label, the likeliest first; of several pictures only the likeliest (--top).
-Probabilities are those of the labels compared with each other, so they sum to 1. Whether the model
-would say any of them by itself tells "coverage" in JSON, from 0 to 1.
-"""
-_SCORE = """\
-Examples:
-  paligemma score photo.jpg "answer en is it a dog?" --candidates yes no
-  paligemma score photo.jpg "caption en" --candidates "a dog on grass" "a cat" --json
-  paligemma score a.jpg b.jpg "answer en are these the same?" --together --candidates yes no
-
-A line is: log-probability (natural) of the whole answer with its end, and the answer; the likeliest
-first. The prompt goes to the model as it is (see paligemma generate --help). Labels instead of
-whole answers, and probabilities: paligemma classify.
-"""
-
-
-def add_compare(commands: Any) -> None:
-    """Adds the parsers of these commands."""
+def add_scoring(commands: Any) -> None:
+    """Adds the parsers of classify and score."""
     classify = options.add_command(
-        commands, "classify", run_classify, "tell which of some labels fits pictures",
-        "Compares labels for each picture and gives each of them a probability.", _CLASSIFY,
+        commands, "classify", run_classify, "classify images with your own labels",
+        "Compares labels for each image and gives each of them a probability.", _CLASSIFY,
+        json=options.json_lines("label, coverage, labels (label, probability, logprob)"),
     )  # fmt: skip
-    options.add_pictures(classify)
+    words = "labels", 'to choose from, after all images: "cat ; dog ; bird"'
+    options.add_images(classify, words, frames=True)
     classify.add_argument(
-        "labels", metavar="LABELS", help='to choose from, after all pictures: "cat ; dog ; bird"'
-    )
-    classify.add_argument(
-        "--question", default=QUESTION, metavar="TEXT",
+        "--question", default="what is in the image?", metavar="TEXT",
         help='that the labels are answers to (default: "%(default)s")',
     )  # fmt: skip
     options.add_language(classify)
     classify.add_argument(
-        "--top", type=options.positive(1000), metavar="N",
-        help="labels to print of each picture (default: all of one picture, 1 of several)",
+        "--top", type=options.at_least(1), metavar="N",
+        help="labels to print per image (default: all of one image, 1 of several)",
     )  # fmt: skip
-
     score = options.add_command(
-        commands, "score", run_score, "tell how likely given answers are",
-        "Scores answers to a prompt about each picture, or about all of them together.", _SCORE,
+        commands, "score", run_score, "score given answers by log-probability",
+        "Scores answers to a prompt about each image, or about all of them together.", _SCORE,
+        json=options.json_lines("candidates (text, logprob, tokens, logprobs)"),
     )  # fmt: skip
-    options.add_pictures(score)
-    score.add_argument("prompt", metavar="PROMPT", help="in quotes, after all pictures")
+    words = "prompt", "in quotes, after all images"
+    options.add_images(score, words, frames=True, multi_image=True)
     score.add_argument(
         "--candidates", nargs="+", action="extend", required=True, metavar="ANSWER",
         help='answers to score, after the prompt; "" is the empty one',
     )  # fmt: skip
-    options.add_together(score)
-
-    fields = "label, coverage, labels (label, probability, logprob)"
-    options.add_answering(classify, fields, None)
-    fields = "candidates (text, logprob, tokens, logprobs)"
-    options.add_answering(score, fields, None)
     for parser in (classify, score):
-        options.add_frames(parser)
         options.add_model(parser)
 
 
@@ -342,51 +383,52 @@ def run_classify(args: argparse.Namespace) -> int:
     """`paligemma classify`; returns the exit code."""
     from paligemma_jax.generation.scoring import classify
     from paligemma_jax.processing import prompts
-    from paligemma_jax.processing.prompts import check_labels
 
     check_arguments(args, "labels")
-    labels = [label.strip() for label in args.labels.split(";") if label.strip()]
-    check_labels(labels)
+    labels = split_labels(args.labels)
+    prompts.check_labels(labels)
     prompt = prompts.answer(args.question, args.language)
-    top = args.top or (len(labels) if len(args.pictures) == 1 else 1)
-    score = _score(args, prompt, labels)
+    top = args.top or (len(labels) if len(args.images) == 1 else 1)
 
-    def ask(pipeline: "Pipeline", pictures: list[Picture]) -> "list[Classification]":
-        return [classify(answers) for answers in score(pipeline, pictures)]
+    def ask(pipeline: "Pipeline", inputs: list[Input]) -> "list[Classification]":
+        return [classify(scored) for scored in _score(args, pipeline, inputs, prompt, labels)]
 
-    def present(reply: "Answered[Classification]") -> Shown:
-        ranked = reply.answer.ranked()[:top]
-        lines = [f"{probability:.3f} {_line(label)}" for label, probability in ranked]
-        return "\n".join(lines), reply.answer.to_dict()
+    def show(_: Input, result: "Classification") -> Shown:
+        lines = [f"{p:.3f} {_one_line(label)}" for label, p in result.ranked()[:top]]
+        return "\n".join(lines), result.to_dict()
 
-    return report_each(args, prompt, ask, present)
+    return run_on_images(args, prompt, ask, show)
 
 
 def run_score(args: argparse.Namespace) -> int:
     """`paligemma score`; returns the exit code."""
     check_arguments(args, "prompt")
 
-    def present(reply: "Answered[list[ScoredAnswer]]") -> Shown:
-        ranked = sorted(reply.answer, key=lambda answer: -answer.logprob)
-        lines = [f"{answer.logprob:.3f} {_line(answer.text)}" for answer in ranked]
+    def ask(pipeline: "Pipeline", inputs: list[Input]) -> "list[list[ScoredAnswer]]":
+        return _score(args, pipeline, inputs, args.prompt, args.candidates)
+
+    def show(_: Input, result: "list[ScoredAnswer]") -> Shown:
+        ranked = sorted(result, key=lambda answer: -answer.logprob)
+        lines = [f"{answer.logprob:.3f} {_one_line(answer.text)}" for answer in ranked]
         return "\n".join(lines), {"candidates": [answer.to_dict() for answer in ranked]}
 
-    report = report_together if args.together else report_each
-    return report(args, args.prompt, _score(args, args.prompt, args.candidates), present)
+    return run_on_images(args, args.prompt, ask, show)
+
+
+def split_labels(text: str) -> list[str]:
+    """The labels of "cat ; dog"."""
+    return [label.strip() for label in text.split(";") if label.strip()]
 
 
 def _score(
-    args: argparse.Namespace, prompt: str, candidates: list[str]
-) -> "Ask[list[ScoredAnswer]]":
-    def ask(pipeline: "Pipeline", pictures: list[Picture]) -> "list[list[ScoredAnswer]]":
-        entries = [pictures_of(pipeline, picture) for picture in pictures]
-        rows = len(pictures)
-        return pipeline.score_batch(
-            entries, [prompt] * rows, [candidates] * rows, batch_size=args.batch_size
-        )
-
-    return ask
+    args: argparse.Namespace, pipeline: "Pipeline", inputs: list[Input], prompt: str,
+    candidates: list[str],
+) -> "list[list[ScoredAnswer]]":  # fmt: skip
+    images, count = [model_images(pipeline, one) for one in inputs], len(inputs)
+    return pipeline.score_batch(
+        images, [prompt] * count, [candidates] * count, batch_size=args.batch_size
+    )
 
 
-def _line(text: str) -> str:
+def _one_line(text: str) -> str:
     return "\\n".join(text.splitlines()) or "(empty)"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paligemma_jax.cli import options
-from paligemma_jax.cli.output import count_bar, wanted
+from paligemma_jax.cli.output import progress_bar, wants_progress
 from paligemma_jax.errors import ConfigError
 
 _PREFIX = "--config."
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         print(plan(config, device_memory()))
         return 0
     _say_memory(config)
-    with progress_bar() if wanted(args) else progress_lines() as progress:
+    with progress_bar() if wants_progress(args) else progress_lines() as progress:
         shown = progress if is_first() else None
         result = train(config, str(args.workdir), progress=shown, changed=args.changed)
     if not result.finished:
@@ -178,7 +178,7 @@ def _check(args: argparse.Namespace) -> int:
         elif isinstance(config.train, Data):
             images, reader = config.train.images, config.train.reader
     sheet = Path(args.workdir or ".") / "data_check.png"
-    with count_bar(args, "records") as progress:
+    with progress_bar(args, "record") as progress:
         report = check_data(
             data,
             processor,

@@ -98,5 +98,5 @@ def test_integers(precision: Precision, tokens: float):
 
 def test_names_of_models():
     assert {"tiny", "mid", "paligemma-3b-pt-224", "paligemma2-28b-mix-448"} <= set(MODELS)
-    with pytest.raises(ConfigError, match="'large'.*paligemma info --list"):
+    with pytest.raises(ConfigError, match="'large'.*paligemma models"):
         find_model("large")

@@ -1,4 +1,4 @@
-"""A small random model with the demo's vocabulary as a store, a picture, and the command itself."""
+"""A small random model with the demo's vocabulary, an image, and the command itself."""
 
 import dataclasses
 from collections.abc import Callable
@@ -56,9 +56,9 @@ def store(pipeline: pg.Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (50, 100, 3), np.uint8)
-    path = tmp_path_factory.mktemp("pictures") / "noise.png"
+    path = tmp_path_factory.mktemp("images") / "noise.png"
     Image.fromarray(pixels).save(path)
     return path
 
@@ -105,8 +105,7 @@ def says(monkeypatch: pytest.MonkeyPatch, pipeline: pg.Pipeline) -> Says:
                 return [speak(tokenizer, waiting.pop(0), statistics) for _ in chosen.indices]
 
         scripted = Scripted(pipeline.model, pipeline.processor, pipeline.mask_codec)
-        monkeypatch.setattr("paligemma_jax.cli.output.load_pipeline", lambda args: scripted)
-        monkeypatch.setattr("paligemma_jax.cli.demo.load_pipeline", lambda args: scripted)
+        monkeypatch.setattr("paligemma_jax.loading.from_pretrained", lambda *_, **__: scripted)
         return calls
 
     return install

@@ -34,7 +34,7 @@ def test_tiny(run: Run, tmp_path: Path):
     ("argv", "words"),
     [
         (["--size", "gpu", "--quick"], "paligemma bench --size cpu"),
-        (["--model", "paligemma-4b"], "paligemma info --list"),
+        (["--model", "paligemma-4b"], "paligemma models"),
         (["--json", "no/such/file.json"], "mkdir -p"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The demo: questions, answers and truth beside each other, and a picture."""
+"""The demo: prompts, answers and truth beside each other, and an image."""
 
 import dataclasses
 import re
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from paligemma_jax.cli.demo import PICTURE_SIZE, SEED, boxes_agree
-from paligemma_jax.cli.output import Row, render_table
+from paligemma_jax.cli.demo import IMAGE_SIZE, SEED, Row, boxes_agree, render_table
 from paligemma_jax.demo.showcase import Showcase, showcase
 from paligemma_jax.processing.location_tokens import Box, format_answer
 from tests.cli.conftest import Run
@@ -35,7 +34,7 @@ def test_right_answers_are_marked_right(
     assert not re.search(r"^✗  (?!segment)", outcome.out, re.MULTILINE)
     for words in ("caption es", "how many", "ocr", "detect", "--model"):
         assert words in outcome.out
-    assert Image.open(tmp_path / "paligemma-demo.png").size == (PICTURE_SIZE, PICTURE_SIZE)
+    assert Image.open(tmp_path / "paligemma-demo.png").size == (IMAGE_SIZE, IMAGE_SIZE)
 
 
 def test_wrong_answers_are_marked_wrong(run: Run, says, tmp_path: Path):
@@ -62,10 +61,10 @@ def test_a_second_demo_leaves_the_first(
     ]
 
 
-def test_picture_of_the_user(run: Run, says, picture: Path, tmp_path: Path):
+def test_image_of_the_user(run: Run, says, image: Path, tmp_path: Path):
     box = "<loc0000><loc0000><loc1023><loc0512>"
     says(*["x"] * 6, f"{box} shape", f"{box}{'<seg007>' * 16} shape")
-    outcome = run("demo", "--picture", picture, "--out", tmp_path / "x.png")
+    outcome = run("demo", "--image", image, "--out", tmp_path / "x.png")
     assert outcome.code == 0, outcome.err
     assert "truth" not in outcome.out and "right" not in outcome.out
     assert Image.open(tmp_path / "x.png").size == (100, 50)
@@ -99,7 +98,7 @@ def test_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch):
     assert lines[-1].strip() == "B"
 
 
-def test_embedded_model_knows_its_world(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_bundled_model_knows_its_world(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "120")
     outcome = run("demo", "--out", tmp_path / "x.png")
     assert outcome.code == 0, outcome.err
