@@ -59,12 +59,12 @@ class GenerationConfig:
 
     max_new_tokens: int | Sequence[int] = MAX_NEW_TOKENS
     min_new_tokens: int | Sequence[int] = 0
-    temperature: Number | Sequence[Number] | None = None
-    top_k: int | Sequence[int] | None = None
-    top_p: Number | Sequence[Number] | None = None
-    min_p: Number | Sequence[Number] | None = None
+    temperature: Number | Sequence[Number | None] | None = None
+    top_k: int | Sequence[int | None] | None = None
+    top_p: Number | Sequence[Number | None] | None = None
+    min_p: Number | Sequence[Number | None] | None = None
     seed: int | Sequence[int] = 0
-    stop: str | Sequence[str] | Sequence[Sequence[str]] | None = None
+    stop: str | Sequence[str] | Sequence[Sequence[str] | None] | None = None
     eos_token_id: int | Sequence[int] | Sequence[Sequence[int]] = Tokenizer.eos_id
     sampler: Sampler | None = None
     constraint: Constraint | Sequence[Constraint] | None = None
@@ -120,12 +120,12 @@ class GenerationConfig:
             value = (value,)
         return list(value) if _is_per_prompt(name, value) else [value] * count
 
-    def _temperatures(self, count: int) -> list[float]:
+    def _temperatures(self, count: int) -> list[Number]:
         value = self.temperature
-        if value is not None:
-            return list(value) if isinstance(value, Sequence) else [value] * count
-        filters = (self.top_k, self.top_p, self.min_p)
-        return [0.0 if all(value is None for value in filters) else 1.0] * count
+        given = list(value) if isinstance(value, Sequence) else [value] * count
+        filters = zip(*(self.values(name, count) for name in _FILTERS[1:]), strict=True)
+        default = [0.0 if all(value is None for value in row) else 1.0 for row in filters]
+        return [d if t is None else t for t, d in zip(given, default, strict=True)]
 
 
 def _as_tuple(value: Any) -> Any:

@@ -210,10 +210,10 @@ def as_pytree(sampler: Sampler) -> Sampler:
 
 
 def sequence_sampler(
-    temperature: Sequence[float],
+    temperature: Sequence[float | int],
     top_k: Sequence[int | None],
-    top_p: Sequence[float | None],
-    min_p: Sequence[float | None],
+    top_p: Sequence[float | int | None],
+    min_p: Sequence[float | int | None],
 ) -> Greedy | SequenceSampler:
     """The sampler of a batch; None keeps all. Greedy alone has a program of its own."""
     if not any(temperature):

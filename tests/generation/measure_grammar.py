@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from paligemma_jax.generation.added_cost import added_cost
+from tests.generation.speaking import tokenizer
 
 import paligemma_jax as pg
 from paligemma_jax.config import GemmaConfig
-from paligemma_jax.generation.added_cost import added_cost
 from paligemma_jax.generation.decode import BoxEvidence
 from paligemma_jax.generation.detection_grammar import ObjectGrammar, detection_grammar
 from paligemma_jax.models.paligemma import PaliGemma, abstract_params, from_params
-from tests.generation.speaking import tokenizer
 from tests.tiny import tiny_config
 
 FULL = GemmaConfig(

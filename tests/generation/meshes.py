@@ -1,4 +1,4 @@
-"""A tiny model over meshes of 8 devices: run by test_on_mesh.py in a process of its own.
+"""A tiny model over meshes of 8 devices: run by test_devices.py in a process of its own.
 
 python -m tests.generation.meshes STORE
 """
@@ -46,7 +46,7 @@ def answers(pali: pg.Pipeline, few: bool = False) -> dict[str, Any]:
     found["scores"] = [x.logprob for x in pali.score(images[0], QUESTIONS[0], ["red", "green"])]
     boxes = pali.detect_batch(images[:1], "cat", max_objects=1, max_new_tokens=8)[0]
     found["boxes"] = np.asarray(boxes.xyxy).tolist()
-    found["stream"] = "".join(pali.stream(images[0], QUESTIONS[1], max_new_tokens=6))
+    found["stream"] = "".join(map(str, pali.stream(images[0], QUESTIONS[1], max_new_tokens=6)))
     seen = pali.encode(images[0])
     found["encoded"] = pali.generate([seen], ["caption en"], max_new_tokens=6)[0].text
     return found

@@ -1,6 +1,8 @@
-"""Log-probabilities of given answers: exact, in few programs, for less work than one by one."""
+"""Log-probabilities of given answers: exact, in few programs, cheaper than one by one; labels."""
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,13 +13,14 @@ import numpy as np
 import pytest
 
 from paligemma_jax.config import GemmaConfig
-from paligemma_jax.errors import ConfigError
+from paligemma_jax.errors import ConfigError, InvalidPromptError
 from paligemma_jax.generation import scoring as packing
-from paligemma_jax.generation.decode import generate, prefill, read_prefix
-from paligemma_jax.generation.scoring import branch_logprobs, score_tokens
+from paligemma_jax.generation.decode import prefill, read_prompts
+from paligemma_jax.generation.generate import generate
+from paligemma_jax.generation.scoring import ScoredAnswer, classify, packed_logprobs, score_tokens
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.processor import Batch
-from tests.generation.answering import rows_of
+from tests.generation.decoding import sequences_of
 from tests.goldens import assert_close, big_vision, optimized, prompt
 from tests.tiny import EOS, GEMMA, GEMMA2, prompts, random_model, random_tokens, tiny_config
 
@@ -43,7 +46,7 @@ def alone(model: PaliGemma, batch: Batch, row: int, length: int, answer: list[in
     together = [*np.asarray(batch.tokens)[row, :length].tolist(), *answer]
     text[0, : len(together)] = together
     mask_ar = (np.arange(text.shape[1]) >= length).astype(np.int32)[None]
-    inputs = [jnp.asarray(x) for x in (rows_of(batch, [row]).images, text, mask_ar)]
+    inputs = [jnp.asarray(x) for x in (sequences_of(batch, [row]).images, text, mask_ar)]
     logprobs = jax.nn.log_softmax(forward(model, *inputs)[0, length - 1 :])
     return np.asarray(logprobs[np.arange(len(answer)), np.array(answer)])
 
@@ -83,7 +86,7 @@ def test_greedy_answers_have_big_vision_s_probabilities(name: str):
 
 def test_generated_answers_score_as_they_were_generated(tiny_model: PaliGemma):
     batch = prompts(LENGTHS, WIDTH)
-    answers = generate(tiny_model, batch, max_new_tokens=8, eos_id=-1)
+    answers = generate(tiny_model, batch, max_new_tokens=8, eos_token_id=())
     scored = score_tokens(tiny_model, batch, [[answer.tokens] for answer in answers])
     assert_close([row[0] for row in scored], [answer.logprobs for answer in answers])
 
@@ -112,7 +115,7 @@ def test_company_and_order_change_nothing(tiny_model: PaliGemma):
         assert_close(a, score_tokens(tiny_model, batch, [[answer]])[0][0], atol=1e-5)
 
 
-def test_only_real_rows_are_scored(tiny_model: PaliGemma):
+def test_only_real_prompts_are_scored(tiny_model: PaliGemma):
     batch = prompts(LENGTHS, WIDTH)
     some = dataclasses.replace(batch, row_mask=np.array([False, True, False, True]))
     answers = random_answers([3, 4])
@@ -136,7 +139,7 @@ def test_programs_are_few(tiny_model: PaliGemma):
     """One to read the prompt, one for each of the widths 16 to 512, however many the answers."""
 
     def programs() -> list[int]:
-        return [getattr(f, "_cache_size")() for f in (prefill, branch_logprobs)]  # noqa: B009
+        return [getattr(f, "_cache_size")() for f in (prefill, packed_logprobs)]  # noqa: B009
 
     before = programs()
     for count in (1, 2, 3, 7, 20, 40, 41, 90, 200):
@@ -148,11 +151,11 @@ def test_programs_are_few(tiny_model: PaliGemma):
 
 
 def test_the_cache_serves_again(tiny_model: PaliGemma):
-    _, cache = read_prefix(tiny_model, prompts([3], 4))
+    _, cache = read_prompts(tiny_model, prompts([3], 4))
     tokens, group = jnp.asarray(random_tokens(1, 16)), jnp.zeros((1, 16), jnp.int32)
     before = [np.asarray(leaf) for leaf in jax.tree.leaves(cache)]
-    first = branch_logprobs(tiny_model, tokens, group, tokens, cache)
-    np.testing.assert_array_equal(first, branch_logprobs(tiny_model, tokens, group, tokens, cache))
+    first = packed_logprobs(tiny_model, tokens, group, tokens, cache)
+    np.testing.assert_array_equal(first, packed_logprobs(tiny_model, tokens, group, tokens, cache))
     for a, b in zip(before, jax.tree.leaves(cache), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -184,9 +187,9 @@ def test_costs_less_than_one_by_one():
     assert len(packs) == 1
     text = [jnp.asarray(x) for x in (batch.tokens, batch.mask_ar, batch.mask_input)]
     read = flops(partial(prefill, slots=76), model, jnp.asarray(batch.images), *text)
-    _, cache = read_prefix(model, batch)
-    arrays = [jnp.asarray(x) for x in (packs[0].tokens, packs[0].group, packs[0].targets)]
-    shared = read + flops(branch_logprobs, model, *arrays, cache)
+    _, cache = read_prompts(model, batch)
+    arrays = [jnp.asarray(x) for x in (packs[0].tokens, packs[0].segment_ids, packs[0].targets)]
+    shared = read + flops(packed_logprobs, model, *arrays, cache)
     long = jnp.zeros((16, 19), jnp.int32)
     images = jnp.asarray(np.repeat(np.asarray(batch.images), 16, axis=0))
     ratio = shared / flops(forward, model, images, long, long)
@@ -197,17 +200,66 @@ def test_memory_does_not_hold_all_logits():
     """With PaliGemma's vocabulary 512 tokens would have 527 MB of them."""
     vocab = 257_152
     model = random_model(tiny_config(GEMMA, vocab_size=vocab))
-    _, cache = read_prefix(model, prompts([3], 4))
+    _, cache = read_prompts(model, prompts([3], 4))
     ints = jnp.zeros((1, 512), jnp.int32)
     with optimized():
-        program = compiled(branch_logprobs, model, ints, ints, ints, cache)
+        program = compiled(packed_logprobs, model, ints, ints, ints, cache)
     assert program.memory_analysis().temp_size_in_bytes < 512 * vocab * 4 / 2
 
 
 def test_impossible_requests(tiny_model: PaliGemma):
     batch = prompts(LENGTHS, WIDTH)
-    with pytest.raises(ConfigError, match="1 lists of answers do not go with 4 prompts"):
+    with pytest.raises(ConfigError, match="each of 4 prompts"):
         score_tokens(tiny_model, batch, [[[EOS]]])
     for answer in ([], [-1], [64]):
-        with pytest.raises(ConfigError, match="cannot be scored"):
+        with pytest.raises(ConfigError, match="at least one token"):
             score_tokens(tiny_model, prompts([2], 4), [[answer]])
+
+
+def scored_answer(text: str, *probabilities: float) -> ScoredAnswer:
+    tokens = tuple(range(3, 2 + len(probabilities))) + (1,)
+    return ScoredAnswer(text, tokens, tuple(math.log(p) for p in probabilities))
+
+
+CAT = scored_answer("cat", 0.5, 0.8)
+LEOPARD = scored_answer("snow leopard", 0.4, 0.9, 0.5, 0.5)
+
+
+def test_an_answer_adds_up():
+    assert LEOPARD.probability == pytest.approx(0.4 * 0.9 * 0.5 * 0.5)
+    assert LEOPARD.length == 4 and str(CAT) == "-0.916 cat"
+    assert json.loads(json.dumps(CAT.to_dict()))["logprob"] == pytest.approx(math.log(0.4))
+
+
+def test_probabilities_are_bayes_rule():
+    found = classify([LEOPARD, CAT])
+    assert found.probabilities == pytest.approx((0.09 / 0.49, 0.4 / 0.49))
+    assert found.labels == ("snow leopard", "cat") and found.best == "cat"
+    assert found.coverage == pytest.approx(0.49)
+
+
+def test_length_normalized_takes_the_geometric_mean():
+    found = classify([LEOPARD, CAT], length_normalized=True)
+    means = np.array([0.09**0.25, 0.4**0.5])
+    assert found.probabilities == pytest.approx(means / means.sum())
+
+
+def test_what_no_float_holds_still_compares():
+    found = classify([ScoredAnswer("a", (1,), (-5000.0,)), ScoredAnswer("b", (1,), (-5001.0,))])
+    assert found.probabilities == pytest.approx((1 / (1 + math.exp(-1)), 1 / (1 + math.e)))
+    assert found.coverage == 0 and found.best == "a"
+
+
+def test_reads_well():
+    found = classify([LEOPARD, CAT])
+    assert str(found) == "0.816 cat\n0.184 snow leopard"
+    values = json.loads(json.dumps(found.to_dict()))
+    assert values["label"] == "cat" and [row["label"] for row in values["labels"]] == [
+        "cat",
+        "snow leopard",
+    ]
+
+
+def test_a_label_twice_is_refused_when_scored_too():
+    with pytest.raises(InvalidPromptError, match="comes twice"):
+        classify([CAT, CAT])

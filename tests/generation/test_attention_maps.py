@@ -5,9 +5,14 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+import paligemma_jax as pg
+from paligemma_jax.demo.render import render
+from paligemma_jax.demo.scene import Shape, held_out_scenes
+from paligemma_jax.demo.tasks import FULL_LABELS, detect_answer
 from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
-from paligemma_jax.generation.attention_maps import attention_to_image
+from paligemma_jax.generation.attention_maps import image_attention_maps
 from paligemma_jax.models.attention_maps import AttentionRollout, EveryHead, MeanAttention
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.processor import Batch
@@ -20,14 +25,14 @@ PATCHES = 4
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    """Three prompts about two pictures each, and a row that only fills the batch."""
+    """Three prompts about two images each, and a prompt that only fills the batch."""
     batch = prompts([*LENGTHS, 2], 6, number_of_images=2)
     return dataclasses.replace(batch, row_mask=np.array([True, True, True, False]))
 
 
 @pytest.fixture(scope="module")
 def every(tiny_model: PaliGemma, batch: Batch) -> list[np.ndarray]:
-    return attention_to_image(tiny_model, batch, ANSWERS, summary=EveryHead())
+    return image_attention_maps(tiny_model, batch, ANSWERS, summary=EveryHead())
 
 
 def test_a_map_for_each_token_and_picture(tiny_model: PaliGemma, every: list[np.ndarray]):
@@ -72,7 +77,7 @@ def test_each_token_is_seen_from_the_place_before_it(
 )
 def test_means(tiny_model: PaliGemma, batch: Batch, every: list[np.ndarray], layers, heads):
     summary = MeanAttention(layers=layers, heads=heads)
-    maps = attention_to_image(tiny_model, batch, ANSWERS, summary=summary)
+    maps = image_attention_maps(tiny_model, batch, ANSWERS, summary=summary)
     for mean, full in zip(maps, every, strict=True):
         full = full if layers is None else full[list(layers)]
         full = full if heads is None else full[:, list(heads)]
@@ -82,7 +87,7 @@ def test_means(tiny_model: PaliGemma, batch: Batch, every: list[np.ndarray], lay
 def test_rollout_by_its_definition(tiny_model: PaliGemma):
     batch = prompts([3], 3)
     answer = [7, 8]
-    rollout = attention_to_image(tiny_model, batch, [answer], summary=AttentionRollout())[0]
+    rollout = image_attention_maps(tiny_model, batch, [answer], summary=AttentionRollout())[0]
     tokens = jnp.asarray([[*batch.tokens[0], *answer]])
     mask_ar = jnp.asarray([[0, 0, 0, 1, 1]])
     encoded = tiny_model.encode_images(jnp.asarray(batch.images))
@@ -102,18 +107,59 @@ def test_rollout_by_its_definition(tiny_model: PaliGemma):
 
 
 def test_answers_that_do_not_fit(tiny_model: PaliGemma, batch: Batch):
-    with pytest.raises(InvalidPromptError, match="2 answers do not go with 3 prompts"):
-        attention_to_image(tiny_model, batch, [[3], [4]])
-    with pytest.raises(InvalidPromptError, match=rf"Token {VOCAB} of answers\[2\]"):
-        attention_to_image(tiny_model, batch, [[3], [4], [5, VOCAB]])
+    with pytest.raises(InvalidPromptError, match="each of 3 prompts"):
+        image_attention_maps(tiny_model, batch, [[3], [4]])
+    with pytest.raises(InvalidPromptError, match=rf"answers\[2\]: .*got {VOCAB}"):
+        image_attention_maps(tiny_model, batch, [[3], [4], [5, VOCAB]])
 
 
 def test_no_picture(tiny_model: PaliGemma, batch: Batch):
-    with pytest.raises(InvalidImageError, match="no pictures"):
-        attention_to_image(tiny_model, dataclasses.replace(batch, images=None), ANSWERS)
+    with pytest.raises(InvalidImageError, match="with images"):
+        image_attention_maps(tiny_model, dataclasses.replace(batch, images=None), ANSWERS)
 
 
 @pytest.mark.parametrize("summary", [MeanAttention(layers=(3,)), MeanAttention(heads=())])
 def test_layers_and_heads_that_are_not_there(tiny_model: PaliGemma, batch: Batch, summary):
     with pytest.raises(ConfigError, match="does not fit a decoder of"):
-        attention_to_image(tiny_model, batch, ANSWERS, summary=summary)
+        image_attention_maps(tiny_model, batch, ANSWERS, summary=summary)
+
+
+SCENES = 16
+
+
+def coverage(shape: Shape, side: int) -> np.ndarray:
+    """f32[side, side]: the share of each patch that lies in the shape's box."""
+    edges = np.linspace(0, 1, side + 1)
+    y1, x1, y2, x2 = shape.box
+
+    def along(low: float, high: float) -> np.ndarray:
+        inside = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
+        return np.clip(inside, 0, None) * side
+
+    return np.outer(along(y1, y2), along(x1, x2))
+
+
+def test_location_tokens_look_at_their_shape_more_than_elsewhere():
+    """Attention per area is at least 1.5 times as high in the box; most is outside all the same."""
+    pali = pg.from_pretrained("demo", dtype="float32")
+    images, asked, shapes = [], [], []
+    for scene in held_out_scenes(count=80):
+        alone = [label for label in FULL_LABELS if len(label.find(scene)) == 1]
+        if len(scene.shapes) > 1 and alone and len(images) < SCENES:
+            label = alone[len(images) % len(alone)]
+            images.append(Image.fromarray(render(scene, 112)))
+            asked.append(detect_answer(scene, [label]))
+            shapes.append(label.find(scene)[0])
+    assert len(images) == SCENES
+    answers = [pali.processor.tokenizer.encode(example.answer) for example in asked]
+    batch = pali.processor(images, [example.prompt for example in asked])
+    inside, areas = [], []
+    for maps, shape in zip(image_attention_maps(pali.model, batch, answers), shapes, strict=True):
+        located = maps[:4, 0].sum(axis=0)
+        covered = coverage(shape, located.shape[-1])
+        inside.append((located * covered).sum() / located.sum())
+        areas.append(covered.mean())
+    density = np.mean(inside) / np.mean(areas)
+    elsewhere = (1 - np.mean(inside)) / (1 - np.mean(areas))
+    print(f"inside {np.mean(inside):.3f} of area {np.mean(areas):.3f}, {density / elsewhere:.2f} x")
+    assert density / elsewhere > 1.5

@@ -1,22 +1,30 @@
-"""The automaton of detection and segmentation answers."""
+"""The automaton of detection and segmentation answers, and the statistics of their locations."""
 
 import re
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import paligemma_jax as pg
+from paligemma_jax.demo.render import render
+from paligemma_jax.demo.scene import held_out_scenes
+from paligemma_jax.demo.tasks import sample_detect
 from paligemma_jax.errors import ConfigError, InvalidPromptError
-from paligemma_jax.generation.decode import generate
 from paligemma_jax.generation.detection_grammar import detection_grammar, segmentation_grammar
-from paligemma_jax.generation.sampling import Temperature
+from paligemma_jax.generation.generate import generate
+from paligemma_jax.generation.results import Generation
+from paligemma_jax.generation.token_statistics import LocationStatistics, TokenStatistics
+from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.tokenizer import Tokenizer, append_user_pieces
-from tests.generation.speaking import EOS, babbler, questions, speak, tokenizer
+from tests.generation.decoding import EOS, babbler, questions, speak, tokenizer
+from tests.tiny import prompts
 
 LABELS = ["circle", "red circle", "red", "blue square, with a hole", "Ünïcode"]
-HOT = Temperature(temperature=5.0)
 BOX = re.compile(r"((?:<loc\d{4}>){4})((?:<seg\d{3}>)*) (.+)")
 
 
@@ -84,7 +92,7 @@ def test_a_random_model_at_high_temperature(seed: int, limit: int):
         babbler(),
         questions(2),
         max_new_tokens=limit,
-        sampler=HOT,
+        temperature=5.0,
         seed=seed,
         constraint=[
             make(tokenizer(), labels) for make in (detection_grammar, segmentation_grammar)
@@ -205,10 +213,97 @@ def test_labels_that_cannot_be_answered_with(labels: str | list[str], words: str
 
 
 def test_impossible_requests():
-    with pytest.raises(ConfigError, match="max_objects is 0"):
+    with pytest.raises(ConfigError, match="max_objects"):
         detection_grammar(tokenizer(), "circle", max_objects=0)
     grammar = segmentation_grammar(tokenizer(), "circle")
-    with pytest.raises(ConfigError, match="max_new_tokens is 21.* At least 22"):
+    with pytest.raises(ConfigError, match="22.*21"):
         generate(babbler(), questions(1), max_new_tokens=21, constraint=grammar)
-    with pytest.raises(ConfigError, match="the model has 64"):
+    with pytest.raises(ConfigError, match="64 tokens"):
         grammar.check(64, 128)
+
+
+SCENES = 8
+
+
+def test_greedy_answers_that_fit_are_the_same():
+    pali = pg.from_pretrained("demo", dtype="float32")
+    tokenizer = pali.processor.tokenizer
+    rng = np.random.default_rng(0)
+    scenes = held_out_scenes(count=SCENES)
+    prompts = [sample_detect(scene, rng).prompt for scene in scenes]
+    labels = [prompt.removeprefix("detect ").split(" ; ") for prompt in prompts]
+    pictures = [render(scene, pali.config.img.image_size) for scene in scenes]
+    batch = pali.processor(pictures, prompts)
+    grammars = [detection_grammar(tokenizer, names, max_objects=16) for names in labels]
+
+    def ask(constraint: list | None) -> list[Generation]:
+        return generate(pali.model, batch, max_new_tokens=64, constraint=constraint)
+
+    fitting = 0
+    for free, held, names in zip(ask(None), ask(grammars), labels, strict=True):
+        assert_well_formed(list(held.tokens), names, 0)
+        try:
+            assert_well_formed(list(free.tokens), names, 0)
+        except AssertionError:
+            continue
+        fitting += 1
+        assert held.tokens == free.tokens
+        np.testing.assert_allclose(held.logprobs, free.logprobs, atol=1e-4)
+    assert fitting > SCENES // 2
+
+
+LOC = tokenizer().loc_start
+
+
+def logsumexp(values: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64."""
+    return np.logaddexp.reduce(values.astype(float), axis=-1)
+
+
+def test_the_mass_of_locations_and_of_the_neighbourhood():
+    logits = np.random.default_rng(0).normal(size=(6, tokenizer().vocab_size)).astype(np.float32)
+    tokens = [LOC, LOC + 3, LOC + 500, LOC + 1023, LOC - 1, LOC + 1024]
+    statistics = LocationStatistics(LOC, radii=(5, 2000))
+    assert isinstance(statistics, TokenStatistics)
+    seen = np.asarray(statistics.measure(jnp.asarray(logits), jnp.asarray(tokens)))
+    everything = logsumexp(logits)
+    locations = logits[:, LOC : LOC + 1024]
+    np.testing.assert_allclose(seen[:, 0], logsumexp(locations) - everything, rtol=1e-5)
+    for row, (low, high) in enumerate([(0, 5), (0, 8), (495, 505), (1018, 1023)]):
+        near = logsumexp(locations[row, low : high + 1]) - everything[row]
+        np.testing.assert_allclose(seen[row, 1], near, rtol=1e-5)
+    assert (seen[4:, 1:] == 0).all()
+    np.testing.assert_allclose(seen[:4, 2], seen[:4, 0], rtol=1e-5)
+
+
+def test_radius_zero_is_the_token_itself():
+    logits = jax.random.normal(jax.random.key(0), (1, tokenizer().vocab_size))
+    seen = LocationStatistics(LOC, radii=(0,)).measure(logits, jnp.asarray([LOC + 7]))
+    np.testing.assert_allclose(seen[0, 1], jax.nn.log_softmax(logits)[0, LOC + 7], rtol=1e-5)
+
+
+def test_extras_go_with_the_tokens():
+    """A number pair a token, EOS included, and the tokens are those without."""
+    grammar = detection_grammar(tokenizer(), ["circle", "square"])
+    ask: dict[str, Any] = dict(max_new_tokens=16, constraint=grammar)
+    plain = generate(babbler(), questions(2), **ask)
+    seen = generate(
+        babbler(), questions(2), **ask, token_statistics=LocationStatistics(LOC, radii=(2,))
+    )
+    for row, observed in zip(plain, seen, strict=True):
+        assert row.extras == () and observed.tokens == row.tokens
+        assert len(observed.extras) == len(row.tokens)
+        for token, logprob, (mass, near) in zip(
+            observed.tokens, observed.logprobs, observed.extras, strict=True
+        ):
+            located = LOC <= token < LOC + 1024
+            assert logprob <= near <= mass <= 0 if located else mass < 0 == near
+
+
+def test_impossible_statistics(tiny_model: PaliGemma):
+    with pytest.raises(ConfigError, match="radii"):
+        LocationStatistics(LOC, radii=(4, -1))
+    with pytest.raises(ConfigError, match="vocabulary of 64"):
+        generate(
+            tiny_model, prompts([2], 4), max_new_tokens=2, token_statistics=LocationStatistics(LOC)
+        )
