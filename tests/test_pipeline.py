@@ -12,7 +12,7 @@ from flax import nnx
 from PIL import Image
 
 import paligemma_jax as pg
-from paligemma_jax.generation.decode import decode, prefill
+from paligemma_jax.generation.decode import decode_steps, prefill
 from paligemma_jax.models.inference_layout import stack_layers
 from paligemma_jax.models.mask_vae import MaskVAE, MaskVAEConfig
 from paligemma_jax.models.paligemma import to_params
@@ -40,7 +40,7 @@ def picture() -> Image.Image:
 
 def answer_with(monkeypatch, text: str) -> None:
     """Lets the model say `text`, whatever it is asked."""
-    said = [pg.Generation(text, (), ())]
+    said = [pg.Generation(text=text, tokens=(), logprobs=(), finish_reason="eos")]
     monkeypatch.setattr(pg.Pipeline, "generate", lambda *args, **kwargs: said)
 
 
@@ -91,7 +91,7 @@ def test_many_prompts_compile_few_programs(pali, picture):
     rng = np.random.default_rng(1)
     words = ["red", "circle", "is", "there", "a", "blue", "star"]
     prompts = [f"answer en {' '.join(rng.choice(words, n))}?" for n in rng.integers(1, 40, 50)]
-    programs = [getattr(program, "_cache_size") for program in (prefill, decode)]  # noqa: B009
+    programs = [getattr(program, "_cache_size") for program in (prefill, decode_steps)]  # noqa: B009
     before = [count() for count in programs]
     for prompt in prompts:
         pali.generate([picture], [prompt], max_new_tokens=int(rng.integers(1, 16)))

@@ -17,7 +17,7 @@ from paligemma_jax.generation.decode import read_prompts
 from paligemma_jax.generation.devices import by_rows, on_devices
 from paligemma_jax.generation.generate import generate
 from paligemma_jax.models import layers as backend
-from paligemma_jax.models.inference_layout import unroll
+from paligemma_jax.models.inference_layout import unstack_layers
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.models.sharding import Axes, local_mesh, make_mesh, shard_model
 from tests.generation.meshes import answers, compare, split_everything
@@ -95,9 +95,9 @@ def test_any_mesh_answers_the_same(store: Path):
 def test_weights_of_the_mlp_are_not_gathered(
     monkeypatch: pytest.MonkeyPatch, tiny_model: pg.PaliGemma
 ):
-    monkeypatch.setattr(backend, "name", lambda: "gpu")  # whose products are plain ones
+    monkeypatch.setattr(backend, "backend", lambda: "gpu")  # whose matmuls are plain ones
     mesh = make_mesh(Axes(tensor=2), jax.devices()[:2])
-    block = shard_model(unroll(tiny_model), mesh).llm.layers[0]
+    block = shard_model(unstack_layers(tiny_model), mesh).llm.layers[0]
     x = jax.device_put(np.ones((2, 1, 16), np.float32), NamedSharding(mesh, PartitionSpec()))
     program = str(jax.jit(lambda mlp, x: mlp(x)).lower(block.mlp, x).compile().as_text())
     assert "all-reduce" in program and "all-gather" not in program

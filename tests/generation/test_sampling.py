@@ -237,6 +237,8 @@ def test_a_function_is_a_sampler():
     def last(logits: jax.Array, keys: jax.Array) -> jax.Array:
         return jnp.full(logits.shape[:1], logits.shape[1] - 1)
 
-    assert jax.jit(lambda s: s(LOGITS[None], None))(as_pytree(last)).tolist() == [4]
+    assert jax.jit(lambda s, keys: s(LOGITS[None], keys))(
+        as_pytree(last), keys_of(jnp.arange(1))
+    ).tolist() == [4]
     chain = Chain((TopK(k=2),))
     assert as_pytree(chain) is chain and isinstance(as_pytree(Greedy()), Greedy)

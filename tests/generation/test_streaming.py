@@ -28,7 +28,7 @@ from paligemma_jax.models.paligemma import PaliGemma
 from tests.generation.decoding import EOS, babbler, programs, questions, tokenizer
 
 LENGTH, COUNT = 20, 4
-HOW: dict[str, Any] = dict(max_new_tokens=LENGTH, temperature=2.0, seed=3)
+HOW: dict[str, Any] = dict(max_new_tokens=LENGTH, temperature=2.0, seed=0)
 
 
 def ids(text: str) -> list[int]:
