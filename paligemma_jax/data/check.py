@@ -44,7 +44,6 @@ _THREADS = 4
 _SAMPLES = 12
 _SHOWN_PROBLEMS = 10  # of one kind
 _SHOWN_LABELS = 20
-_BINS, _BAR = 8, 30  # of the histogram of tokens
 _MALFORMED_TOKEN = re.compile(r"<(loc|seg)[^>]*>")
 
 Progress = Callable[[int, int], None]  # records done, records in all
@@ -204,21 +203,15 @@ class _OpenedImage(NamedTuple):
     error: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
 class _Inspector:
     """Looks at the records of a source."""
 
-    def __init__(
-        self,
-        source: RecordSource,
-        processor: Processor | None,
-        length: int | None,
-        transforms: Sequence[Transform],
-    ):
-        self._source = source
-        self._processor = processor
-        self._length = length
-        self._transforms = transforms
-        self._opened: dict[str, _OpenedImage] = {}
+    _source: RecordSource
+    _processor: Processor | None
+    _length: int | None
+    _transforms: Sequence[Transform]
+    _opened: dict[str, _OpenedImage] = dataclasses.field(default_factory=dict)
 
     def all(self, progress: Progress | None) -> list[_Inspected]:
         """Every record, in order."""
@@ -408,11 +401,6 @@ def _token_lines(tokens: np.ndarray, length: int | None) -> Iterator[str]:
         f"  tokens of prompt and answer: {tokens.min()} to {longest}, median "
         f"{math.ceil(np.median(tokens))}, 99th percentile {math.ceil(np.percentile(tokens, 99))}"
     )
-    step = max(1, math.ceil(longest / _BINS))
-    counts = np.bincount((tokens - 1) // step)
-    for place, count in enumerate(counts):
-        bar = "#" * math.ceil(_BAR * count / counts.max())
-        yield f"    {place * step + 1:5} - {(place + 1) * step:5} {bar:{_BAR}} {count:,}"
     too_long = 0 if length is None else int(np.sum(tokens > length + 1))
     if too_long:
         yield (

@@ -226,18 +226,13 @@ class Segment(_Objects):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReferredObject:
-    """An object: the expressions that refer to it, and its answer of location and mask tokens."""
-
-    expressions: tuple[str, ...]
-    suffix: str
-
-
-@dataclasses.dataclass(frozen=True)
 class ReferringRecord(Record):
-    """An image with all its objects; prompt and answer are the first one's until one is chosen."""
+    """An image with all its objects; prompt and answer are the first one's until one is chosen.
 
-    objects: tuple[ReferredObject, ...] = ()
+    `objects` are the expressions that refer to each, and its location and mask tokens.
+    """
+
+    objects: tuple[tuple[tuple[str, ...], str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,12 +269,12 @@ class Referring(ImageColumns):
         boxes = [_fractions(box, self.boxes) for box in given]
         suffixes = self._suffixes(masks, boxes)
         objects = tuple(
-            ReferredObject(texts_of(text, self.expressions), suffix)
+            (texts_of(text, self.expressions), suffix)
             for text, suffix in zip(texts, suffixes, strict=True)
         )
-        first = objects[0]
+        expressions, suffix = objects[0]
         images = images_in(example, self.image)
-        return ReferringRecord(images, first.expressions[0], first.suffix, place, objects=objects)
+        return ReferringRecord(images, expressions[0], suffix, place, objects=objects)
 
     def _suffixes(self, masks: list[Any], boxes: list[np.ndarray]) -> list[str]:
         keys = [_mask_key(mask, box) for mask, box in zip(masks, boxes, strict=True)]
@@ -314,9 +309,10 @@ class CycleObjects:
     def __call__(self, record: Record, rng: np.random.Generator) -> Record:
         if not isinstance(record, ReferringRecord) or not record.objects:
             return record
-        chosen = record.objects[index_in_turn(record, len(record.objects), self.seed)]
-        name = chosen.expressions[int(rng.integers(len(chosen.expressions)))]
-        return dataclasses.replace(record, prefix=name, suffix=chosen.suffix, objects=())
+        index = index_in_turn(record, len(record.objects), self.seed)
+        expressions, suffix = record.objects[index]
+        prefix = expressions[int(rng.integers(len(expressions)))]
+        return dataclasses.replace(record, prefix=prefix, suffix=suffix, objects=())
 
 
 def _loaded(images: tuple[ImageSource, ...]) -> list[Image.Image]:

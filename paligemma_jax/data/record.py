@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -140,6 +140,12 @@ class ImageFolder:
         if isinstance(images, ImageFolder):
             return images
         return cls(default if images is None else Path(images).expanduser())
+
+    def paths_of(self, value: Any) -> Any:
+        """The path of a name, or those of a list of names; anything else as it is."""
+        if isinstance(value, list):
+            return [self.paths_of(entry) for entry in value]
+        return self.path_of(value) if isinstance(value, str) else value
 
     def path_of(self, name: str) -> Path:
         """The path of an image, which need not exist; DatasetError for a name outside `root`."""

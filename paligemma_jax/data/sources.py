@@ -114,15 +114,8 @@ class JsonlSource:
             line = file.readline()
         try:
             example = _json_object(line)
-            for name in self.reader.image_fields:
-                value = example.get(name)
-                if isinstance(value, str):
-                    example[name] = self.images.path_of(value)
-                elif isinstance(value, list):
-                    example[name] = [
-                        self.images.path_of(entry) if isinstance(entry, str) else entry
-                        for entry in value
-                    ]
+            for name in set(self.reader.image_fields) & set(example):
+                example[name] = self.images.paths_of(example[name])
             return self.reader(example, place)
         except DatasetError as e:
             raise DatasetError(f"{self.path}:{self._numbers[index]}: {e}") from e
@@ -181,15 +174,11 @@ class SequenceSource:
     """
 
     def __init__(self, examples: Any, reader: Reader | None = None, name: str = "record"):
-        if isinstance(examples, Mapping):
+        indexed = hasattr(examples, "__len__") and hasattr(examples, "__getitem__")
+        if isinstance(examples, Mapping) or not indexed:
             raise DatasetError(
-                "Expected a list of records or one split of a dataset, got a mapping with the keys "
-                f"{', '.join(map(str, list(examples)[:6]))}. Take a split, such as dataset['train']"
-            )
-        if not hasattr(examples, "__len__") or not hasattr(examples, "__getitem__"):
-            raise DatasetError(
-                "Expected a list, or a dataset that is not streamed, got "
-                f"{type(examples).__name__}. Call list(...), or load it without streaming=True"
+                "Expected a list of records, or one split of a dataset that is not streamed, got "
+                f"{type(examples).__name__}. Take a split, such as dataset['train'], or call list()"
             )
         if not len(examples):
             raise DatasetError("There are no records. Check how the list was made.")
