@@ -5,8 +5,7 @@ from paligemma_jax.data.batches import TrainBatch as TrainBatch
 from paligemma_jax.data.batches import make_batches as make_batches
 from paligemma_jax.data.check import DatasetReport as DatasetReport
 from paligemma_jax.data.check import check_data as check_data
-from paligemma_jax.data.coco import CocoDetection as CocoDetection
-from paligemma_jax.data.coco import CocoSegmentation as CocoSegmentation
+from paligemma_jax.data.coco import CocoSource as CocoSource
 from paligemma_jax.data.mixture import Mixture as Mixture
 from paligemma_jax.data.mixture import MixtureComponent as MixtureComponent
 from paligemma_jax.data.object_readers import CycleObjects as CycleObjects

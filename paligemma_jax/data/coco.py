@@ -168,34 +168,53 @@ def _get(entry: Any, key: str) -> Any:
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
-class _CocoSource:
-    """One record an image; an image without objects has an empty answer."""
+class CocoSource:
+    """`detect a ; b ; c` with all classes of the file, and every box of the image.
+
+    With a mask codec `segment a ; b ; c`, and the box and mask of every object; boxes are then
+    those around the masks, which are encoded once, when the source is made. Boxes are clipped to
+    the image, and objects without any part in it are skipped: `problems` lists those. An image
+    without objects has an empty answer. Transforms shuffle the boxes and ask for fewer classes.
+
+    Args:
+      path: the annotation file.
+      images: the folder of the images; the file's own if not given.
+      codec: encodes masks.
+      names: other names for classes.
+
+    Raises DatasetError for a file that is not COCO's.
+    """
 
     def __init__(
         self,
-        path: Path,
-        images: str | os.PathLike[str] | ImageFolder | None,
-        file: CocoFile,
-        prefix: str,
-        boxes: list[list[Box]],
-        problems: tuple[Problem, ...],
+        path: str | os.PathLike[str],
+        images: str | os.PathLike[str] | ImageFolder | None = None,
+        *,
+        codec: MaskCodec | None = None,
+        names: Mapping[str, str] | None = None,
     ):
-        self.path = path
-        self.images = ImageFolder.of(images, path.parent)
-        self.classes = file.classes
-        self.problems = problems
+        self.path = Path(path).expanduser()
+        self.images = ImageFolder.of(images, self.path.parent)
+        file = read_coco(self.path, names)
+        self.classes, self.problems = file.classes, file.problems
+        if codec is None:
+            self._task = "detect"
+            boxes = [[Box(o.label, *o.corners) for o in image.objects] for image in file.images]
+        else:
+            self._task = "segment"
+            boxes, problems = _encode(file, codec)
+            self.problems += problems
         self._checksum = file.checksum
-        self._prefix = prefix
         # Text alone goes to worker processes: a parsed file can be gigabytes.
         self._entries = [
             (image.place, image.name, (image.width, image.height), format_answer(found))
             for image, found in zip(file.images, boxes, strict=True)
         ]
-        if problems:
-            first = f"{problems[0].place}: {problems[0].text}"
+        if self.problems:
+            first = f"{self.problems[0].place}: {self.problems[0].text}"
             _log.warning(
                 "%s: skipped or clipped %d boxes or masks, the first: %s",
-                path, len(problems), first,
+                self.path, len(self.problems), first,
             )  # fmt: skip
 
     def __len__(self) -> int:
@@ -207,63 +226,15 @@ class _CocoSource:
             image = self.images.path_of(name)
         except DatasetError as e:
             raise DatasetError(f"{place}: {e}") from e
-        return Record((image,), self._prefix, suffix, place, size=size)
+        ask = prompts.detect if self._task == "detect" else prompts.segment
+        return Record((image,), ask(self.classes), suffix, place, size=size)
 
     def fingerprint(self) -> str:
-        """Of the file's contents."""
-        return f"{type(self).__name__} {self._checksum}"
+        """Of the file's contents and the task."""
+        return f"{self._task} {self._checksum}"
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.path)!r})"
-
-
-class CocoDetection(_CocoSource):
-    """`detect a ; b ; c` with all classes, and every box of the image.
-
-    Transforms shuffle the boxes and ask for fewer classes. Boxes are clipped to the image, and
-    skipped where nothing remains: `problems` lists those.
-
-    Args:
-      path: the annotation file.
-      images: the folder of the images; the file's own if not given.
-      names: other names for classes.
-
-    Raises DatasetError for a file that is not COCO's.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        images: str | os.PathLike[str] | ImageFolder | None = None,
-        *,
-        names: Mapping[str, str] | None = None,
-    ):
-        path = Path(path).expanduser()
-        file = read_coco(path, names)
-        boxes = [[Box(o.label, *o.corners) for o in image.objects] for image in file.images]
-        super().__init__(path, images, file, prompts.detect(file.classes), boxes, file.problems)
-
-
-class CocoSegmentation(_CocoSource):
-    """`segment a ; b ; c` with all classes, and the box and the mask of every object.
-
-    Masks are encoded once, when the source is made. Boxes are those around the masks. Arguments
-    and errors as in `CocoDetection`.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        codec: MaskCodec,
-        images: str | os.PathLike[str] | ImageFolder | None = None,
-        *,
-        names: Mapping[str, str] | None = None,
-    ):
-        path = Path(path).expanduser()
-        file = read_coco(path, names)
-        boxes, problems = _encode(file, codec)
-        prefix = prompts.segment(file.classes)
-        super().__init__(path, images, file, prefix, boxes, file.problems + problems)
+        return f"CocoSource({str(self.path)!r}, {self._task})"
 
 
 def _encode(file: CocoFile, codec: MaskCodec) -> tuple[list[list[Box]], tuple[Problem, ...]]:

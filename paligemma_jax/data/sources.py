@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from paligemma_jax.data.coco import CocoDetection, CocoSegmentation
+from paligemma_jax.data.coco import CocoSource
 from paligemma_jax.data.object_readers import Referring
 from paligemma_jax.data.readers import Fields, Reader
 from paligemma_jax.data.record import (
@@ -374,9 +374,7 @@ def open_source(
         return JsonlSource(file, images, reader)
     if images is None:
         images = coco_image_folder(file)
-    if codec is not None:
-        return CocoSegmentation(file, codec, images)
-    return CocoDetection(file, images)
+    return CocoSource(file, images, codec=codec)
 
 
 def find_splits(path: str | os.PathLike[str]) -> dict[str, Path]:

@@ -3,8 +3,7 @@
 Also one import for configuration files: `from paligemma_jax.training.choices import Epochs, LoRA`.
 """
 
-from paligemma_jax.data.coco import CocoDetection as CocoDetection
-from paligemma_jax.data.coco import CocoSegmentation as CocoSegmentation
+from paligemma_jax.data.coco import CocoSource as CocoSource
 from paligemma_jax.data.mixture import Mixture as Mixture
 from paligemma_jax.data.mixture import MixtureComponent as MixtureComponent
 from paligemma_jax.data.object_readers import CycleObjects as CycleObjects

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paligemma_jax.data.coco import CocoDetection, CocoSegmentation
+from paligemma_jax.data.coco import CocoSource
 from paligemma_jax.demo import demo_checkpoint
 from paligemma_jax.errors import DatasetError
 from paligemma_jax.processing.location_tokens import parse_answer
@@ -49,7 +49,7 @@ def write(path: Path, data: Any) -> Path:
 
 def test_detection(tmp_path: Path):
     file = coco([annotation(1, [10, 5, 50, 25]), annotation(2, [0, 0, 100, 50], category=2)])
-    source = CocoDetection(write(tmp_path / "_annotations.coco.json", file))
+    source = CocoSource(write(tmp_path / "_annotations.coco.json", file))
     first, second = source[0], source[1]
     assert source.classes == ("cat", "dog") and source.problems == ()
     assert first.prefix == second.prefix == "detect cat ; dog"
@@ -73,7 +73,7 @@ def test_boxes_are_clipped_and_skipped_with_a_warning(tmp_path: Path, caplog):
         annotation(8, [1, 2, 3, 4], iscrowd=1),
         annotation(9, [99.99, 0, 0.02, 50]),
     ]
-    source = CocoDetection(write(tmp_path / "x.json", coco(annotations)))
+    source = CocoSource(write(tmp_path / "x.json", coco(annotations)))
     boxes = parse_answer(source[0].suffix).objects
     assert len(boxes) == 2 and boxes[0].x1 == 0 and round(boxes[0].x2, 1) == 0.2
     told = {problem.place.rpartition(" ")[2]: problem.text for problem in source.problems}
@@ -97,12 +97,12 @@ def test_boxes_are_clipped_and_skipped_with_a_warning(tmp_path: Path, caplog):
 )
 def test_malformed_files(tmp_path: Path, data: Any, message: str):
     with pytest.raises(DatasetError, match=message):
-        CocoDetection(write(tmp_path / "x.json", data))
+        CocoSource(write(tmp_path / "x.json", data))
 
 
 def test_classes_can_be_renamed(tmp_path: Path):
     file = coco([], categories=[{"id": 1, "name": "a;b"}])
-    source = CocoDetection(write(tmp_path / "x.json", file), names={"a;b": "a or b"})
+    source = CocoSource(write(tmp_path / "x.json", file), names={"a;b": "a or b"})
     assert source[0].prefix == "detect a or b"
 
 
@@ -119,7 +119,7 @@ def test_segmentation_of_polygons_and_runs(tmp_path: Path, codec: MaskCodec):
         annotation(5, [0, 0, 9, 9], segmentation=[[1, 1, 2, 2, 300, 3]]),
         annotation(6, [0, 0, 9, 9], segmentation={"size": [60, 80], "counts": [4800]}, image=2),
     ]
-    source = CocoSegmentation(write(tmp_path / "x.json", coco(annotations)), codec)
+    source = CocoSource(write(tmp_path / "x.json", coco(annotations)), codec=codec)
     polygon, run, raw = parse_answer(source[0].suffix).objects
     assert source[0].prefix == "segment cat ; dog"
     assert (polygon.label, run.label) == ("cat", "dog") and raw == run

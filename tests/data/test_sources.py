@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from paligemma_jax.data.coco import CocoDetection
+from paligemma_jax.data.coco import CocoSource
 from paligemma_jax.data.object_readers import Referring
 from paligemma_jax.data.readers import Fields
 from paligemma_jax.data.record import ImageFolder, Record
@@ -152,9 +152,9 @@ def _lay_out(tmp_path: Path, write_lines, write_image):
         ("dataset/_annotations.{}.jsonl", "dataset/a.png", JsonlSource),
         ("_annotations.{}.jsonl", "a.png", JsonlSource),
         ("{}/annotations.jsonl", "{}/a.png", JsonlSource),
-        ("{}/_annotations.coco.json", "{}/a.png", CocoDetection),
-        ("annotations/instances_{}2017.json", "{}2017/a.png", CocoDetection),
-        ("annotations/instances_{}2017.json", "images/{}2017/a.png", CocoDetection),
+        ("{}/_annotations.coco.json", "{}/a.png", CocoSource),
+        ("annotations/instances_{}2017.json", "{}2017/a.png", CocoSource),
+        ("annotations/instances_{}2017.json", "images/{}2017/a.png", CocoSource),
     ],
 )
 @pytest.mark.parametrize(("asked", "written"), [("train", "train"), ("val", "valid")])

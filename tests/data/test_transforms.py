@@ -83,7 +83,7 @@ def test_shuffled_boxes(rng: np.random.Generator):
     ("suffix", "message"),
     [
         ("<loc0001><loc0002> cat", "pets: .*'<loc0001><loc0002> cat'"),
-        (f"{CAT} ; <loc0001><loc0001><loc0001><loc0500> dog", "pets: The corners"),
+        (f"{CAT} ; <loc0001><loc0001><loc0001><loc0500> dog", "pets: .*corners"),
     ],
 )
 def test_nothing_is_lost_in_silence(rng: np.random.Generator, suffix: str, message: str):
