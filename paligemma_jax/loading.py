@@ -16,6 +16,7 @@ from paligemma_jax.config import VARIANTS, PaliGemmaConfig
 from paligemma_jax.demo import demo_checkpoint
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.filesystem import user_cache
+from paligemma_jax.generation.config import from_hugging_face
 from paligemma_jax.hub.catalogue import find_location, find_model
 from paligemma_jax.hub.download import cached, download
 from paligemma_jax.models.inference_layout import unstack_layers
@@ -99,6 +100,7 @@ def from_pretrained(
     ) as checkpoint:
         processor = _processor(checkpoint, resolution)
         vae = checkpoint.mask_codec
+        generation = from_hugging_face(checkpoint.origin.get("generation_config", {}), path)
         if quantization is not None and checkpoint.quantization != quantization:
             checkpoint.require_floats()
         if adapter is None:
@@ -117,7 +119,7 @@ def from_pretrained(
                 quantize_in_place(model, quantization)
             if devices is not None:
                 model = shard_model(model, devices)
-    return Pipeline(model, processor, None if vae is None else MaskCodec(vae))
+    return Pipeline(model, processor, None if vae is None else MaskCodec(vae), generation)
 
 
 def _load_base(

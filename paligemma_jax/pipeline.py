@@ -19,7 +19,7 @@ from paligemma_jax.generation import beam_search as beams
 from paligemma_jax.generation import generate as decoding
 from paligemma_jax.generation import prompt_lookup as lookup
 from paligemma_jax.generation import streaming
-from paligemma_jax.generation.config import GenerationConfig, resolve_config
+from paligemma_jax.generation.config import GenerationConfig, resolve_config, to_hugging_face
 from paligemma_jax.generation.detection_grammar import (
     MAX_OBJECTS,
     ObjectGrammar,
@@ -454,11 +454,12 @@ class Pipeline:
         Raises CheckpointError where it cannot be written, and for a quantized model in a format
         that has room for floats only.
         """
+        generation = to_hugging_face(self.generation_config)
         metadata = CheckpointMetadata(
             self.processor.to_dict(),
             self.processor.tokenizer.to_bytes(),
             None if self.mask_codec is None else mask_vae_bytes(self.mask_codec.model),
-            origin=origin or {},
+            origin={**(origin or {}), **({"generation_config": generation} if generation else {})},
             quantization=quantization_of(self.model),
         )
         export_weights(

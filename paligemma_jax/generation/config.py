@@ -4,11 +4,12 @@ import dataclasses
 import difflib
 import math
 import numbers
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from paligemma_jax.errors import ConfigError
+from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.generation.constraints import Constraint
 from paligemma_jax.generation.sampling import Sampler
 from paligemma_jax.generation.token_statistics import TokenStatistics
@@ -372,13 +373,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def from_hugging_face(values: Mapping[str, Any], name: str) -> GenerationConfig:
-    """The meaning of a checkpoint's generation_config.json, for `Pipeline.generation_config`.
+def from_hugging_face(values: Mapping[str, Any], path: str | os.PathLike[str]) -> GenerationConfig:
+    """The meaning of generation_config.json, of the checkpoint at `path`.
 
     Honored are eos_token_id, max_new_tokens, min_new_tokens, and with do_sample temperature, top_k,
     top_p and min_p, with the defaults of transformers (top_k 50). Everything else that would change
-    an answer is named in one warning. Raises ConfigError, naming the file, for values that a field
-    cannot have.
+    an answer is named in one warning. Raises CheckpointError for values that a field cannot have.
     """
     known = {n: values.get(n) for n in ("eos_token_id", "max_new_tokens", "min_new_tokens")}
     settings = {n: value for n, value in known.items() if value is not None}
@@ -397,9 +397,23 @@ def from_hugging_face(values: Mapping[str, Any], name: str) -> GenerationConfig:
         changed = ", ".join(f"{n}={values[n]!r}"[:80] for n in ignored[:20])
         hint = " For beam search call beam_search()." if "num_beams" in ignored else ""
         warnings.warn(
-            f"{name} asks for {changed}, which is not supported here.{hint}", stacklevel=2
+            f"generation_config.json of {path} asks for {changed}, which is not supported "
+            f"here.{hint}",
+            stacklevel=2,
         )
     try:
         return resolve_config("generate", None, settings)
     except ConfigError as e:
-        raise ConfigError(f"{name}: {e}") from e
+        raise CheckpointError(f"generation_config.json of {path}: {e}") from e
+
+
+def to_hugging_face(config: GenerationConfig) -> dict[str, Any]:
+    """What generation_config.json can say of a configuration, beyond the defaults."""
+    names = ("eos_token_id", "max_new_tokens", "min_new_tokens")
+    values = {n: getattr(config, n) for n in names}
+    values = {n: v for n, v in values.items() if v != getattr(GenerationConfig, n)}
+    if config.samples and config.sampler is None:
+        values |= {"do_sample": True, "top_k": config.top_k or 0}
+        values["temperature"] = 1.0 if config.temperature is None else config.temperature
+        values |= {n: getattr(config, n) for n in ("top_p", "min_p") if getattr(config, n)}
+    return values

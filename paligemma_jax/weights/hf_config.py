@@ -15,6 +15,7 @@ from paligemma_jax.errors import CheckpointError, ConfigError, problem_list
 from paligemma_jax.filesystem import read_json
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 # Ours -> theirs. What has no default in every version must be there.
 _VISION = {
     "width": "hidden_size",
@@ -325,9 +326,24 @@ def hf_preprocessor(config: PaliGemmaConfig) -> dict[str, Any]:
     }
 
 
+_PUBLISHED_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+
+
 def hf_generation(config: PaliGemmaConfig) -> dict[str, Any]:
     """generation_config.json as published."""
-    values: dict[str, Any] = {"_from_model_config": True, "bos_token_id": 2, "eos_token_id": 1}
+    values: dict[str, Any] = {"_from_model_config": True} | _PUBLISHED_IDS
     if config.llm.post_norms:
         values["cache_implementation"] = "hybrid"
-    return values | {"pad_token_id": 0, "transformers_version": TRANSFORMERS}
+    return values | {"transformers_version": TRANSFORMERS}
+
+
+def read_hf_generation(directory: Path) -> dict[str, Any]:
+    """What a directory's generation_config.json says beyond the published one; {} without one."""
+    path = directory / GENERATION_CONFIG
+    values = read_json(path) if path.is_file() else {}
+    known = {"_from_model_config", "transformers_version", "cache_implementation"}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in known and (name not in _PUBLISHED_IDS or value != _PUBLISHED_IDS[name])
+    }

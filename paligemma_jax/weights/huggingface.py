@@ -21,11 +21,13 @@ from paligemma_jax.errors import ConfigError
 from paligemma_jax.weights.formats import CheckpointFormat, CheckpointMetadata, CheckpointReader
 from paligemma_jax.weights.hf_config import (
     CONFIG,
+    GENERATION_CONFIG,
     HFConfig,
     hf_config,
     hf_generation,
     hf_preprocessor,
     padded_rows,
+    read_hf_generation,
 )
 from paligemma_jax.weights.hf_tokenizer import tokenizer_files
 from paligemma_jax.weights.safetensors_io import SafeTensor, ShardWriter, read_tensors, write_shards
@@ -219,7 +221,12 @@ class HuggingFaceReader(CheckpointReader):
     def __init__(self, path: Path, config: PaliGemmaConfig | None = None):
         self.path = path
         described = HFConfig(path / CONFIG)
-        self.origin = {"kind": self.kind, "sliding_window": described.sliding_window}
+        self.origin: dict[str, Any] = {
+            "kind": self.kind,
+            "sliding_window": described.sliding_window,
+        }
+        if generation := read_hf_generation(path):
+            self.origin["generation_config"] = generation
         self._tensors = _canonical(path, read_tensors(path))
         if config is None:
             table = self._tensors.get(EMBEDDING)
@@ -368,7 +375,7 @@ class HuggingFace(CheckpointFormat):
         window = metadata.origin.get("sliding_window")
         settings = {
             "config.json": hf_config(config, dtype, window),
-            "generation_config.json": hf_generation(config),
+            GENERATION_CONFIG: hf_generation(config) | metadata.origin.get("generation_config", {}),
             "preprocessor_config.json": hf_preprocessor(config),
         }
         for name, values in settings.items():

@@ -1,4 +1,4 @@
-"""Measures what the grammar costs a token.
+"""Measures what a grammar and token statistics add to a decode step, beside decoding without.
 
     python -m tests.generation.measure_grammar [demo|full] [work]
 
@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import statistics
 import sys
 import time
 from typing import Any
@@ -14,16 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from paligemma_jax.generation.added_cost import added_cost
-from tests.generation.speaking import tokenizer
 
 import paligemma_jax as pg
 from paligemma_jax.config import GemmaConfig
-from paligemma_jax.generation.decode import BoxEvidence
+from paligemma_jax.generation.decode import DecodePlan, decode, prefill
 from paligemma_jax.generation.detection_grammar import ObjectGrammar, detection_grammar
 from paligemma_jax.models.paligemma import PaliGemma, abstract_params, from_params
+from tests.generation.decoding import tokenizer
 from tests.tiny import tiny_config
 
+PROMPT = 16  # tokens
 FULL = GemmaConfig(
     width=2048,
     depth=2,
@@ -50,9 +51,8 @@ def full_width() -> PaliGemma:
         return jnp.asarray(values).astype(jnp.bfloat16).astype(jnp.float32)
 
     config = tiny_config(FULL)
-    return from_params(
-        config, jax.tree.map(draw, abstract_params(config, jnp.float32)), jnp.float32
-    )
+    params = jax.tree.map(draw, abstract_params(config, jnp.float32))
+    return from_params(config, params, jnp.float32)
 
 
 def moved(grammar: ObjectGrammar, model: PaliGemma) -> ObjectGrammar:
@@ -61,23 +61,54 @@ def moved(grammar: ObjectGrammar, model: PaliGemma) -> ObjectGrammar:
     return dataclasses.replace(grammar, loc_start=end - 1152, seg_start=end - 128)
 
 
+def added_cost(
+    model: PaliGemma, batch: int, what: dict[str, Any], steps: int, repeats: int, clock: Any
+) -> tuple[list[float], list[float]]:
+    """Seconds a step of `batch` sequences that never end, without and with `what`, in turn.
+
+    The prompt is short and without images: a step is as cheap as it gets, so that the share of
+    what is added is rather stated too high.
+    """
+    size = model.config.img.image_size
+    ids = jnp.ones((batch, PROMPT), jnp.int32)
+    images = jnp.zeros((batch, 0, size, size, 3))
+    logits, filled = prefill(model, images, ids, ids * 0, ids > 0, slots=PROMPT + steps)
+
+    def run(plan: DecodePlan) -> float:
+        cache = jax.block_until_ready(jax.tree.map(jnp.copy, filled))  # decode takes it over
+        before = clock()
+        state = decode(model, plan, cache, logits, jnp.ones(batch, bool), steps)
+        jax.block_until_ready(state.progress)
+        return (clock() - before) / steps
+
+    plain = DecodePlan.greedy(batch, steps, eos_token_id=None)
+    plans = (plain, dataclasses.replace(plain, **what))
+    for plan in plans:
+        run(plan)  # compiles
+    times = [[run(plan) for plan in plans] for _ in range(repeats)]
+    without, added = zip(*times, strict=True)
+    return list(without), list(added)
+
+
 def main(which: str, clock: str = "") -> None:
-    model = full_width() if which == "full" else pg.from_pretrained("demo", dtype="float32").model
-    settings: dict[str, Any] = (
-        dict(steps=8, repeats=5) if which == "full" else dict(steps=64, repeats=25)
-    )
-    settings["clock"] = time.process_time if clock == "work" else time.perf_counter
-    for rows in (1, 8):
-        cases: dict[str, Any] = {
-            name: dict(constraint=moved(detection_grammar(tokenizer(), labels), model))
-            for name, labels in LABELS.items()
-        }
-        cases["evidence"] = dict(observer=BoxEvidence(model.config.llm.vocab_size - 1152))
+    full = which == "full"
+    model = full_width() if full else pg.from_pretrained("demo", dtype="float32").model
+    how = dict(steps=8, repeats=5) if full else dict(steps=64, repeats=25)
+    loc_start = model.config.llm.vocab_size - 1152
+    cases: dict[str, Any] = {
+        name: dict(constraint=moved(detection_grammar(tokenizer(), labels), model))
+        for name, labels in LABELS.items()
+    }
+    cases["statistics"] = dict(token_statistics=pg.LocationStatistics(loc_start))
+    for batch in (1, 8):
         for name, what in cases.items():
-            cost = added_cost(model, rows=rows, **settings, **what)
+            timer = time.process_time if clock == "work" else time.perf_counter
+            plain, added = added_cost(model, batch, what, **how, clock=timer)
+            fastest = min(added) / min(plain) - 1
+            medians = statistics.median(added) / statistics.median(plain) - 1
             print(
-                f"{which} batch {rows} {name:10}: {1e3 * min(cost.plain):8.3f} ms a step, "
-                f"added {cost.minimum:+.1%} (fastest), {cost.median:+.1%} (medians)",
+                f"{which} batch {batch} {name:10}: {1e3 * min(plain):8.3f} ms a step, added "
+                f"{fastest:+.1%} (fastest), {medians:+.1%} (medians)",
                 flush=True,
             )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def test_log_probabilities_are_those_of_the_whole_answers(
         assert_close([a.logprob for a in row], [sum(p) for p in logprobs])
         assert_close([a.score for a in row], [a.logprob / len(a.tokens) for a in row])
         assert all(len(a.logprobs) == len(a.tokens) for a in row)
-        assert [a.score for a in row] == sorted([a.score for a in row], reverse=True)
+        assert [a.score for a in row] == sorted([a.score or 0.0 for a in row], reverse=True)
         assert len({a.tokens for a in row}) == 3
 
 
@@ -225,7 +226,7 @@ def test_no_keys_or_values_are_copied(tiny_model: PaliGemma, batch: Batch):
 
 def test_each_sequence_has_its_own_limits_and_ends(tiny_model: PaliGemma, batch: Batch):
     """With both rules, and as each alone."""
-    own = dict(
+    own: dict[str, Any] = dict(
         max_new_tokens=[2, 8, 5, 3],
         min_new_tokens=[0, 4, 0, 2],
         eos_token_id=[[1], [9, 5], [7], []],
@@ -233,7 +234,7 @@ def test_each_sequence_has_its_own_limits_and_ends(tiny_model: PaliGemma, batch:
     for early_stopping in (True, False):
         together = search(tiny_model, batch, early_stopping=early_stopping, **own)
         for i, row in enumerate(together):
-            alone = {name: values[i] for name, values in own.items()}
+            alone: dict[str, Any] = {name: values[i] for name, values in own.items()}
             one = sequences_of(batch, [i])
             found = search(tiny_model, one, early_stopping=early_stopping, **alone)
             assert tokens_of(found) == [[a.tokens for a in row]]

@@ -1,15 +1,17 @@
 """GenerationConfig: values, names that people type, and a checkpoint's generation_config.json."""
 
 import dataclasses
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import paligemma_jax as pg
-from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation.config import from_hugging_face, resolve_config
+from paligemma_jax.errors import CheckpointError, ConfigError
+from paligemma_jax.generation.config import from_hugging_face, resolve_config, to_hugging_face
 
 
 def resolve(**settings: Any) -> pg.GenerationConfig:
@@ -164,8 +166,26 @@ def test_what_a_file_says_is_honored():
 def test_what_is_not_supported_is_named_in_one_warning():
     values = {"repetition_penalty": 1.2, "suppress_tokens": [3], "num_beams": 4, "eos_token_id": 1}
     with pytest.warns(UserWarning, match="repetition_penalty.*suppress_tokens.*num_beams") as found:
-        from_hugging_face(PUBLISHED | values | {"invented": 3}, "f.json")
+        from_hugging_face(PUBLISHED | values | {"invented": 3}, "model")
     assert len(found) == 1 and "invented" in str(found[0].message)
     assert "eos_token_id" not in str(found[0].message)
-    with pytest.raises(ConfigError, match="f.json: eos_token_id"):
-        from_hugging_face({"eos_token_id": "end"}, "f.json")
+    with pytest.raises(CheckpointError, match="generation_config.json of model: eos_token_id"):
+        from_hugging_face({"eos_token_id": "end"}, "model")
+
+
+def test_it_is_read_kept_and_written(tmp_path: Path):
+    """From a Hugging Face directory, through a native checkpoint, and back."""
+    demo = pg.from_pretrained("demo", dtype="float32")
+    assert demo.generation_config == pg.GenerationConfig()
+    demo.save(tmp_path / "hf", "huggingface")
+    path = tmp_path / "hf" / "generation_config.json"
+    values = json.loads(path.read_text()) | {"eos_token_id": [1, 7], "max_new_tokens": 9}
+    path.write_text(json.dumps(values))
+    pg.convert(tmp_path / "hf", tmp_path / "native")
+    again = pg.from_pretrained(tmp_path / "native", dtype="float32")
+    again.save(tmp_path / "saved", "huggingface")
+    for name in ("hf", "native", "saved"):
+        config = pg.from_pretrained(tmp_path / name, dtype="float32").generation_config
+        assert config == pg.GenerationConfig(eos_token_id=[1, 7], max_new_tokens=9)
+    config = dataclasses.replace(config, temperature=0.5, top_k=3)
+    assert from_hugging_face(to_hugging_face(config), "f") == config

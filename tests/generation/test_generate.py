@@ -101,7 +101,7 @@ def test_least_number_of_tokens(tiny_model, batch, free, count: int):
 
 def test_sequences_with_different_settings_share_a_batch(tiny_model, batch):
     """Each gets what it gets alone."""
-    own: dict[str, list[Any]] = dict(
+    own: dict[str, Any] = dict(
         temperature=[0.0, 0.7, 2.0, 3.0],
         top_k=[None, None, 5, 20],
         top_p=[None, 0.9, None, 0.8],
@@ -170,7 +170,7 @@ def test_a_prompt_without_images(tiny_model, batch, free):
 
 @pytest.mark.parametrize("how", [{}, WILD], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("images", [True, False], ids=["images", "text only"])
-def test_alone_and_in_any_batch(tiny_model, how: dict[str, float], images: bool):
+def test_alone_and_in_any_batch(tiny_model, how: dict[str, Any], images: bool):
     """Any neighbors, any place, any padding: shapes are two, so that two programs do."""
 
     @settings(max_examples=6, deadline=None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -161,7 +162,8 @@ def test_what_cannot_be_encoded(model, processor, images):
         prepare(model, processor, [other], QUESTIONS[:1])
     with pytest.raises(ConfigError, match="each of 4 sequences, got 2"):
         read_prompts(model, processor(None, QUESTIONS), stack([kept], 2))
-    for size in (0, 1.5, True):
+    wrong: list[Any] = [0, 1.5, True]
+    for size in wrong:
         with pytest.raises(ConfigError, match="batch_size: expected"):
             list(prompt_batches(model, processor, None, ["ocr"], batch_size=size))
 

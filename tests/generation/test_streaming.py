@@ -39,7 +39,8 @@ def ask(chosen: list[int] | None = None, **settings: Any) -> list[Generation]:
     batch = questions(COUNT)
     if chosen is not None:
         batch = dataclasses.replace(batch, row_mask=np.isin(np.arange(COUNT), chosen))
-    return generate(babbler(), batch, tokenizer(), **HOW | dict(eos_token_id=()) | settings)
+    how: dict[str, Any] = HOW | {"eos_token_id": ()} | settings
+    return generate(babbler(), batch, tokenizer(), **how)
 
 
 def collect(**settings: Any) -> list[list[GenerationEvent]]:
