@@ -1,19 +1,11 @@
-"""Pictures -> the float32 pixels SigLIP was trained on.
+"""Images: anything a user may hold -> upright RGB -> the float32 pixels SigLIP was trained on.
 
 A checkpoint brings its method: big_vision's were trained on bilinear resizing truncated to 8 bit,
 Hugging Face's processor resizes bicubically. Both squash to a square and map [0, 255] to [-1, 1].
 
-numpy pictures: which arrays are one, and what their numbers mean.
-
-Reading a picture's bytes from an http(s) address, bounded in size and time.
-
-Any picture a user may hold -> an upright 8-bit RGB `PIL.Image`.
-
-Antialiased bilinear resizing with TensorFlow's float32 arithmetic, operation by operation.
-
 big_vision resizes with `tf.image.resize(method="bilinear", antialias=True)` and truncates the
-result to uint8, so a difference in the last bit can cost a whole grey level. Weights and sums are
-formed in the same order and precision therefore (kernel `ScaleAndTranslate`, triangle filter, CPU).
+result to uint8, so a difference in the last bit can cost a whole gray level. TensorFlow's weights
+and sums are formed in its order and precision therefore (kernel `ScaleAndTranslate`, CPU).
 """
 
 import dataclasses
@@ -32,7 +24,49 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from paligemma_jax.errors import ConfigError, InvalidImageError
 
-_WANTED = "uint8 in 0..255 or float in 0..1, shaped [height, width] or [height, width, 1 | 3 | 4],"
+Data: TypeAlias = bytes | bytearray | memoryview
+ImageSource: TypeAlias = str | os.PathLike[str] | Data | IO[bytes] | Image.Image | np.ndarray
+
+MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion: a quarter GiB of 8-bit RGB
+MAX_BYTES = 512 * 2**20
+# Only widely used decoders are reachable from untrusted bytes; Pillow has many others.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_CHUNK = 1 << 16
+_ARRAY = "uint8 in 0..255 or float in 0..1, shaped [height, width] or [height, width, 1 | 3 | 4]"
+
+
+def load_image(
+    source: ImageSource, *, allow_urls: bool = False, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """The image as `PIL.Image` in mode RGB; raises InvalidImageError for what is no image.
+
+    Accepts a path, the bytes of a file, a binary file object, a PIL image, a numpy array (in RGB
+    order; see `image_from_array`), or, with `allow_urls`, an http(s) address. EXIF orientation is
+    applied, animations give their first frame, 16-bit gray keeps its high byte, transparency is
+    dropped (as in big_vision and Hugging Face), embedded colour profiles are ignored. More than
+    `max_pixels` are refused before any is decoded; Pillow itself refuses more than twice
+    `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "the PIL image", max_pixels)
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        if isinstance(text, str) and text.lower().startswith(("http://", "https://")):
+            return _decode(_from_url(text, allow_urls), text, max_pixels)
+        return _decode(_from_path(Path(os.fsdecode(text))), os.fsdecode(text), max_pixels)
+    if isinstance(source, Data):
+        return _decode(bytes(source), f"the data of {len(source):,} bytes", max_pixels)
+    if hasattr(source, "read"):
+        name = getattr(source, "name", None)
+        return _decode(
+            _from_file(source), name if isinstance(name, str) else "the file object", max_pixels
+        )
+    if hasattr(source, "__array__"):
+        return image_from_array(np.asarray(source))
+    raise InvalidImageError(
+        "Expected a path, bytes, a binary file, a PIL image or a numpy array, got "
+        f"{type(source).__name__}."
+    )
 
 
 def image_from_array(array: np.ndarray) -> Image.Image:
@@ -41,43 +75,34 @@ def image_from_array(array: np.ndarray) -> Image.Image:
     Channels are red, green, blue and an alpha that is dropped; floats are rounded to 8 bit. Raises
     InvalidImageError for anything else: the range of a float array is never guessed.
     """
-    grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    gray = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
     color = array.ndim == 3 and array.shape[2] in (3, 4)
-    if not (grey or color) or array.size == 0:
+    if not (gray or color) or array.size == 0:
         raise InvalidImageError(
-            f"An array of shape {array.shape} is no picture. {_WANTED} fits. {_advice(array)}"
+            f"Expected an array of {_ARRAY}; got shape {array.shape}.{_advice(array)}"
         )
     if np.issubdtype(array.dtype, np.floating):
-        array = _from_unit_range(array)
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):  # also true for NaN
+            raise InvalidImageError(
+                f"Expected floats from 0 to 1, or uint8, got floats from {low:g} to {high:g}. "
+                "Convert them, for example: array.astype('uint8')"
+            )
+        array = np.round(array.astype(np.float32) * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise InvalidImageError(
-            f"An array of {array.dtype} has no known range. {_WANTED} fits. "
-            "Convert it, for example: array.astype('uint8')"
+            f"Expected an array of {_ARRAY}; got {array.dtype}, which has no known range. Convert "
+            "it, for example: array.astype('uint8')"
         )
-    if grey:
+    if gray:
         return Image.fromarray(array.reshape(array.shape[:2])).convert("RGB")
     return Image.fromarray(np.ascontiguousarray(array[:, :, :3]))
 
 
-def _from_unit_range(array: np.ndarray) -> np.ndarray:
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 1):  # also true for NaN
-        raise InvalidImageError(
-            f"A float array with values from {low:g} to {high:g} is no picture. Floats from 0 to "
-            "1, or uint8, fit. Convert it, for example: array.astype('uint8')"
-        )
-    return np.round(array.astype(np.float32) * 255).astype(np.uint8)
-
-
 def _advice(array: np.ndarray) -> str:
     if array.ndim == 3 and array.shape[0] in (1, 3, 4):
-        return "Channels come last; use: array.transpose(1, 2, 0)"
-    if array.ndim == 4:
-        return "For several pictures pass a list: list(array)"
-    return "Check how the array was made."
-
-
-_CHUNK = 1 << 16
+        return " Channels come last; use: array.transpose(1, 2, 0)"
+    return " For several images pass a list: list(array)" if array.ndim == 4 else ""
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -112,75 +137,31 @@ def download(url: str, *, max_bytes: int, timeout: float = 30.0) -> bytes:
                 body += chunk
                 if len(body) > max_bytes:
                     raise InvalidImageError(
-                        f"{url} sends more than {max_bytes:,} bytes. A picture file of at most "
-                        "that size fits. Download it and pass a smaller copy."
+                        f"Expected at most {max_bytes:,} bytes, but {url} sends more. Download "
+                        "it and pass a smaller copy."
                     )
                 if time.monotonic() > deadline:
                     raise TimeoutError
     except TimeoutError as e:
         raise InvalidImageError(
-            f"{url} did not arrive within {timeout:g} seconds. "
-            "Download the picture first and pass its path."
+            f"{url} did not arrive within {timeout:g} seconds. Download it and pass its path."
         ) from e
     except (OSError, HTTPException, ValueError) as e:
         if isinstance(e, InvalidImageError):
             raise
         reason = f"HTTP status {e.code}" if isinstance(e, urllib.error.HTTPError) else "no answer"
         raise InvalidImageError(
-            f"{url} could not be read ({reason}). An address that serves a picture file is needed. "
-            "Open it in a browser, or download the picture and pass its path."
+            f"{url} could not be read ({reason}). Open it in a browser, or download the image and "
+            "pass its path."
         ) from e
     return bytes(body)
-
-
-Data: TypeAlias = bytes | bytearray | memoryview
-ImageSource: TypeAlias = str | os.PathLike[str] | Data | IO[bytes] | Image.Image | np.ndarray
-
-MAX_PIXELS = 89_478_485  # Pillow's own threshold of suspicion: a quarter GiB of 8-bit RGB
-MAX_BYTES = 512 * 2**20
-# Only widely used decoders are reachable from untrusted bytes; Pillow has many others.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-
-
-def load_image(
-    source: ImageSource, *, allow_urls: bool = False, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
-    """The picture as `PIL.Image` in mode RGB; raises InvalidImageError for what is no picture.
-
-    Accepts a path, the bytes of a file, a binary file object, a PIL image, a numpy array (in RGB
-    order; see `image_from_array`), or, with `allow_urls`, an http(s) address. EXIF orientation is
-    applied, animations give their first frame, 16-bit grey keeps its high byte, transparency is
-    dropped (as in big_vision and Hugging Face), embedded colour profiles are ignored. More than
-    `max_pixels` are refused before any is decoded; Pillow itself refuses more than twice
-    `PIL.Image.MAX_IMAGE_PIXELS`.
-    """
-    if isinstance(source, Image.Image):
-        return _to_rgb(source, "the PIL image", max_pixels)
-    if isinstance(source, str | os.PathLike):
-        text = os.fspath(source)
-        if isinstance(text, str) and text.lower().startswith(("http://", "https://")):
-            return _decode(_from_url(text, allow_urls), text, max_pixels)
-        return _decode(_from_path(Path(os.fsdecode(text))), os.fsdecode(text), max_pixels)
-    if isinstance(source, Data):
-        return _decode(bytes(source), f"the data of {len(source):,} bytes", max_pixels)
-    if hasattr(source, "read"):
-        name = getattr(source, "name", None)
-        return _decode(
-            _from_file(source), name if isinstance(name, str) else "the file object", max_pixels
-        )
-    if hasattr(source, "__array__"):
-        return image_from_array(np.asarray(source))
-    raise InvalidImageError(
-        f"{type(source).__name__} is no picture. A path, bytes, a binary file, a PIL image or a "
-        "numpy array fits. Pass for example images=['cat.jpg']."
-    )
 
 
 def _from_url(url: str, allow_urls: bool) -> bytes:
     if not allow_urls:
         raise InvalidImageError(
-            f"{url} is an address, and reading from the network is off. A path or bytes fit. "
-            "Pass allow_urls=True to download it."
+            f"{url} is an address, and reading from the network is off. Pass allow_urls=True to "
+            "download it."
         )
     return download(url, max_bytes=MAX_BYTES)
 
@@ -190,40 +171,27 @@ def _from_path(path: Path) -> bytes:
     try:
         # A pipe or device could block for ever, so only regular files are opened.
         if not path.is_file():
-            kind = (
-                "is a directory"
-                if path.is_dir()
-                else "is no regular file"
-                if path.exists()
-                else "does not exist"
-            )
-            raise InvalidImageError(
-                f"The picture {path} {kind}. The path of a picture file is needed. "
-                f"Look with: ls {path.parent}"
-            )
+            kind = "is no regular file" if path.exists() else "does not exist"
+            raise InvalidImageError(f"The image {str(path)!r} {kind}.")
         with path.open("rb") as file:
             return _from_file(file)
     except (OSError, ValueError) as e:  # ValueError: a null byte in the path
         if isinstance(e, InvalidImageError):
             raise
         reason = e.strerror if isinstance(e, OSError) else "not a valid path"
-        raise InvalidImageError(
-            f"The picture {str(path)!r} cannot be read: {reason}. A readable picture file is "
-            f"needed. Look with: ls -l {path.parent}"
-        ) from e
+        raise InvalidImageError(f"The image {str(path)!r} cannot be read: {reason}.") from e
 
 
 def _from_file(file: Any) -> bytes:
     data = file.read(MAX_BYTES + 1)
     if not isinstance(data, bytes):
         raise InvalidImageError(
-            "The file object gives text, not bytes. A file opened in binary mode fits. "
-            "Open it with: open(path, 'rb')"
+            "Expected bytes from the file object, got text. Open it with: open(path, 'rb')"
         )
     if len(data) > MAX_BYTES:
         raise InvalidImageError(
-            f"The picture file is larger than {MAX_BYTES:,} bytes. A smaller file fits. "
-            "Save it compressed or at a lower resolution."
+            f"Expected an image file of at most {MAX_BYTES:,} bytes. Save it compressed or at a "
+            "lower resolution."
         )
     return data
 
@@ -239,24 +207,21 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         raise _too_large(name, "far too many", max_pixels) from e
     except UnidentifiedImageError as e:
         raise InvalidImageError(
-            f"{name} is no picture: it {_describe(data)}. A file in one of the formats "
-            f"{', '.join(FORMATS)} fits. Convert it, or check that the download was complete."
+            f"{name} is not an image: it {_describe(data)}. Expected a file in one of the formats "
+            f"{', '.join(FORMATS)}."
         ) from e
     except Exception as e:  # decoders meet damaged bytes with many kinds of exception
         raise _damaged(name) from e
 
 
 def _damaged(name: str) -> InvalidImageError:
-    return InvalidImageError(
-        f"{name} is damaged or cut short. A complete picture file fits. "
-        "Download or export the picture again."
-    )
+    return InvalidImageError(f"{name} is damaged or cut short. Download or export the image again.")
 
 
 def _too_large(name: str, pixels: str, max_pixels: int) -> InvalidImageError:
     return InvalidImageError(
-        f"{name} has {pixels} pixels. At most {max_pixels:,} are accepted. "
-        "Shrink it first, or call load_image(source, max_pixels=...) if you trust it."
+        f"Expected at most {max_pixels:,} pixels, got {pixels} in {name}. Shrink it first, or "
+        "call load_image(source, max_pixels=...) if you trust it."
     )
 
 
@@ -265,9 +230,9 @@ def _describe(data: bytes) -> str:
     if not data:
         return "is empty"
     if data.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the picture itself"
+        return "is a Git LFS pointer, not the image itself"
     if data[4:8] == b"ftyp":
-        return "is a HEIC or AVIF picture or a video"
+        return "is a HEIC or AVIF image or a video"
     if data.startswith(b"%PDF"):
         return "is a PDF document"
     try:
@@ -281,15 +246,13 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     """First frame, upright, 8-bit RGB."""
     width, height = image.size
     if width < 1 or height < 1:
-        raise InvalidImageError(
-            f"{name} is {width} x {height} pixels. At least 1 x 1 fits. Check how it was made."
-        )
+        raise InvalidImageError(f"Expected at least one pixel, got {width} x {height} in {name}.")
     if width * height > max_pixels:
         raise _too_large(name, f"{width * height:,}", max_pixels)
     if image.mode in ("I", "F"):
         raise InvalidImageError(
-            f"{name} holds 32-bit values of unknown range (Pillow mode {image.mode}). 8-bit or "
-            "16-bit pixels fit. Scale it, for example: Image.fromarray(values.astype('uint8'))"
+            f"Expected 8-bit or 16-bit pixels, got 32-bit values of unknown range in {name} "
+            f"(Pillow mode {image.mode}). Scale it: Image.fromarray(values.astype('uint8'))"
         )
     try:
         image.load()
@@ -297,7 +260,7 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         image = _upright(image)
         if image.mode.startswith("I;16"):
-            # convert("RGB") would clip at 255 and turn nearly all of the picture white.
+            # convert("RGB") would clip at 255 and turn nearly all of the image white.
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         return image.convert("RGB")
     except Exception as e:  # decoders meet damaged pixels with many kinds of exception
@@ -315,7 +278,7 @@ Span = tuple[int, np.ndarray]  # first source index, float32 weights of it and t
 
 
 def triangle_spans(input_size: int, output_size: int) -> list[Span]:
-    """For each output position, the first source index and the normalised triangle weights.
+    """For each output position, the first source index and the normalized triangle weights.
 
     The filter is one source pixel wide when enlarging and one output pixel wide when shrinking.
     """
@@ -349,7 +312,7 @@ def _resample_rows(pixels: np.ndarray, output_size: int) -> np.ndarray:
 def resize_bilinear_antialias(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes [H, W, C] to float32 [height, width, C]; values stay on the scale of the input.
 
-    Equals TensorFlow's CPU result bit for bit on the golden pictures. Memory beyond the input and
+    Equals TensorFlow's CPU result bit for bit on the golden images. Memory beyond the input and
     the result: one float32 [height, W, C].
     """
     rows = _resample_rows(pixels, height)

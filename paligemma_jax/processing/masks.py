@@ -1,27 +1,9 @@
-"""Masks in a picture <-> the 64 x 64 crops that the mask codec reads and writes.
+"""Masks: run lengths, polygons, and the crops and codes of the mask codec.
 
-Corners are y1, x1, y2, x2 as fractions of the picture's height and width.
-
-COCO's run lengths of a mask, written and read as pycocotools does.
-
-Runs go down the columns, from left to right, and begin with the pixels that are not in the mask
-(0 of them if the first pixel is). Compressed, each run is written in groups of five bits, lowest
-first, a sixth bit saying that more follow, as the character 48 + value; from the third run on it
-is the difference from the run two before. Source: cocodataset/cocoapi, common/maskApi.c.
-
-Outlines <-> masks.
-
-Positions are x, y in pixels from the picture's top left corner; pixel (row r, column c) covers c to
-c + 1 and r to r + 1, and is in the polygon if its centre is. A traced outline runs along the edges
-of pixels, so a mask that is traced and filled again is the same mask.
-
-Masks from what annotators leave behind: PNG files, COCO's polygons and run lengths.
-
-Masks <-> the codes of `<seg>` tokens, for any number of masks at once.
-
-Letters: n masks.
-
-Masks of a picture -> the objects that a model is trained to answer with.
+Boxes are corners y1, x1, y2, x2 as fractions of the image's height and width. Positions of polygons
+are x, y in pixels from the top left corner; pixel (row r, column c) covers c to c + 1 and r to
+r + 1, and is in a polygon if its center is. A traced outline runs along the edges of pixels, so a
+mask that is traced and filled again is the same mask.
 """
 
 import dataclasses
@@ -41,14 +23,25 @@ from paligemma_jax.processing.image import resize_bilinear_antialias
 from paligemma_jax.processing.location_tokens import Box
 from paligemma_jax.processing.processor import bucket
 
-_OFFSET = 48
-_MORE = 0x20
-_SIGN = 0x10
+MaskSource = str | os.PathLike[str] | Image.Image | np.ndarray
+Corners = tuple[float, float, float, float]
+Ring = tuple[tuple[float, float], ...]
+_OFFSET, _MORE, _SIGN = 48, 0x20, 0x10  # of compressed run lengths
+_STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # right, down, left, up as x, y
+_MAX_PIXELS = 1 << 28
+_BINS = 1023
+_BATCH = 32  # masks that go through the network together: bounds memory, and compiled shapes
 
 
 @dataclasses.dataclass(frozen=True)
 class RLE:
-    """A mask of height x width pixels as run lengths; see the module."""
+    """A mask of height x width pixels as COCO's run lengths, read and written as by pycocotools.
+
+    Runs go down the columns, from left to right, and begin with the pixels that are not in the mask
+    (0 of them if the first pixel is). Compressed, each run is written in groups of five bits,
+    lowest first, a sixth bit saying that more follow, as the character 48 + value; from the third
+    run on it is the difference from the run two before. Source: cocoapi, common/maskApi.c.
+    """
 
     height: int
     width: int
@@ -57,9 +50,8 @@ class RLE:
     def __post_init__(self) -> None:
         if min(self.counts, default=0) < 0 or sum(self.counts) != self.height * self.width:
             raise InvalidMaskError(
-                f"Run lengths of {sum(self.counts)} pixels in all are no mask of {self.height} x "
-                f"{self.width}. Lengths from 0 up that add to {self.height * self.width} fit. "
-                'Check "size", which is [height, width].'
+                f"Expected run lengths that add to {self.height} x {self.width} pixels, got "
+                f'{sum(self.counts)} in all. Check "size", which is [height, width].'
             )
 
     @classmethod
@@ -86,18 +78,14 @@ class RLE:
             runs = _decompress(counts) if isinstance(counts, str) else tuple(map(int, counts))
         except (KeyError, TypeError, ValueError, IndexError) as e:
             raise InvalidMaskError(
-                f"{str(rle)[:80]} is no run-length mask. A dictionary with the keys size (height, "
-                "width) and counts fits. See RLE.from_mask(mask).to_coco()"
+                "Expected run lengths as a dictionary of size (height, width) and counts, got "
+                f"{str(rle)[:80]}. See RLE.from_mask(mask).to_coco()"
             ) from e
         return cls(height, width, runs)
 
     def to_coco(self) -> dict[str, Any]:
         """Compressed, ready for JSON: {"size": [height, width], "counts": str}."""
         return {"size": [self.height, self.width], "counts": _compress(self.counts)}
-
-    def to_coco_uncompressed(self) -> dict[str, Any]:
-        """The same with the runs as a list of int."""
-        return {"size": [self.height, self.width], "counts": list(self.counts)}
 
     def to_mask(self) -> np.ndarray:
         """The mask bool[H, W]."""
@@ -116,8 +104,8 @@ def check_mask(mask: np.ndarray) -> np.ndarray:
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2 or not mask.size:
         what = f"{mask.dtype}{list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask)
         raise InvalidMaskError(
-            f"{what} is no mask. A numpy array of bool, shaped [height, width], fits. Convert it, "
-            "for example: numpy.asarray(mask) > 127"
+            f"Expected a mask as numpy array bool[height, width], got {what}. Convert it, for "
+            "example: numpy.asarray(mask) > 127"
         )
     return mask
 
@@ -155,19 +143,13 @@ def _decompress(text: str) -> tuple[int, ...]:
     return tuple(counts)
 
 
-_SIDE = 64  # pixels of a crop
-
-Corners = tuple[float, float, float, float]
-
-
 def tight_corners(mask: np.ndarray) -> Corners:
     """The smallest box around a mask bool[H, W]; raises InvalidMaskError for an empty one."""
     mask = check_mask(mask)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         raise InvalidMaskError(
-            f"The mask of {mask.shape[0]} x {mask.shape[1]} pixels is empty, so it has no box. At "
-            "least one pixel in it fits. Leave the object out."
+            f"The mask of {mask.shape[0]} x {mask.shape[1]} pixels is empty, so it has no box."
         )
     height, width = mask.shape
     return (
@@ -186,8 +168,8 @@ def pixel_corners(corners: Sequence[float], height: int, width: int) -> tuple[in
     y1, x1, y2, x2 = (float(corner) for corner in corners)
     if not (0 <= y1 <= y2 <= 1 and 0 <= x1 <= x2 <= 1):
         raise InvalidMaskError(
-            f"The corners {(y1, x1, y2, x2)} are no box. y1 <= y2 and x1 <= x2, all from 0 to 1, "
-            "fit. Divide pixels by the height and width of the picture."
+            f"Expected corners y1 <= y2 and x1 <= x2 from 0 to 1, got {(y1, x1, y2, x2)}. Divide "
+            "pixels by the height and width of the image."
         )
     return round(height * y1), round(width * x1), round(height * y2), round(width * x2)
 
@@ -200,18 +182,14 @@ def crop_for_codec(mask: np.ndarray, corners: Sequence[float]) -> np.ndarray:
     """
     mask = check_mask(mask)
     y1, x1, y2, x2 = pixel_corners(corners, *mask.shape)
-    if y1 == y2 or x1 == x2:
-        raise InvalidMaskError(
-            f"The box {tuple(corners)} has no area in a mask of {mask.shape[0]} x {mask.shape[1]} "
-            "pixels. A box of at least one pixel fits. See tight_corners(mask)."
-        )
     crop = mask[y1:y2, x1:x2]
-    if not crop.any():
+    if not crop.any():  # also without area
         raise InvalidMaskError(
-            f"The mask is empty inside the box {tuple(corners)}. A box around the object fits. See "
+            f"The mask is empty inside the box {tuple(corners)}, in pixels {(y1, x1, y2, x2)}. See "
             "tight_corners(mask)."
         )
-    return resize_bilinear_antialias(crop[..., None].astype(np.float32), _SIDE, _SIDE)[..., 0]
+    pixels = crop[..., None].astype(np.float32)
+    return resize_bilinear_antialias(pixels, MASK_SIDE, MASK_SIDE)[..., 0]
 
 
 def paste(crop: np.ndarray, corners: Sequence[float], height: int, width: int) -> np.ndarray:
@@ -221,10 +199,10 @@ def paste(crop: np.ndarray, corners: Sequence[float], height: int, width: int) -
     mask. Raises InvalidMaskError for another shape and for corners that are no box.
     """
     crop = np.asarray(crop, np.float32)
-    if crop.shape != (_SIDE, _SIDE):
+    if crop.shape != (MASK_SIDE, MASK_SIDE):
         raise InvalidMaskError(
-            f"A crop of shape {list(crop.shape)} does not fit. [{_SIDE}, {_SIDE}] fits, as "
-            "MaskCodec.decode gives it for each mask. Take one: crops[0]"
+            f"Expected one crop [{MASK_SIDE}, {MASK_SIDE}] of MaskCodec.decode, got "
+            f"{list(crop.shape)}."
         )
     y1, x1, y2, x2 = pixel_corners(corners, height, width)
     mask = np.zeros((height, width), bool)
@@ -232,10 +210,6 @@ def paste(crop: np.ndarray, corners: Sequence[float], height: int, width: int) -
         resized = Image.fromarray(crop).resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR)
         mask[y1:y2, x1:x2] = np.asarray(resized) > 0.5
     return mask
-
-
-Ring = tuple[tuple[float, float], ...]
-_STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # right, down, left, up as x, y
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,8 +223,7 @@ class Polygon:
         for ring in (self.exterior, *self.holes):
             if len(ring) < 3:
                 raise InvalidMaskError(
-                    f"A polygon of {len(ring)} points has no area. At least 3 points (x, y) fit. "
-                    "Leave it out, or give the corners of the object."
+                    f"Expected a polygon of at least 3 points (x, y), got {len(ring)}."
                 )
 
     @classmethod
@@ -258,17 +231,16 @@ class Polygon:
         """Of COCO's flat list x, y, x, y, ...; raises InvalidMaskError."""
         if len(numbers) % 2:
             raise InvalidMaskError(
-                f"A polygon of {len(numbers)} numbers is no list of points. Pairs x, y, x, y, ... "
-                "fit. A list of polygons goes in one by one."
+                f"Expected a flat list x, y, x, y, ... of one polygon, got {len(numbers)} numbers."
             )
         points = np.asarray(numbers, float).reshape(-1, 2)
         return cls(tuple((float(x), float(y)) for x, y in points))
 
 
 def polygons_to_mask(polygons: Iterable[Polygon], height: int, width: int) -> np.ndarray:
-    """The mask bool[height, width] of pixels whose centres are in any of `polygons`.
+    """The mask bool[height, width] of pixels whose centers are in any of `polygons`.
 
-    Raises InvalidMaskError for a point more than one pixel outside the picture.
+    Raises InvalidMaskError for a point more than one pixel outside the image.
     """
     mask = np.zeros((height, width), bool)
     for polygon in polygons:
@@ -308,19 +280,19 @@ def _check_inside(points: np.ndarray, height: int, width: int) -> None:
             and points[:, 1].max() <= height + 1):  # fmt: skip
         low, high = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         raise InvalidMaskError(
-            f"A polygon from {low} to {high} (x, y) leaves the picture of {width} x {height} "
-            "pixels. Points inside it fit. Give the size of the picture it was drawn on."
+            f"Expected points (x, y) inside the image of {width} x {height} pixels, got a polygon "
+            f"from {low} to {high}. Give the size of the image it was drawn on."
         )
 
 
 def _fill(rings: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Even-odd rule at the centres of pixels."""
+    """Even-odd rule at the centers of pixels."""
     turns = np.zeros((height, width + 1), np.int32)
     for points in rings:
         for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
             if y0 > y1:
                 x0, y0, x1, y1 = x1, y1, x0, y0
-            # Rows whose centre r + 0.5 is in [y0, y1): each corner counts once.
+            # Rows whose center r + 0.5 is in [y0, y1): each corner counts once.
             rows = np.arange(max(0, int(np.ceil(y0 - 0.5))), min(height, int(np.ceil(y1 - 0.5))))
             if rows.size:
                 crossings = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
@@ -337,8 +309,8 @@ def _trace(mask: np.ndarray) -> list[np.ndarray]:
     outside = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])
     begins = ((0, 0), (1, 0), (1, 1), (0, 1))
     leaving: dict[tuple[int, int], list[int]] = {}
-    for way, (neighbour, (right, down)) in enumerate(zip(outside, begins, strict=True)):
-        rows, columns = np.nonzero(inner & ~neighbour)
+    for way, (neighbor, (right, down)) in enumerate(zip(outside, begins, strict=True)):
+        rows, columns = np.nonzero(inner & ~neighbor)
         for x, y in zip((columns + right).tolist(), (rows + down).tolist(), strict=True):
             leaving.setdefault((x, y), []).append(way)
     return [_follow(leaving, start) for start in sorted(leaving) if start in leaving]
@@ -377,7 +349,7 @@ def _twice_area(points: np.ndarray) -> float:
 
 
 def _beside(points: np.ndarray) -> np.ndarray:
-    """The centre x, y of a pixel of the mask, to the right of an outline's first step."""
+    """The center x, y of a pixel of the mask, to the right of an outline's first step."""
     step = np.sign(points[1] - points[0])
     return points[0] + 0.5 * step + 0.5 * np.array([-step[1], step[0]])
 
@@ -390,15 +362,11 @@ def _holds(points: np.ndarray, position: np.ndarray) -> bool:
     return bool(np.count_nonzero(crossed) % 2)
 
 
-MaskSource = str | os.PathLike[str] | Image.Image | np.ndarray
-_MOST_PIXELS = 1 << 28
-
-
 def load_mask(source: MaskSource, value: int | None = None) -> np.ndarray:
-    """The mask bool[H, W] of a picture of one channel: a path, a PIL picture, or an array.
+    """The mask bool[H, W] of an image of one channel: a path, a PIL image, or an array.
 
-    Inside is what has `value` (an instance or class in a map of labels; the index in pictures with
-    a palette). Without it, inside is what is brighter than half of the brightest pixel, so that
+    Inside is what has `value` (an instance or class in a label map; the index in images with a
+    palette). Without it, inside is what is brighter than half of the brightest pixel, so that
     0 and 1, 0 and 255, and soft edges are all read as they are meant.
 
     Raises InvalidMaskError for what is no mask.
@@ -421,16 +389,16 @@ def mask_from_coco(segmentation: Any, height: int, width: int) -> np.ndarray:
         rle = RLE.from_coco(segmentation)
         if (rle.height, rle.width) != (height, width):
             raise InvalidMaskError(
-                f"The run lengths are of a picture of {rle.height} x {rle.width} pixels, not of "
-                f'{height} x {width}. Masks of the picture\'s own size fit. Check "size".'
+                f"Expected run lengths of an image of {height} x {width} pixels, got "
+                f'{rle.height} x {rle.width}. Check "size".'
             )
         return rle.to_mask()
     if isinstance(segmentation, Sequence) and not isinstance(segmentation, str) and segmentation:
         polygons = [Polygon.from_coco(numbers) for numbers in segmentation]
         return polygons_to_mask(polygons, height, width)
     raise InvalidMaskError(
-        f"{str(segmentation)[:80]!r} is no segmentation of COCO's. A list of polygons, or a "
-        'dictionary of "size" and "counts", fits.'
+        'Expected a list of polygons, or a dictionary of "size" and "counts", as COCO writes '
+        f"them; got {str(segmentation)[:80]!r}."
     )
 
 
@@ -440,28 +408,25 @@ def _pixels(source: MaskSource) -> np.ndarray:
     else:
         try:
             image = source if isinstance(source, Image.Image) else Image.open(Path(source))
-            if image.width * image.height > _MOST_PIXELS:
+            if image.width * image.height > _MAX_PIXELS:
                 raise InvalidMaskError(
-                    f"A mask of {image.height} x {image.width} pixels is too large. At most "
-                    f"{_MOST_PIXELS:,} pixels fit."
+                    f"Expected a mask of at most {_MAX_PIXELS:,} pixels, got {image.height} x "
+                    f"{image.width}."
                 )
             pixels = np.asarray(image)
         except (OSError, UnidentifiedImageError, SyntaxError) as e:
             raise InvalidMaskError(
-                f"{source} cannot be read as a mask: {e}. A picture file of one channel, such as a "
-                "grey PNG, fits."
+                f"{source} cannot be read as a mask: {e}. Expected an image file of one channel, "
+                "such as a gray PNG."
             ) from e
     if pixels.ndim == 3 and pixels.shape[2] in (1, 3) and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]  # grey, saved as RGB
+        pixels = pixels[..., 0]  # gray, saved as RGB
     if pixels.ndim != 2 or not pixels.size or pixels.dtype.kind not in "biuf":
         raise InvalidMaskError(
-            f"Pixels of shape {list(pixels.shape)} ({pixels.dtype}) are no mask. [height, width], "
-            "one number a pixel, fits. Choose a channel: pixels[..., 0]"
+            "Expected a mask [height, width] with one number a pixel, got "
+            f"{pixels.dtype}{list(pixels.shape)}. Choose a channel: pixels[..., 0]"
         )
     return pixels
-
-
-_MOST = 32  # masks that go through the network together: bounds memory, and programs to compile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -478,11 +443,11 @@ class MaskCodec:
         crops = np.asarray(crops, np.float32)
         if crops.ndim != 3 or crops.shape[1:] != (MASK_SIDE, MASK_SIDE):
             raise InvalidMaskError(
-                f"Masks of shape {list(crops.shape)} do not fit. [n, {MASK_SIDE}, {MASK_SIDE}] "
-                "fits. Cut masks to their boxes with crop_for_codec."
+                f"Expected masks [n, {MASK_SIDE}, {MASK_SIDE}], got {list(crops.shape)}. Cut masks "
+                "to their boxes with crop_for_codec."
             )
-        pieces = [_encode(self.model, part)[:real] for part, real in _parts(crops[..., None])]
-        return np.concatenate([np.zeros((0, NUM_CODES), np.int32), *map(np.asarray, pieces)])
+        codes = [_encode(self.model, part)[:real] for part, real in _batches(crops[..., None])]
+        return np.concatenate([np.zeros((0, NUM_CODES), np.int32), *map(np.asarray, codes)])
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Masks f32[n, 64, 64], nominally in [0, 1] with 0.5 at the edge, of codes i32[n, 16].
@@ -495,22 +460,23 @@ class MaskCodec:
         fits = codes.ndim == 2 and codes.shape[1] == NUM_CODES
         if not fits or (codes.size and not 0 <= codes.min() <= codes.max() < count):
             raise InvalidMaskError(
-                f"Codes of shape {list(codes.shape)} do not fit. [n, {NUM_CODES}] whole numbers "
-                f"from 0 to {count - 1} fit, as <seg> tokens give them."
+                f"Expected codes [n, {NUM_CODES}] from 0 to {count - 1}, as <seg> tokens give "
+                f"them, got {codes.dtype}{list(codes.shape)}."
             )
-        pieces = [_decode(self.model, part)[:real] for part, real in _parts(codes.astype(np.int32))]
+        batches = _batches(codes.astype(np.int32))
+        masks = [_decode(self.model, part)[:real] for part, real in batches]
         empty = np.zeros((0, MASK_SIDE, MASK_SIDE), np.float32)
-        return np.concatenate([empty, *map(np.asarray, pieces)])
+        return np.concatenate([empty, *map(np.asarray, masks)])
 
 
-def _parts(rows: np.ndarray) -> list[tuple[jax.Array, int]]:
-    """Pieces of at most 32 rows, filled up to a power of two, and how many rows are real."""
+def _batches(rows: np.ndarray) -> list[tuple[jax.Array, int]]:
+    """Batches of at most 32 rows, filled up to a power of two, and how many rows are real."""
     parts = []
-    for start in range(0, len(rows), _MOST):
-        piece = rows[start : start + _MOST]
-        room = min(bucket(len(piece), 1), _MOST) - len(piece)
-        filled = np.pad(piece, [(0, room)] + [(0, 0)] * (rows.ndim - 1))
-        parts.append((jnp.asarray(filled), len(piece)))
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        fill = bucket(len(part)) - len(part)
+        filled = np.pad(part, [(0, fill)] + [(0, 0)] * (rows.ndim - 1))
+        parts.append((jnp.asarray(filled), len(part)))
     return parts
 
 
@@ -524,9 +490,6 @@ def _decode(model: MaskVAE, codes: jax.Array) -> jax.Array:
     return model.decode(codes)[..., 0] * 0.5 + 0.5
 
 
-_BINS = 1023
-
-
 def encode_masks(codec: MaskCodec, masks: Sequence[np.ndarray], labels: Sequence[str]) -> list[Box]:
     """One object for each mask bool[H, W]: its tight box, its label and its sixteen codes.
 
@@ -536,10 +499,9 @@ def encode_masks(codec: MaskCodec, masks: Sequence[np.ndarray], labels: Sequence
     """
     if len(masks) != len(labels):
         raise InvalidMaskError(
-            f"{len(masks)} masks and {len(labels)} labels do not go together. One label a mask "
-            "fits. Write '' for a mask without a label."
+            f"Expected a label ('' for none) for each of {len(masks)} masks, got {len(labels)}."
         )
-    crops, corners = [], []
+    crops, boxes = [], []
     for number, mask in enumerate(masks):
         try:
             tight = np.array(tight_corners(mask))
@@ -549,11 +511,11 @@ def encode_masks(codec: MaskCodec, masks: Sequence[np.ndarray], labels: Sequence
             crops.append(crop_for_codec(mask, (y1, x1, y2, x2)))
         except InvalidMaskError as e:
             raise InvalidMaskError(f"masks[{number}]: {e}") from e
-        corners.append((y1, x1, y2, x2))
+        boxes.append((y1, x1, y2, x2))
     if not crops:
         return []
     codes = codec.encode(np.stack(crops)).tolist()
     return [
         Box(label, *box, codes=tuple(row))
-        for label, box, row in zip(labels, corners, codes, strict=True)
+        for label, box, row in zip(labels, boxes, codes, strict=True)
     ]

@@ -113,7 +113,10 @@ def test_segmentation_of_polygons_and_runs(tmp_path: Path, codec: MaskCodec):
         annotation(1, [0, 0, 9, 9], segmentation=[SQUARE]),
         annotation(2, [0, 0, 9, 9], segmentation=RLE.from_mask(mask).to_coco(), category=2),
         annotation(
-            3, [0, 0, 9, 9], segmentation=RLE.from_mask(mask).to_coco_uncompressed(), category=2
+            3,
+            [0, 0, 9, 9],
+            segmentation={"size": list(mask.shape), "counts": list(RLE.from_mask(mask).counts)},
+            category=2,
         ),
         annotation(4, [0, 0, 9, 9]),
         annotation(5, [0, 0, 9, 9], segmentation=[[1, 1, 2, 2, 300, 3]]),

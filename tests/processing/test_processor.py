@@ -1,19 +1,20 @@
+"""Batches of images and prompts, and how text is encoded."""
+
+import dataclasses
 import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
 from paligemma_jax.processing.image import BICUBIC, ImagePreprocessing
-from paligemma_jax.processing.processor import (
-    Batch,
-    Processor,
-    bucket,
-    group_by_image_count,
-)
+from paligemma_jax.processing.processor import Batch, Processor, bucket, group_by_image_count
+from paligemma_jax.processing.tokenizer import Tokenizer
 
 RED, BLUE = Image.new("RGB", (5, 4), "red"), Image.new("RGB", (9, 9), "blue")
 
@@ -124,10 +125,10 @@ def test_groups():
 def test_bad_picture_is_named(processor, tmp_path: Path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(
-        InvalidImageError, match=r"^images\[1\]: .*text.png is no picture: it is text"
+        InvalidImageError, match=r"^images\[1\]: .*text.png is not an image: it is text"
     ):
         processor([RED, tmp_path / "text.png"], ["ocr", "ocr"])
-    with pytest.raises(InvalidImageError, match="^/.*text.png is no picture"):
+    with pytest.raises(InvalidImageError, match="^/.*text.png is not an image"):
         processor([tmp_path / "text.png"], ["ocr"])
 
 
@@ -155,3 +156,118 @@ def test_dict_round_trip(processor, tokenizer):
     assert Processor.from_dict(short, tokenizer).max_text_length == 512
     with pytest.raises(ConfigError, match="lack image and encoding"):
         Processor.from_dict({}, tokenizer)
+
+
+PROMPTS = ["caption en", "answer en where is the creature?", "ocr"]
+BEGUN = ["a cat", "", "the creature"]
+
+
+def test_rows_are_those_of_encode_prompt(processor):
+    batch = processor(None, PROMPTS, answers=BEGUN)
+    for row, (prompt, answer) in enumerate(zip(PROMPTS, BEGUN, strict=True)):
+        alone = processor.encode_prompt(prompt, batch.tokens.shape[1], suffix=answer)
+        np.testing.assert_array_equal(batch.tokens[row], alone["text"])
+        np.testing.assert_array_equal(batch.mask_ar[row], alone["mask_ar"])
+        np.testing.assert_array_equal(batch.mask_input[row], alone["mask_input"])
+
+
+def test_the_beginning_is_causal_and_no_part_of_the_prompt(processor):
+    batch = processor(None, ["ocr"], answers=["a cat"])
+    plain = processor(None, ["ocr"])
+    prompt = int(plain.mask_input[0].sum())
+    end = int(batch.mask_input[0].sum())
+    assert end == prompt + len(processor.tokenizer.encode("a cat"))
+    np.testing.assert_array_equal(batch.tokens[0, :prompt], plain.tokens[0, :prompt])
+    assert not batch.mask_ar[0, :prompt].any() and batch.mask_ar[0, prompt:].all()
+    assert processor.tokenizer.eos_id not in batch.tokens[0]
+
+
+def test_without_beginnings_nothing_changes(processor):
+    plain = processor(None, PROMPTS)
+    for answers in (None, ["", "", ""]):
+        batch = processor(None, PROMPTS, answers=answers)
+        np.testing.assert_array_equal(batch.tokens, plain.tokens)
+        np.testing.assert_array_equal(batch.mask_ar, plain.mask_ar)
+
+
+def test_room_is_made_for_the_beginning(processor):
+    batch = processor(None, ["ocr"], answers=["cat " * 20])
+    assert processor(None, ["ocr"]).tokens.shape == (1, 16)
+    assert batch.tokens.shape == (1, 64) and batch.mask_input.sum() > 40
+
+
+def test_beginnings_that_do_not_fit(processor, tokenizer):
+    with pytest.raises(InvalidPromptError, match="3 prompts.*got 2"):
+        processor(None, PROMPTS, answers=["a", "b"])
+    with pytest.raises(InvalidPromptError, match="got one str"):
+        processor(None, PROMPTS, answers="abc")
+    small = Processor(tokenizer, ImagePreprocessing(14), max_text_length=20)
+    with pytest.raises(InvalidPromptError, match="tokens with its answer prefix"):
+        small(None, ["ocr"], answers=["cat " * 20])
+
+
+TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=30)
+
+
+@pytest.mark.parametrize("model", ["tiny_gemma.model", "tiny_paligemma.model"])
+def test_big_vision_golden(golden, model):
+    tokenizer = Tokenizer.from_file(golden / model)
+    processor = Processor(tokenizer, ImagePreprocessing(28))
+    rows = json.loads((golden / "tokenize.golden.json").read_text())["rows"]
+    assert len(rows) == 20
+    for row in rows:
+        train = processor.encode_train(row["prefix"], row["suffix"], row["text_len"], "truncate")
+        prompt = processor.encode_prompt(row["prefix"], row["text_len"], "truncate")
+        assert {k: v.tolist() for k, v in train.items()} == row["train"]
+        assert {k: v.tolist() for k, v in prompt.items()} == row["eval"]
+        assert all(v.dtype == np.int32 for v in [*train.values(), *prompt.values()])
+        assert tokenizer.decode(train["text"]) == row["train_text_decoded"]
+
+
+def test_truncation_is_never_silent(processor):
+    assert len(processor.encode_train("caption en", "a cat", 11)["text"]) == 12
+    with pytest.raises(InvalidPromptError, match=r"at most 6 tokens.*got \d+"):
+        processor.encode_train("caption en", "a cat", 5)
+    with pytest.raises(InvalidPromptError, match="at most 4 tokens"):
+        processor.encode_prompt("caption en", 4)
+
+
+@given(TEXT, TEXT, st.integers(0, 40))
+@settings(max_examples=100, deadline=None)
+def test_masks_agree_with_the_text(processor, prefix, suffix, length):
+    arrays = processor.encode_train(prefix, suffix, length, "truncate")
+    prompt = processor.prompt_ids(prefix)
+    answer = [*processor.tokenizer.encode(suffix), 1]
+    whole = prompt + answer + [0] * (length + 1)
+    loss = [0] * len(prompt) + [1] * len(answer) + [0] * (length + 1)
+    ar = [0] * len(prompt) + [1] * (len(answer) + length + 1)
+    assert arrays["text"].tolist() == whole[: length + 1]
+    assert arrays["mask_loss"].tolist() == loss[: length + 1]
+    assert arrays["mask_ar"].tolist() == ar[: length + 1]
+
+
+def test_prompt_can_begin_the_answer(processor):
+    arrays = processor.encode_prompt("caption en", 16, suffix="a cat")
+    prompt = processor.encode_prompt("caption en", 16)
+    known = processor.tokenizer.encode("a cat")
+    begin = int(prompt["mask_input"].sum())
+    assert arrays["text"][begin : begin + len(known)].tolist() == known
+    assert arrays["mask_input"].sum() == begin + len(known)
+    assert arrays["mask_ar"].tolist() == prompt["mask_ar"].tolist()
+
+
+def test_one_piece_merges_the_newline(tokenizer):
+    three = Processor(tokenizer, ImagePreprocessing(28))
+    one = dataclasses.replace(three, encoding="huggingface")
+    assert one.prompt_ids("ocr") == three.prompt_ids("ocr")
+    newline, double = tokenizer.encode("\n"), tokenizer.encode("\n\n")
+    assert len(newline) == len(double) == 1
+    assert three.prompt_ids("ocr\n")[-2:] == newline * 2
+    assert one.prompt_ids("ocr\n")[-1:] == double
+
+
+def test_other_names_are_refused(tokenizer):
+    with pytest.raises(ConfigError, match="big_vision or huggingface, got 'keras'"):
+        Processor(tokenizer, ImagePreprocessing(28), encoding="keras")
+    with pytest.raises(ConfigError, match="'cut'"):
+        Processor(tokenizer, ImagePreprocessing(28)).encode_prompt("ocr", 1, "cut")

@@ -1,7 +1,16 @@
+"""Prompt templates, and the labels and candidate answers that users give."""
+
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 from paligemma_jax.errors import InvalidPromptError
 from paligemma_jax.processing import prompts
+from paligemma_jax.processing.image import ImagePreprocessing
+from paligemma_jax.processing.processor import Processor
+from paligemma_jax.processing.prompts import candidate_tokens, check_labels
+from paligemma_jax.processing.tokenizer import Tokenizer
 
 
 def test_task_language():
@@ -36,3 +45,67 @@ def test_bad_labels(labels):
     for build in (prompts.detect, prompts.segment):
         with pytest.raises(InvalidPromptError, match="fit"):
             build(labels)
+
+
+TOKENIZER = Path(__file__).parents[2] / "checkpoints" / "demo" / "tokenizer.model"
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor(Tokenizer.from_file(TOKENIZER), ImagePreprocessing(8), max_text_length=12)
+
+
+def test_tokens_end_with_eos(processor: Processor):
+    words = processor.tokenizer.encode("red circle")
+    assert candidate_tokens(processor, ("red circle", ""), 3) == [[*words, 1], [1]]
+
+
+def test_what_just_fits(processor: Processor):
+    longest = candidate_tokens(processor, ["no " * 4], 0)[0]
+    room = processor.max_text_length - len(longest)
+    assert candidate_tokens(processor, ["no " * 4], room) == [longest]
+    with pytest.raises(
+        InvalidPromptError, match=rf"Candidate 0 has {len(longest)} tokens.* of {room + 1}\."
+    ):
+        candidate_tokens(processor, ["no " * 4], room + 1)
+
+
+@pytest.mark.parametrize("long", ["star " * 20, "x" * 10**6], ids=["tokens", "characters"])
+def test_too_long(processor: Processor, long: str):
+    with pytest.raises(
+        InvalidPromptError, match="Candidate 1 has .* Together at most 12 tokens fit"
+    ):
+        candidate_tokens(processor, ["yes", long], 3)
+    roomy = dataclasses.replace(processor, max_text_length=10**7)
+    assert len(candidate_tokens(roomy, [long], 3)) == 1
+
+
+@pytest.mark.parametrize(
+    "candidates, message",
+    [
+        ([], "an empty list"),
+        ("yes", "'yes'. A list"),
+        (None, "of type NoneType"),
+        ([3], "int is no text"),
+        (["half \ud800"], "half a character"),
+    ],
+)
+def test_candidates_that_do_not_fit(processor: Processor, candidates, message: str):
+    with pytest.raises(InvalidPromptError, match=message):
+        candidate_tokens(processor, candidates, 3)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ([], "an empty list"),
+        ("cat", "'cat'"),
+        (None, "of type NoneType"),
+        (["cat", " "], "Label 1 is ' '"),
+        (["cat", 3], "Label 1 is 3"),
+        (["cat", "dog", "cat"], "comes twice, as number 0 and 2"),
+    ],
+)
+def test_labels_that_do_not_fit(labels, message: str):
+    with pytest.raises(InvalidPromptError, match=message):
+        check_labels(labels)
