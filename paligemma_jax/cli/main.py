@@ -87,47 +87,32 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; `argv` is that of the process if not given."""
     if argv is None:
+        argv = sys.argv[1:]
         for stream in (sys.stdout, sys.stderr):
             # Answers may hold characters that the terminal's encoding lacks.
             getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    parser, debug = build_parser(), "--debug" in argv
     try:
         try:
-            return _run(argv)
+            args = parser.parse_args(train.take_settings(argv))
+            if args.command is None:
+                parser.print_help()
+                return OK
+            return args.run(args)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
         # The reader is gone; without this the interpreter complains when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(train.take_settings(sys.argv[1:] if argv is None else argv))
-    if args.command is None:
-        parser.print_help()
-        return OK
-    try:
-        return args.run(args)
-    except KeyboardInterrupt:
-        if args.debug:
-            raise
-        print("paligemma: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except PaliGemmaError as e:
-        if args.debug:
-            raise
-        return _fail(str(e))
-    except Exception as e:
-        if args.debug or not _out_of_memory(e):
-            raise  # BrokenPipeError, or a bug here: the traceback is what helps
-        return _fail("out of memory. Try: --dtype bfloat16 --batch-size 1, or a smaller model")
-
-
-def _fail(message: str) -> int:
-    print(f"paligemma: error: {message}", file=sys.stderr)
-    return ERROR
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    except (KeyboardInterrupt, Exception) as e:
+        known = isinstance(e, KeyboardInterrupt | PaliGemmaError | MemoryError)
+        if debug or not (known or "RESOURCE_EXHAUSTED" in str(e)):
+            raise  # a bug here: the traceback is what helps
+        if isinstance(e, KeyboardInterrupt):
+            print("paligemma: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        if not isinstance(e, PaliGemmaError):
+            e = "out of memory. Try: --dtype bfloat16 --batch-size 1, or a smaller model"
+        print(f"paligemma: error: {e}", file=sys.stderr)
+        return ERROR

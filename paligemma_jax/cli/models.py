@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,8 +178,7 @@ def encoder_name(config: "SigLIPConfig") -> str:
     from paligemma_jax.config import SigLIPConfig
 
     sizes = ("patch_size", "width", "depth", "mlp_dim", "num_heads")
-    published = SigLIPConfig()
-    if all(getattr(config, size) == getattr(published, size) for size in sizes):
+    if _same(config, SigLIPConfig(), sizes):
         return "SigLIP So400m/14"
     return f"SigLIP, patch {config.patch_size}"
 
@@ -190,10 +190,12 @@ def decoder_name(config: "GemmaConfig") -> str:
     decoders = {"Gemma 2B": GEMMA_2B, "Gemma 2 2B": GEMMA2_2B, "Gemma 2 9B": GEMMA2_9B,
                 "Gemma 2 27B": GEMMA2_27B}  # fmt: skip
     sizes = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "post_norms")
-    for name, published in decoders.items():
-        if all(getattr(config, size) == getattr(published, size) for size in sizes):
-            return name
-    return "Gemma 2, other size" if config.post_norms else "Gemma, other size"
+    other = "Gemma 2, other size" if config.post_norms else "Gemma, other size"
+    return next((name for name, one in decoders.items() if _same(config, one, sizes)), other)
+
+
+def _same(a: Any, b: Any, names: Sequence[str]) -> bool:
+    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 Row = tuple[str, str]  # label, text

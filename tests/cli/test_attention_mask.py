@@ -19,7 +19,7 @@ def test_text_is_the_view_s(
 ):
     monkeypatch.setenv("COLUMNS", "77")
     # No weights are read.
-    monkeypatch.setattr("paligemma_jax.weights.checkpoint.Checkpoint.tensors", None)
+    monkeypatch.setattr("paligemma_jax.weights.checkpoint.Checkpoint.read_chunk", None)
     command = [*PROMPT, "--answer", "a star", "--model", store, "--images", 2, "--length", 20]
     outcome = run(*command)
     view = pg.attention_mask(

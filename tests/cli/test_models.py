@@ -74,7 +74,7 @@ def test_download_then_it_is_in_the_cache(run: Run, hub: FakeHub):
     count = len(hub.requests)
     assert run("download", NAME).out == outcome.out and len(hub.requests) == count + 1
     outcome = run("download", NAME, "--revision", "v9")
-    assert outcome.code == 1 and "main, bfloat16, float16 fit" in outcome.err
+    assert outcome.code == 1 and "main, bfloat16, float16" in outcome.err
 
 
 @pytest.mark.usefixtures("hub")
@@ -89,7 +89,7 @@ def test_info_of_a_directory(run: Run, store: Path):
     for words in ("written by paligemma-jax", "in float32", "present", "8 x 8 pixels", "bilinear"):
         assert words in outcome.out
     document = json.loads(run("info", store, "--json").out)
-    assert document["checkpoint"]["kind"] == "store" and document["checkpoint"]["tokenizer"]
+    assert document["checkpoint"]["kind"] == "orbax" and document["checkpoint"]["tokenizer"]
     assert document["parameters"]["total"] * 4 == document["checkpoint"]["stored_bytes"]
     assert document["weight_bytes"]["int4"] * 8 == document["checkpoint"]["stored_bytes"]
 

@@ -57,10 +57,10 @@ def test_what_does_not_fit_is_one_message(run: Run, config: str, tmp_path: Path)
     assert absent.code == 1 and "no configuration 'no'" in absent.err
 
 
-def test_check_of_data_shows_what_is_wrong(run: Run, picture: Path, config: str, tmp_path: Path):
+def test_check_of_data_shows_what_is_wrong(run: Run, image: Path, config: str, tmp_path: Path):
     data = tmp_path / "data.jsonl"
-    row = {"image": str(picture.name), "prefix": "caption en", "suffix": "noise"}
-    (tmp_path / picture.name).write_bytes(picture.read_bytes())
+    row = {"image": str(image.name), "prefix": "caption en", "suffix": "noise"}
+    (tmp_path / image.name).write_bytes(image.read_bytes())
     data.write_text(json.dumps(row) + "\n")
     options = ["--check", data, "--config", config, "--workdir", tmp_path]
     good = run("train", *options)
@@ -71,9 +71,9 @@ def test_check_of_data_shows_what_is_wrong(run: Run, picture: Path, config: str,
     assert bad.code == 1 and "data.jsonl:2" in bad.out
 
 
-def test_check_and_plan_of_a_mixture(run: Run, picture: Path, config: str, tmp_path: Path):
-    row = {"image": str(picture.name), "prefix": "caption en", "suffix": "noise"}
-    (tmp_path / picture.name).write_bytes(picture.read_bytes())
+def test_check_and_plan_of_a_mixture(run: Run, image: Path, config: str, tmp_path: Path):
+    row = {"image": str(image.name), "prefix": "caption en", "suffix": "noise"}
+    (tmp_path / image.name).write_bytes(image.read_bytes())
     for name, count in (("captions", 2), ("boxes", 1)):
         lines = [json.dumps(row | {"suffix": f"noise {i}"}) + "\n" for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
