@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from paligemma_jax import __version__
 from paligemma_jax.cli import (
     attention_mask,
+    bench,
     box_commands,
     convert,
     demo,
@@ -77,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         models.add_info,
         models.add_models,
         evaluate.add_evaluate,
-        evaluate.add_bench,
+        bench.add_bench,
         demo.add_demo,
     ):
         add(commands)

@@ -1,8 +1,6 @@
-"""Which processes a run consists of."""
+"""Which processes a benchmark consists of."""
 
 import collections
-import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -10,148 +8,161 @@ from typing import Any
 
 import pytest
 
-from paligemma_jax.benchmark.bench import SIZES, entries, run
+from paligemma_jax.benchmark import SIZES, TRAINING, Implementation, Precision, Task
+from paligemma_jax.benchmark.bench import Runner
 from paligemma_jax.benchmark.cases import (
     Decode,
     DecodeMemory,
-    Equality,
-    MeasureCeilings,
+    MeasureRoofline,
     MixedLengths,
+    Outputs,
+    TrainSteps,
 )
-from paligemma_jax.benchmark.subjects import Kind, Precision, Task
-from paligemma_jax.benchmark.worker import Job
-from paligemma_jax.cli import evaluate as command
+from paligemma_jax.benchmark.plan import Suite, plan
 from paligemma_jax.errors import ConfigError
+from tests.benchmark.runs import BF16, F32, HUGGING_FACE, OURS
 
-BF16 = Precision.BFLOAT16
-
-
-def test_implementations_alternate_and_come_in_both_orders():
-    (entry,) = entries("cpu")
-    first, second = entry.turns(0), entry.turns(1)
-    assert entry.repeats == 3
-    assert [(t.kind, t.dtype) for t in second] == [(t.kind, t.dtype) for t in first][::-1]
-    assert {t.kind for t in first} == {Kind.OURS, Kind.SCANNED, Kind.HUGGING_FACE}
+BIG_VISION_STYLE = Implementation.BIG_VISION_STYLE
+COMPILED = Implementation.HUGGING_FACE_COMPILED
+INFERENCE = [Task.INFERENCE]
 
 
-def test_every_implementation_is_compared_first_and_has_ceilings():
-    for size in SIZES:
-        compared: set[tuple[str, Kind]] = set()
-        for entry in entries(size):
-            for turn in entry.turns(0):
-                what = turn.model, turn.kind
-                if entry.written and turn.kind is not Kind.SCANNED and not turn.dtype.quantized:
-                    answered = [c for c in turn.cases if not isinstance(c, DecodeMemory)]
-                    assert isinstance(answered[0], Equality) or what in compared
-                    compared.add(what)
-                assert not any(isinstance(c, DecodeMemory) for c in turn.cases[1:])
-                measures = any(isinstance(case, MeasureCeilings) for case in turn.cases)
-                assert measures == (turn.kind is Kind.OURS)
+def inference(size: str, **narrowed: Any) -> list[Suite]:
+    return plan(size, INFERENCE, **narrowed)
 
 
-def test_a_gpu_measures_what_its_goals_ask_for():
+@pytest.mark.parametrize("tasks", [INFERENCE, TRAINING])
+def test_implementations_alternate_and_come_in_both_orders(tasks: list[Task]):
+    (suite,) = plan("cpu", tasks)
+    first, second = suite.runs(0), suite.runs(1)
+    assert suite.repeats == 3
+    about = [(run.implementation, run.dtype, run.task) for run in first]
+    assert [(run.implementation, run.dtype, run.task) for run in second] == about[::-1]
+    assert {run.implementation for run in first} >= {OURS, HUGGING_FACE}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_outputs_come_first_and_ours_has_a_roofline(size: str):
+    compared: set[tuple[str, Implementation]] = set()
+    for suite in inference(size):
+        assert suite.starts == 0 or suite.checkpoint
+        for run in suite.runs(0):
+            what = run.model, run.implementation
+            roofline = [isinstance(case, MeasureRoofline) for case in run.cases]
+            assert roofline == [run.implementation is OURS, *[False] * (len(roofline) - 1)]
+            cases = run.cases[sum(roofline) :]
+            assert not any(isinstance(case, DecodeMemory) for case in cases[1:])
+            if suite.checkpoint and what[1] is not BIG_VISION_STYLE and not run.dtype.quantized:
+                cases = [case for case in cases if not isinstance(case, DecodeMemory)]
+                assert isinstance(cases[0], Outputs) or what in compared
+                compared.add(what)
+
+
+def test_a_gpu_measures_what_its_targets_ask_for():
     cases = collections.defaultdict(set)
-    for entry in entries("gpu"):
-        assert entry.starts == 0 or entry.written
-        for turn in entry.turns(0):
-            cases[turn.model, turn.kind, turn.dtype] |= {case.name for case in turn.cases}
-    ours, peer = Kind.OURS, Kind.HUGGING_FACE
+    for suite in inference("gpu"):
+        for run in suite.runs(0):
+            key = run.model, run.implementation, run.dtype
+            cases[key] |= {case.name for case in run.cases}
     for model in ("paligemma-3b-pt-224", "paligemma2-3b-pt-224"):
-        both = {f"{what}, batch {n}" for what in ("decode", "first token") for n in (1, 8)}
-        assert both | {"decode, batch 64", "equality"} <= cases[model, ours, BF16]
-        assert both | {"equality"} <= cases[model, peer, BF16]
-        assert cases[model, peer, Precision.FLOAT32] == {"equality"}
-    first = cases["paligemma-3b-pt-224", Kind.HUGGING_FACE_COMPILED, BF16]
-    assert first == {"equality", "decode, batch 1", "first token, batch 1"}
+        both = {f"{what}, batch {n}" for what in ("decode", "time to first token") for n in (1, 8)}
+        assert both | {"decode, batch 64", "outputs"} <= cases[model, OURS, BF16]
+        assert both | {"outputs"} <= cases[model, HUGGING_FACE, BF16]
+        assert cases[model, HUGGING_FACE, F32] == {"outputs"}
+    one = {"decode, batch 1", "time to first token, batch 1"}
+    assert cases["paligemma-3b-pt-224", COMPILED, BF16] == {"outputs", *one}
     for model in ("paligemma-3b-pt-448", "paligemma-3b-pt-896", "paligemma2-10b-pt-224"):
-        assert {"first token, batch 1", "decode, batch 1"} <= cases[model, ours, BF16]
+        assert one <= cases[model, OURS, BF16]
     for dtype in (Precision.INT8, Precision.INT4):
-        assert "decode, batch 1" in cases["paligemma2-28b-pt-224", ours, dtype]
-        assert "decode, batch 8" in cases["paligemma-3b-pt-224", ours, dtype]
+        assert "decode, batch 1" in cases["paligemma2-28b-pt-224", OURS, dtype]
+        assert "decode, batch 8" in cases["paligemma-3b-pt-224", OURS, dtype]
 
 
-def test_big_vision_is_asked_to_decode_in_float32_only():
-    turns = [turn for turn in entries("cpu")[0].turns(0) if turn.kind is Kind.SCANNED]
-    assert len(turns) == 1 and turns[0].dtype is Precision.FLOAT32
-    assert [type(case) for case in turns[0].cases] == [Decode]
+@pytest.mark.parametrize("size", ["cpu", "gpu"])
+def test_only_ours_decodes_with_integers(size: str):
+    runs = [run for suite in inference(size) for run in suite.runs(0) if run.dtype.quantized]
+    assert runs and {run.implementation for run in runs} == {OURS}
+    for run in runs:
+        assert {type(case) for case in run.cases} == {MeasureRoofline, Decode}
+    floats = inference(size, dtypes=[F32])
+    assert not [run for suite in floats for run in suite.runs(0) if run.dtype.quantized]
 
 
-def test_cases_of_the_first_repeat_only():
-    (entry,) = entries("cpu")
-    found = [any(isinstance(c, MixedLengths) for c in t.cases) for t in entry.turns(0)]
-    assert sum(found) == 1
-    assert not any(isinstance(c, MixedLengths) for t in entry.turns(1) for c in t.cases)
-
-
-def test_a_gpu_decodes_all_sizes():
-    models = {entry.model for entry in entries("gpu")}
-    assert {"paligemma-3b-pt-224", "paligemma2-3b-pt-224"} <= models
-    assert {"paligemma2-10b-pt-224", "paligemma2-28b-pt-224"} <= models
+def test_what_is_run_once_or_in_one_precision():
+    (suite,) = inference("cpu")
+    (run,) = (run for run in suite.runs(0) if run.implementation is BIG_VISION_STYLE)
+    assert run.dtype is F32 and [type(case) for case in run.cases] == [Decode]
+    mixed = [sum(MixedLengths() in run.cases for run in suite.runs(repeat)) for repeat in (0, 1)]
+    assert mixed == [1, 0]
 
 
 def test_narrowed():
-    (entry,) = entries(
-        "cpu",
-        models=["paligemma2-3b-pt-224"],
-        kinds=[Kind.OURS],
-        dtypes=[Precision.BFLOAT16],
-        repeats=5,
+    (suite,) = plan(
+        "cpu", models=["paligemma2-3b-pt-224"], implementations=[OURS], dtypes=[BF16], repeats=5
     )
-    assert entry.model == "paligemma2-3b-pt-224" and entry.repeats == 5
-    assert [(t.kind, t.dtype) for t in entry.turns(0)] == [(Kind.OURS, Precision.BFLOAT16)]
-    (entry,) = entries("cpu", dtypes=[Precision.BFLOAT16])
-    reference = entry.turns(0)[-1]
-    assert (reference.kind, reference.dtype) == (Kind.HUGGING_FACE, Precision.FLOAT32)
-    assert reference.cases == (Equality(),)
-    (quick,) = entries("cpu", quick=True)
-    assert quick.repeats == 1 and Kind.SCANNED not in quick.kinds
+    assert suite.model == "paligemma2-3b-pt-224" and suite.repeats == 5
+    assert [(run.implementation, run.dtype) for run in suite.runs(0)] == [(OURS, BF16)]
+    (suite,) = inference("cpu", dtypes=[BF16])
+    reference = suite.runs(0)[-1]
+    assert (reference.implementation, reference.dtype) == (HUGGING_FACE, F32)
+    assert reference.cases == (Outputs(),)
+    (quick,) = inference("cpu", quick=True)
+    assert quick.repeats == 1 and BIG_VISION_STYLE not in quick.implementations
 
 
-def test_narrowed_where_a_model_has_several_entries():
+def test_narrowed_where_a_model_has_several_suites():
     about = {"models": ["paligemma-3b-pt-224"], "repeats": 3}
-    compiled = entries("gpu", kinds=[Kind.HUGGING_FACE_COMPILED], **about)
-    assert [(e.kinds, e.repeats) for e in compiled] == [((Kind.HUGGING_FACE_COMPILED,), 3)]
-    scanned = entries("gpu", kinds=[Kind.SCANNED], dtypes=[Precision.FLOAT32], **about)
-    assert [e.kinds for e in scanned] == [(Kind.SCANNED,)]
-    whole = entries("gpu", dtypes=[Precision.INT8], **about)
-    assert all(e.dtypes == (Precision.INT8,) and not e.quantized for e in whole)
-    (quick,) = entries(
-        "gpu", kinds=[Kind.HUGGING_FACE_COMPILED], quick=True, models=about["models"]
-    )
-    assert quick.kinds == (Kind.HUGGING_FACE_COMPILED,)
-    other = entries("gpu", models=["paligemma-3b-mix-448"])
-    assert len(other) == len(entries("gpu", models=["paligemma-3b-pt-224"])) == 4
+    compiled = inference("gpu", implementations=[COMPILED], **about)
+    assert [(s.implementations, s.repeats) for s in compiled] == [((COMPILED,), 3)]
+    scanned = inference("gpu", implementations=[BIG_VISION_STYLE], dtypes=[F32], **about)
+    assert [s.implementations for s in scanned] == [(BIG_VISION_STYLE,)]
+    whole = inference("gpu", dtypes=[Precision.INT8], **about)
+    assert all(s.dtypes == (Precision.INT8,) and not s.quantized for s in whole)
+    (quick,) = inference("gpu", implementations=[COMPILED], quick=True, models=about["models"])
+    assert quick.implementations == (COMPILED,)
+    other = inference("gpu", models=["paligemma-3b-mix-448"])
+    assert len(other) == len(inference("gpu", models=about["models"])) == 4
 
 
-@pytest.mark.parametrize(("size", "models"), [("huge", None), ("cpu", ["paligemma-4b"])])
-def test_unknown_names(size: str, models: list[str] | None):
-    with pytest.raises(ConfigError):
-        entries(size, models=models)
+@pytest.mark.parametrize(
+    ("size", "narrowed", "word"),
+    [
+        ("huge", {}, "huge"),
+        ("cpu", {"models": ["paligemma-4b"]}, "paligemma models"),
+        ("cpu", {"tasks": TRAINING, "dtypes": [Precision.INT4]}, "int4"),
+        ("cpu", {"tasks": TRAINING, "implementations": [BIG_VISION_STYLE]}, "big-vision-style"),
+    ],
+)
+def test_unknown_names(size: str, narrowed: dict[str, Any], word: str):
+    with pytest.raises(ConfigError, match=word):
+        plan(size, **narrowed)
 
 
-def test_every_model_has_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@pytest.mark.parametrize("size", SIZES)
+def test_training_has_both_tasks_and_both_implementations(size: str):
+    for suite in plan(size, TRAINING):
+        pairs = {(run.implementation, run.task) for run in suite.runs(0)}
+        assert pairs == {(by, task) for by in (OURS, HUGGING_FACE) for task in TRAINING}
+        assert all(isinstance(run.cases[-1], TrainSteps) for run in suite.runs(0))
+    (suite,) = plan(size, [Task.LORA], models=["2-layer-proxy"], quick=True)
+    assert (suite.model, suite.repeats, len(suite.runs(0))) == ("2-layer-proxy", 1, 2)
+
+
+def test_a_gpu_trains_at_the_end_of_the_run_of_everything():
+    whole = plan("gpu")
+    assert whole[:-1] == inference("gpu") and whole[-1].cases[0].task in TRAINING
+    assert plan("cpu") == inference("cpu")
+    assert plan("gpu", quick=True) == inference("gpu", quick=True)
+
+
+def test_every_suite_has_its_part_of_the_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     left: list[float] = []
-
-    def entry(runner: Any, entry: Any) -> None:
-        left.append(runner._seconds_left())
-
-    monkeypatch.setattr(f"{run.__module__}._Runner._entry", entry)
-    one, two = (dataclasses.replace(SIZES["tiny"][0], share=share) for share in (3.0, 1.0))
-    about = {"folder": tmp_path, "on_cpu": True, "progress": print, "found": print}
-    run([one, two], deadline=time.monotonic() + 400, **about)
+    monkeypatch.setattr(
+        Runner, "_run_suite", lambda self, suite: left.append(self._end - time.monotonic())
+    )
+    suites = [Suite("tiny", (), (F32,), (), seconds=seconds) for seconds in (3.0, 1.0)]
+    about: dict[str, Any] = {"weights": tmp_path, "on_cpu": True, "progress": print, "found": print}
+    Runner(tmp_path, deadline=time.monotonic() + 400, **about).run(suites)
     assert left == [pytest.approx(300, abs=20), pytest.approx(400, abs=20)]  # none was used
-    run([one, two], deadline=math.inf, **about)
+    Runner(tmp_path, deadline=math.inf, **about).run(suites)
     assert left[2:] == [math.inf, math.inf]
-
-
-def test_jobs_survive_json(tmp_path: Path):
-    for turn in entries("cpu")[0].turns(0):
-        job = Job(**vars(turn), weights=tmp_path, arrays=tmp_path)
-        assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
-
-
-def test_the_command_knows_the_same_names():
-    assert set(command.SIZES) == set(SIZES)
-    assert set(command.IMPLEMENTATIONS) == set(Kind)
-    assert set(command.DTYPES) == set(Precision)
-    assert set(command.TASKS) == set(Task)

@@ -14,17 +14,17 @@ from tests.cli.conftest import Run
 def test_tiny(run: Run, tmp_path: Path):
     target = tmp_path / "run.json"
     outcome = run(
-        "bench", "--size", "tiny", "--quick", "--implementation", "ours", "--json", target,
+        "bench", "--size", "tiny", "--quick", "--implementation", "paligemma-jax", "--json", target,
         "--progress",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert "decode, batch 1" in outcome.out and "not run" in outcome.out
-    assert "tiny ours float32" in outcome.err
+    assert "tiny paligemma-jax float32" in outcome.err
     values = json.loads(target.read_text())
     assert values["size"] == "tiny" and {"device", "date", "jax"} <= set(values["environment"])
-    assert {row["case"] for row in values["rows"]} >= {"load", "image encoding, batch 1"}
-    assert not any(record["error"] for record in values["records"])
-    assert {goal["verdict"] for goal in values["goals"]} == {"not run"}
+    assert {m["case"] for m in values["measurements"]} >= {"load", "image encoding, batch 1"}
+    assert not any(result["error"] for result in values["results"])
+    assert {target["verdict"] for target in values["targets"]} == {"not run"}
 
     again = run("bench", "--size", "tiny", "--json", target)
     assert again.code == 1 and "--force" in again.err
@@ -46,11 +46,11 @@ def test_what_cannot_be(run: Run, argv: list[str], words: str):
 def test_the_time_is_up(tmp_path: Path):
     target = tmp_path / "run.json"
     found = bench("tiny", minutes=0, json=target)
-    assert found.records == () and json.loads(target.read_text())["records"] == []
+    assert found.results == () and json.loads(target.read_text())["results"] == []
     assert "not run" in str(found)
 
 
-def test_nothing_of_the_peer_is_imported_by_the_library():
+def test_no_baseline_is_imported_by_the_library():
     program = """
 import sys
 import paligemma_jax as pg

@@ -52,9 +52,9 @@ def prove(name: str, folder: Path) -> dict[str, Any]:
     if not npz.exists():
         synthetic.write_big_vision(npz, config)
         (folder / "tokenizer.model").write_bytes(tokenizer)
-    picture = folder / "picture.png"
+    image = folder / "image.png"
     pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
-    Image.fromarray(pixels).save(picture)
+    Image.fromarray(pixels).save(image)
 
     figures: dict[str, Any] = {"name": name}
     figures["weights_bytes"] = sum(f.stat().st_size for f in hub.glob("*.safetensors"))
@@ -69,7 +69,7 @@ def prove(name: str, folder: Path) -> dict[str, Any]:
             "-m", "tests.fullsize.steps", "load", str(store)
         )
         figures[f"ask store of {kind}"], answer = run_step(
-            "-m", "paligemma_jax", "generate", str(picture), "caption en", "--json",
+            "-m", "paligemma_jax", "generate", str(image), "caption en", "--json",
             "--model", str(store), "--dtype", "bfloat16", "--max-new-tokens", "4",
         )  # fmt: skip
         figures[f"answer {kind}"] = json.loads(answer)
@@ -94,7 +94,7 @@ def row(figures: dict[str, Any]) -> str:
         f"{figures['load store of huggingface']['seconds']} | {max(ratios):.2f} | "
         f"{figures['ask store of huggingface']['seconds']} | "
         f"{logits['max_difference']:.1e} of {logits['scale']:.1f} | "
-        f"{logits['same_likeliest']:.0%} |"
+        f"{logits['top1_agreement']:.0%} |"
     )
 
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-ROWS, PREFIX, SUFFIX = 2, 8, 4
+BATCH, PREFIX, SUFFIX = 2, 8, 4
 
 
 def inputs(size: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures f32[B, H, W, 3] in [-1, 1] and tokens i32[B, T], the same in every process."""
+    """Images f32[B, H, W, 3] in [-1, 1] and tokens i32[B, T], the same in every process."""
     rng = np.random.default_rng(1)
-    images = rng.uniform(-1, 1, (ROWS, size, size, 3)).astype(np.float32)
-    tokens = rng.integers(4, vocabulary, (ROWS, PREFIX + SUFFIX)).astype(np.int32)
+    images = rng.uniform(-1, 1, (BATCH, size, size, 3)).astype(np.float32)
+    tokens = rng.integers(4, vocabulary, (BATCH, PREFIX + SUFFIX)).astype(np.int32)
     tokens[:, 0] = 2
     return images, tokens
 
@@ -42,7 +42,7 @@ def ours(source: str, target: str) -> None:
 
 
 def theirs(source: str, target: str) -> None:
-    """The same by transformers, eager, over the vocabulary without its filler rows."""
+    """The same by transformers, eager, over the vocabulary without its padding."""
     import torch
     import transformers
 
@@ -53,7 +53,7 @@ def theirs(source: str, target: str) -> None:
     image_token = model.config.image_token_index
     images, tokens = inputs(vision.image_size, image_token)
     patches = (vision.image_size // vision.patch_size) ** 2
-    ids = np.concatenate([np.full((ROWS, patches), image_token), tokens], axis=1)
+    ids = np.concatenate([np.full((BATCH, patches), image_token), tokens], axis=1)
     types = np.zeros_like(ids)
     types[:, -SUFFIX:] = 1
     with torch.no_grad():
@@ -68,11 +68,11 @@ def theirs(source: str, target: str) -> None:
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    """Largest difference of logits, their scale, and how often the likeliest token agrees."""
+    """Largest difference of logits, their scale, and top-1 agreement."""
     return {
         "max_difference": float(np.abs(a - b).max()),
         "scale": float(np.abs(b).max()),
-        "same_likeliest": float(np.mean(a.argmax(-1) == b.argmax(-1))),
+        "top1_agreement": float(np.mean(a.argmax(-1) == b.argmax(-1))),
     }
 
 

@@ -11,10 +11,10 @@ from flax import nnx
 from PIL import Image
 
 import paligemma_jax as pg
-from paligemma_jax.benchmark.huggingface import make_tokenizer, smallest_vocabulary
 from paligemma_jax.models.paligemma import flatten, nest
 from paligemma_jax.processing.image import ImagePreprocessing
 from paligemma_jax.weights.huggingface import HuggingFace
+from tests.fullsize.synthetic import make_tokenizer, smallest_vocabulary
 from tests.tiny import GEMMA, GEMMA2, random_model, tiny_config
 
 pytestmark = pytest.mark.parity

@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from paligemma_jax.models import layers as backend
-from tests.gpu.gpu_probe import Program
+from tests.program.hlo import Program
 
 H200 = Path(__file__).parent / "h200.txtpb"
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.gpu.gpu_probe import Kernel
+from tests.program.hlo import Kernel
 from tests.program.ours import SLOTS, cache_of, decode, model_of, variant
 from tests.program.target import Compiled, Target
 

@@ -2,22 +2,19 @@
 
 import pytest
 
-from paligemma_jax.benchmark.subjects import (
-    MID,
-    MODELS,
-    Ceilings,
-    Precision,
-    Sizes,
+from paligemma_jax.benchmark import Precision
+from paligemma_jax.benchmark.measure import (
+    BytesPerNumber,
+    Roofline,
     decode_work,
     encode_work,
-    find_model,
     prefill_work,
 )
-from paligemma_jax.errors import ConfigError
+from paligemma_jax.benchmark.subjects import PROXY, find_model
 
-H200 = Ceilings(4.3e12, 790e12)
-LAPTOP = Ceilings(48.7e9, 0.45e12)
-BF16, F32 = Sizes.of(2.0), Sizes.of(4.0)
+H200 = Roofline(4.3e12, 790e12)
+LAPTOP = Roofline(48.7e9, 0.45e12)
+BF16, F32 = (BytesPerNumber.of(p) for p in (Precision.BFLOAT16, Precision.FLOAT32))
 
 
 def about(value: float, digits: float = 5e-3) -> object:
@@ -72,19 +69,16 @@ def test_decoding_step(name: str, rows: int, gigaflops: float, gigabytes: float,
     assert rows / H200.seconds(work) == about(tokens, 2e-3)
 
 
-def test_on_a_cpu():
-    config = find_model("paligemma-3b-pt-224")
+@pytest.mark.parametrize(
+    ("name", "encoding", "first", "decode"),
+    [("paligemma-3b-pt-224", 0.49, 3.1, 0.206), (PROXY, 0.075, 0.645, 0.0416)],
+)
+def test_on_a_cpu(name: str, encoding: float, first: float, decode: float):
+    config = find_model(name)
     images, prompt = encode_work(config, 1, F32), prefill_work(config, 1, 32, F32)
-    assert LAPTOP.seconds(images) == about(0.49, 0.01)
-    assert LAPTOP.seconds(images, prompt) == about(3.1, 0.02)
-    assert LAPTOP.seconds(decode_work(config, 1, 320, F32)) == about(0.206)
-
-
-def test_mid_size():
-    images, prompt = encode_work(MID, 1, F32), prefill_work(MID, 1, 32, F32)
-    assert LAPTOP.seconds(images) == about(0.075, 0.01)
-    assert LAPTOP.seconds(images, prompt) == about(0.645)
-    assert LAPTOP.seconds(decode_work(MID, 1, 320, F32)) == about(0.0416)
+    assert LAPTOP.seconds(images) == about(encoding, 0.01)
+    assert LAPTOP.seconds(images, prompt) == about(first, 0.02)
+    assert LAPTOP.seconds(decode_work(config, 1, 320, F32)) == about(decode)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +87,6 @@ def test_mid_size():
 def test_integers(precision: Precision, tokens: float):
     """As published for 4 bits with their scales, which are left out here and take 3 % more."""
     config = find_model("paligemma-3b-pt-224")
-    assert 1 / H200.seconds(decode_work(config, 1, 320, precision.sizes)) == about(tokens, 0.05)
-
-
-def test_names_of_models():
-    assert {"tiny", "mid", "paligemma-3b-pt-224", "paligemma2-28b-mix-448"} <= set(MODELS)
-    with pytest.raises(ConfigError, match="'large'.*paligemma models"):
-        find_model("large")
+    assert 1 / H200.seconds(decode_work(config, 1, 320, BytesPerNumber.of(precision))) == about(
+        tokens, 0.05
+    )

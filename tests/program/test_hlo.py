@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.gpu.gpu_probe import Program, Result
+from tests.program.hlo import Program, Result
 
 TEXT = """\
 HloModule jit_step, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias) }
@@ -72,5 +72,5 @@ def test_results_and_their_sizes():
 
 
 def test_a_text_without_a_program():
-    with pytest.raises(ValueError, match="no HLO module"):
+    with pytest.raises(ValueError, match="HLO"):
         Program("nothing")
