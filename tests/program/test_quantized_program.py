@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from paligemma_jax.config import PaliGemmaConfig
-from paligemma_jax.models.quantization_config import Int4, Int8, QuantizationConfig
+from paligemma_jax.models.quantization_config import Int4, Int8, QuantizationConfig, QuantizedFormat
 from tests.program.ours import decode, encode, model_of, prefill, quantized_product, variant
 from tests.program.target import Compiled, Target
 
