@@ -19,7 +19,7 @@ import numpy as np
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.filesystem import staged
-from paligemma_jax.weights.hf_config import hf_config, hf_generation, hf_preprocessor, padded_shape
+from paligemma_jax.weights.hf_config import hf_config, hf_generation, hf_preprocessor, padded_rows
 from paligemma_jax.weights.huggingface import (
     EMBEDDING,
     HFTensor,
@@ -62,7 +62,7 @@ class RandomTensors:
         for tensor in hf_tensors(config):
             shape = tensor.shape(part_shape(tensor, ours[tensor.path]))
             if tensor.key == EMBEDDING:
-                shape = padded_shape(shape)
+                shape = (padded_rows(shape[0]), *shape[1:])
             for layer in range(ours[tensor.path][0] if tensor.layered else 1):
                 self.entries[tensor.key.format(layer)] = (tensor, layer, shape)
 
