@@ -32,7 +32,7 @@ _STATE_VERSION = 2
 _ARRAYS = ("images", "tokens", "mask_ar", "mask_input", "mask_loss")
 _log = logging.getLogger(__name__)
 
-Example = tuple[np.ndarray | None, Arrays, str]  # images f32[N, S, S, 3], tokens and masks, id
+EncodedExample = tuple[np.ndarray | None, Arrays, str]  # images f32[N, S, S, 3], tokens and masks, id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ class BatchReader:
                 f"{min(1.0, max(0.01, 2 * skipped / records)):.2g}"
             )
 
-    def _example(self, position: int, skipped: list[SkippedRecord]) -> Example:
+    def _example(self, position: int, skipped: list[SkippedRecord]) -> EncodedExample:
         sample = self.sampler[position]
         rng = None
         for _ in range(_MOST_REPLACEMENTS):
@@ -211,7 +211,7 @@ class BatchReader:
             f"{skipped[-1].reason} List all such records with: paligemma train --check DATA"
         )
 
-    def _encode(self, sample: Sample, position: int) -> Example:
+    def _encode(self, sample: Sample, position: int) -> EncodedExample:
         record = dataclasses.replace(self.source[sample.number], epoch=sample.epoch)
         rng = np.random.default_rng([self.sampler.seed, position])
         try:

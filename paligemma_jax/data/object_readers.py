@@ -21,7 +21,13 @@ from paligemma_jax.data.readers import (
 )
 from paligemma_jax.data.record import Record
 from paligemma_jax.data.transforms import index_in_turn
-from paligemma_jax.errors import ConfigError, DatasetError, InvalidMaskError, PaliGemmaError
+from paligemma_jax.errors import (
+    ConfigError,
+    DatasetError,
+    InvalidMaskError,
+    InvalidPromptError,
+    PaliGemmaError,
+)
 from paligemma_jax.processing import prompts
 from paligemma_jax.processing.image import ImageSource, load_image, resize_bilinear_antialias
 from paligemma_jax.processing.location_tokens import Box, format_answer
@@ -115,114 +121,77 @@ class Outlined:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Objects(ImageColumns):
-    """Base of `Detect` and `Segment`: images with a list of objects and a list of their labels.
+class ObjectReader(ImageColumns):
+    """`detect ...` for images with lists of boxes and labels; with a codec `segment ...`, of masks.
 
     Attributes:
       classes: what every prompt asks for; labels that are numbers are indices into it. Without, a
         prompt asks for what is in its image, and examples without objects are an error.
-      labels: the column of labels, as in Hugging Face's COCO-like data sets.
+      labels, boxes, masks: columns, as in Hugging Face's COCO-like data sets. Masks are polygons or
+        run lengths as COCO writes them, or arrays [H, W].
+      box_format: order and units of the numbers of a box, see `box_corners`.
+      codec: encodes masks; a run sets it where `Data(..., masks=True)`.
     """
 
     classes: tuple[str, ...] = ()
     labels: str = "objects.category"
+    boxes: str = "objects.bbox"
+    box_format: str = "xywh"
+    masks: str = "objects.segmentation"
+    codec: MaskCodec | None = dataclasses.field(default=None, compare=False, repr=False)
 
-    def _image(self, example: Example) -> Image.Image:
+    def __call__(self, example: Example, place: str) -> Record:
         images = _loaded(images_in(example, self.image))
         if len(images) != 1:
             raise DatasetError(f"{self.image!r}: expected one image, got {len(images)}")
-        return images[0]
-
-    def _names(self, example: Example) -> list[str]:
-        names = []
-        for label in column(example, self.labels):
-            if is_whole(label):
-                if not 0 <= label < len(self.classes):
-                    raise DatasetError(
-                        f"{self.labels!r} holds the number {label}, and there are "
-                        f"{len(self.classes)} classes. Give all names: classes=('cat', 'dog')"
-                    )
-                label = self.classes[int(label)]
-            label = bytes(label).decode("utf-8", "replace") if isinstance(label, bytes) else label
-            if self.classes and label not in self.classes:
-                raise DatasetError(
-                    f"{self.labels!r}: expected one of {', '.join(self.classes)}, got {label!r}"
-                )
-            names.append(label)
-        return names
-
-    def _record(
-        self, image: Image.Image, task: str, names: list[str], boxes: Sequence[Box], place: str
-    ) -> Record:
+        image, names = images[0], [self._name(one) for one in column(example, self.labels)]
         labels = list(self.classes) or list(dict.fromkeys(names))
         if not labels:
             raise DatasetError(
                 "there are no objects, so nothing to ask for. Give the classes, and the answer is "
                 "empty: classes=('cat', 'dog')"
             )
-        try:
-            prefix = getattr(prompts, task)(labels)
-            return Record((image,), prefix, format_answer(boxes), place, size=image.size)
-        except PaliGemmaError as e:
-            raise DatasetError(str(e)) from e
-
-
-@dataclasses.dataclass(frozen=True)
-class Detect(_Objects):
-    """`detect ...` for images with a list of boxes and a list of labels.
-
-    Attributes:
-      boxes: the column of boxes.
-      box_format: order and units of the numbers of a box, see `box_corners`.
-    """
-
-    boxes: str = "objects.bbox"
-    box_format: str = "xywh"
-
-    def __call__(self, example: Example, place: str) -> Record:
-        image, names = self._image(example), self._names(example)
-        given = list(column(example, self.boxes))
-        if len(given) != len(names):
+        field = self.boxes if self.codec is None else self.masks
+        values = list(column(example, field))
+        if len(values) != len(names):
             raise DatasetError(
-                f"{self.boxes!r} has {len(given)} entries and {self.labels!r} {len(names)}, "
-                "expected one label a box"
+                f"{field!r} has {len(values)} entries and {self.labels!r} {len(names)}, expected "
+                "a label for each"
             )
-        boxes = []
-        for name, numbers in zip(names, given, strict=True):
-            try:
-                corners, _ = clip(box_corners(numbers, self.box_format, *image.size))
-            except DatasetError as e:
-                raise DatasetError(f"{self.boxes!r}: {e}") from e
-            boxes.append(Box(name, *corners))
-        return self._record(image, "detect", names, boxes, place)
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment(_Objects):
-    """`segment ...` for images with a list of masks and a list of labels.
-
-    Attributes:
-      codec: encodes masks where examples are read; on the CPU in worker processes.
-      masks: the column of masks: polygons or run lengths as COCO writes them, or arrays [H, W].
-    """
-
-    codec: MaskCodec = dataclasses.field(kw_only=True)
-    masks: str = "objects.segmentation"
-
-    def __call__(self, example: Example, place: str) -> Record:
-        image, names = self._image(example), self._names(example)
-        shape = image.height, image.width
         try:
-            masks = [
-                mask.reshape(shape) > 0
-                if isinstance(mask, np.ndarray) and mask.shape[:2] == shape
-                else mask_from_coco(mask, *shape)
-                for mask in column(example, self.masks)
-            ]
-            boxes = encode_masks(self.codec, masks, names)
-        except PaliGemmaError as e:
-            raise DatasetError(f"{self.masks!r}: {e}") from e
-        return self._record(image, "segment", names, boxes, place)
+            if self.codec is None:
+                prefix, boxes = prompts.detect(labels), []
+                for name, numbers in zip(names, values, strict=True):
+                    corners, _ = clip(box_corners(numbers, self.box_format, *image.size))
+                    boxes.append(Box(name, *corners))
+            else:
+                prefix = prompts.segment(labels)
+                masks = [_mask_of(value, image.height, image.width) for value in values]
+                boxes = encode_masks(self.codec, masks, names)
+            return Record((image,), prefix, format_answer(boxes), place, size=image.size)
+        except (DatasetError, InvalidMaskError, InvalidPromptError) as e:
+            raise DatasetError(f"{field!r}: {e}") from e
+
+    def _name(self, label: Any) -> str:
+        if is_whole(label):
+            if not 0 <= label < len(self.classes):
+                raise DatasetError(
+                    f"{self.labels!r} holds the number {label}, and there are {len(self.classes)} "
+                    "classes. Give all names: classes=('cat', 'dog')"
+                )
+            label = self.classes[int(label)]
+        label = bytes(label).decode("utf-8", "replace") if isinstance(label, bytes) else label
+        if self.classes and label not in self.classes:
+            raise DatasetError(
+                f"{self.labels!r}: expected one of {', '.join(self.classes)}, got {label!r}"
+            )
+        return label
+
+
+def _mask_of(value: Any, height: int, width: int) -> np.ndarray:
+    if isinstance(value, np.ndarray) and value.shape[:2] == (height, width):
+        return value.reshape(height, width) > 0
+    return mask_from_coco(value, height, width)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from paligemma_jax.data.coco import CocoSource
-from paligemma_jax.data.object_readers import Referring
+from paligemma_jax.data.object_readers import ObjectReader, Referring
 from paligemma_jax.data.readers import Fields, Reader
 from paligemma_jax.data.record import (
     ImageFolder,
@@ -353,7 +353,7 @@ def open_source(
       split: which split; ignored for a single file. "valid", "val" and "validation" are the same.
       images: the folder of the images, if it is not the one of the layout.
       reader: which fields a record is made of, of JSON lines and TensorFlow Datasets.
-      codec: makes COCO's masks the answer, and not its boxes alone; and encodes for `Referring`.
+      codec: makes masks the answer: of COCO, `ObjectReader` and `Referring`.
 
     Raises DatasetError for an unknown layout or split.
     """
@@ -361,7 +361,7 @@ def open_source(
     same = _VALIDATION if split in _VALIDATION else (split,)
     name = next((name for name in found if name in ("", *same)), None)
     file = next(iter(found.values())) if name is None else found[name]
-    if codec is not None and isinstance(reader, Referring):
+    if codec is not None and isinstance(reader, ObjectReader | Referring):
         reader = dataclasses.replace(reader, codec=codec)
     if file.is_dir():  # tfds reads "train[:90%]" and "train+validation" too
         return TfdsSource(file, name or split, reader)

@@ -7,7 +7,7 @@ from paligemma_jax.data.coco import CocoSource as CocoSource
 from paligemma_jax.data.mixture import Mixture as Mixture
 from paligemma_jax.data.mixture import MixtureComponent as MixtureComponent
 from paligemma_jax.data.object_readers import CycleObjects as CycleObjects
-from paligemma_jax.data.object_readers import Detect as Detect
+from paligemma_jax.data.object_readers import ObjectReader as ObjectReader
 from paligemma_jax.data.object_readers import Outlined as Outlined
 from paligemma_jax.data.object_readers import Referring as Referring
 from paligemma_jax.data.readers import Fields as Fields

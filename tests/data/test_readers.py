@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data.object_readers import CycleObjects, Detect, Outlined, Referring, Segment
+from paligemma_jax.data.object_readers import CycleObjects, ObjectReader, Outlined, Referring
 from paligemma_jax.data.readers import Fields, Reader, ShuffleOptions
 from paligemma_jax.data.record import Record
 from paligemma_jax.data.sources import SequenceSource
@@ -121,14 +121,14 @@ def boxes(values: Any, labels: Any) -> dict[str, Any]:
 
 
 def test_boxes():
-    reader = Detect(classes=("cat", "dog"))
+    reader = ObjectReader(classes=("cat", "dog"))
     record = read(boxes([[1, 2, 3, 4]], [0]), reader)
     assert (record.prefix, record.suffix, record.size) == ("detect cat ; dog", CAT, (20, 10))
     assert read(boxes([[1, 2, 3, 4]], ["cat"]), reader).suffix == CAT
     assert read(boxes([], []), reader).suffix == ""
-    assert read(boxes([[1, 2, 3, 4]], ["cat"]), Detect()).prefix == "detect cat"
+    assert read(boxes([[1, 2, 3, 4]], ["cat"]), ObjectReader()).prefix == "detect cat"
     listed = {"image": PIXELS, "objects": [{"bbox": [1, 2, 3, 4], "category": "cat"}]}
-    assert read(listed, Detect()).suffix == CAT
+    assert read(listed, ObjectReader()).suffix == CAT
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_boxes():
     ],
 )
 def test_formats_of_boxes(box_format: str, box: list[float]):
-    assert read(boxes([box], ["cat"]), Detect(box_format=box_format)).suffix == CAT
+    assert read(boxes([box], ["cat"]), ObjectReader(box_format=box_format)).suffix == CAT
     with pytest.raises(ConfigError, match="box_format must be .* got 'cxcywh'"):
-        read(boxes([box], ["cat"]), Detect(box_format="cxcywh"))
+        read(boxes([box], ["cat"]), ObjectReader(box_format="cxcywh"))
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ def test_formats_of_boxes(box_format: str, box: list[float]):
 )
 def test_malformed_boxes(values: Any, labels: Any, classes: tuple[str, ...], message: str):
     with pytest.raises(DatasetError, match=f"record:0: .*{message}"):
-        read(boxes(values, labels), Detect(classes=classes))
+        read(boxes(values, labels), ObjectReader(classes=classes))
 
 
 def test_masks():
     mask = np.zeros((10, 20), np.uint8)
     mask[2:6, 1:4] = 1
     things = {"segmentation": [mask, [[1, 2, 4, 2, 4, 6, 1, 6]]], "category": ["cat", "dog"]}
-    reader = Segment(classes=("cat", "dog"), codec=FakeCodec())
+    reader = ObjectReader(classes=("cat", "dog"), codec=FakeCodec())
     record = read({"image": PIXELS, "objects": things}, reader)
     first, second = parse_answer(record.suffix).objects
     assert record.prefix == "segment cat ; dog" and first.codes == (7,) * 16

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma_jax.data.object_readers import Detect
+from paligemma_jax.data.object_readers import ObjectReader
 from paligemma_jax.data.readers import Fields
 from paligemma_jax.data.sources import TfdsSource, open_source
 from paligemma_jax.data.tasks import PromptReader
@@ -95,7 +95,9 @@ def test_readers(prepared: Path):
     )
     named = TfdsSource(prepared, reader=Fields(suffix="label"))
     assert {named[i].suffix for i in range(5)} == {"cat", "dog"}
-    boxes = TfdsSource(prepared, reader=Detect(classes=("cat", "dog"), box_format="rel_yxyx"))[0]
+    boxes = TfdsSource(
+        prepared, reader=ObjectReader(classes=("cat", "dog"), box_format="rel_yxyx")
+    )[0]
     assert boxes.prefix == "detect cat ; dog"
     assert boxes.suffix == "<loc0102><loc0205><loc0512><loc1023> dog"
     assert boxes.size == (20, 10)
