@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
         # Applied in turn: choice of an answer, order of boxes, crops, lower case, ...
         transforms=(RandomAnswer(),),
         validation_transforms=None,  # as in training
-        # Tokens of prompt and answer, with separators. `paligemma train --check DATA` counts.
+        # Tokens of prompt and answer, with separators. `paligemma train --check-data DATA` counts.
         text_length=128,
         on_overflow="error",  # "truncate": as big_vision does
         max_bad_records=0.0,  # 0.01 skips up to 1 % unusable records, and logs each

@@ -32,7 +32,8 @@ _STATE_VERSION = 2
 _ARRAYS = ("images", "tokens", "mask_ar", "mask_input", "mask_loss")
 _log = logging.getLogger(__name__)
 
-EncodedExample = tuple[np.ndarray | None, Arrays, str]  # images f32[N, S, S, 3], tokens and masks, id
+# Images f32[N, S, S, 3], tokens and masks, id.
+EncodedExample = tuple[np.ndarray | None, Arrays, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +188,7 @@ class BatchReader:
             more = f", more than {most:.1%}; the last" if most else ""
             raise DatasetError(
                 f"{count} cannot be used{more}: {last.reason} List all with: paligemma "
-                "train --check DATA; or skip them: max_bad_records="
+                "train --check-data DATA; or skip them: max_bad_records="
                 f"{min(1.0, max(0.01, 2 * skipped / records)):.2g}"
             )
 
@@ -208,7 +209,7 @@ class BatchReader:
             sample = self.sampler.replacement(sample, rng)
         raise DatasetError(
             f"{_MOST_REPLACEMENTS} records one after another cannot be used; the last: "
-            f"{skipped[-1].reason} List all such records with: paligemma train --check DATA"
+            f"{skipped[-1].reason} List all such records with: paligemma train --check-data DATA"
         )
 
     def _encode(self, sample: Sample, position: int) -> EncodedExample:
