@@ -243,18 +243,19 @@ def enable_compilation_cache() -> None:
     Nothing changes where JAX knows a directory already (jax.config, JAX_COMPILATION_CACHE_DIR) or
     keeps nothing (JAX_ENABLE_COMPILATION_CACHE=false). Loading a model calls this.
     """
-    config = jax.config
-    if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
+    names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
+    directory, enabled = (getattr(jax.config, name) for name in names)
+    if directory or not enabled:
         return
     directory = user_cache() / _machine()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return  # a home that cannot be written to: every process compiles
-    config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_compilation_cache_dir", str(directory))
     seconds = "jax_persistent_cache_min_compile_time_secs"
-    if getattr(config, seconds) == 1.0:  # JAX's default
-        config.update(seconds, 0.0)
+    if getattr(jax.config, seconds) == 1.0:  # JAX's default
+        jax.config.update(seconds, 0.0)
     # An entry that cannot be read or written costs time, not correctness.
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
 

@@ -15,7 +15,6 @@ import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from paligemma_jax.errors import CheckpointError, MissingExtraError
 from paligemma_jax.filesystem import locked, user_cache
@@ -39,12 +38,10 @@ from paligemma_jax.hub.files import (
     SINGLE,
     TOKENIZERS,
     choose_npz,
-    damaged,
     fetch_tokenizer,
     first_of,
-    gated,
     needed_files,
-    not_found,
+    refused,
     unreachable,
 )
 from paligemma_jax.hub.http import Checksum, Meter, Progress, is_transient, status_of
@@ -201,12 +198,8 @@ def _hf_download(location: HuggingFace, progress: Progress) -> Path:
         url = f"{_hf_endpoint()}/{location.repository}/resolve/{commit}/{quoted}"
         try:
             http.fetch(url, blobs / blob, meter, headers=headers, checksum=checksum, size=size)
-        except http.Refused as e:
-            raise _hf_refused(location, e.status, e.headers, e) from e
-        except http.Damaged as e:
-            raise damaged(name, location, e) from e
-        except http.Unreachable as e:
-            raise unreachable(location, _hf_host(), e) from e
+        except http.FetchError as e:
+            raise refused(location, _hf_page(location), e, token is not None) from e
     for name, _, checksum in reversed(files):  # weights first: what says all is there comes last
         _link(snapshot / name, blobs / checksum.value)
     if commit != location.revision:  # last: what a branch names is whole
@@ -248,8 +241,6 @@ def _hf_listing(
             ),
             is_transient,
         )
-    except errors.GatedRepoError as e:
-        raise gated(location, _hf_page(location), token is not None) from e
     except errors.RevisionNotFoundError as e:
         model = find_model(location.repository)
         there = f"There are {', '.join(model.revisions)}. " if model else ""
@@ -258,11 +249,9 @@ def _hf_listing(
             "main."
         ) from e
     except Exception as e:
-        if status_of(e):
-            raise _hf_refused(location, status_of(e), {}, e) from e
-        if not is_transient(e):
+        if not status_of(e) and not is_transient(e):
             raise
-        raise unreachable(location, _hf_host(), e) from e
+        raise refused(location, _hf_page(location), e, token is not None) from e
     listed = {file.rfilename: file for file in info.siblings or []}
     files = []
     for name in needed_files(listed, f"{location} at Hugging Face"):
@@ -277,25 +266,11 @@ def _hf_listing(
             checksum, size = Checksum("sha256", str(file.lfs.sha256)), file.lfs.size
         if not _HEX.fullmatch(checksum.value) or not _HEX.fullmatch(str(info.sha)):
             raise CheckpointError(
-                f"{_hf_host()} lists {location} without checksums. Set HF_ENDPOINT to a hub that "
-                "gives them, or leave it unset."
+                f"{_hf_endpoint()} lists {location} without checksums. Set HF_ENDPOINT to a hub "
+                "that gives them, or leave it unset."
             )
         files.append((name, size or 0, checksum))
     return str(info.sha), files
-
-
-def _hf_refused(
-    location: HuggingFace, status: int, headers: Any, cause: Exception
-) -> CheckpointError:
-    page, credentials = _hf_page(location), _hf_token() is not None
-    code = next((v for k, v in dict(headers).items() if k.lower() == "x-error-code"), "")
-    # With 401 the hub says the same of what is private, what is not there, and to wrong tokens.
-    hidden = status == 401 and location.repository.startswith("google/")
-    if code == "GatedRepo" or status == 403 or hidden:
-        return gated(location, page, credentials)
-    if status in (401, 404):
-        return not_found(location, page)
-    return unreachable(location, _hf_host(), cause)
 
 
 def _hf_cache() -> Path:
@@ -315,10 +290,6 @@ def _hf_folder(location: HuggingFace) -> Path:
 
 def _hf_endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-
-
-def _hf_host() -> str:
-    return urllib.parse.urlsplit(_hf_endpoint()).netloc
 
 
 def _hf_page(location: HuggingFace) -> str:
@@ -389,16 +360,14 @@ def _required(
         return
     try:
         http.fetch(url, target, meter, checksum=checksum)
-    except http.Refused as e:
+    except http.FetchError as e:
+        if not e.status:
+            raise unreachable(location, urllib.parse.urlsplit(url).netloc, e) from e
         raise CheckpointError(
             f"{url} cannot be downloaded: the server says {e}. Expected the open address of an "
             "npz, or of a directory with config.json and safetensors. Download it with your "
             "account by other means, and pass the path."
         ) from e
-    except http.Damaged as e:
-        raise damaged(target.name, location, e) from e
-    except http.Unreachable as e:
-        raise unreachable(location, urllib.parse.urlsplit(url).netloc, e) from e
 
 
 def _is_file(location: Web) -> bool:

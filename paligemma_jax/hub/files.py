@@ -1,6 +1,7 @@
 """Which files a model needs, and what is said when a hub does not give them."""
 
 import re
+import urllib.parse
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -92,9 +93,9 @@ def first_of(base: str, names: Sequence[str], directory: Path, meter: Meter) -> 
         if not target.exists():
             try:
                 http.fetch(f"{base}/{name}", target, meter)
-            except http.Damaged as e:
-                raise damaged(name, Web(base), e) from e
-            except (http.Refused, http.Unreachable):
+            except http.FetchError as e:
+                if e.damaged:
+                    raise unreachable(Web(f"{base}/{name}"), base, e) from e
                 continue  # the weights themselves will say so, or their host is another
         return True
     return False
@@ -107,39 +108,44 @@ def fetch_tokenizer(directory: Path, meter: Meter) -> None:
         first_of(base, (name,), directory, meter)
 
 
-def gated(location: HuggingFace | Kaggle, page: str, credentials: bool) -> CheckpointError:
-    """The hub wants to know who asks, and that the license was accepted."""
-    if isinstance(location, HuggingFace):
-        hub, copy = "Hugging Face", open_copy(location.repository)
+def refused(location: Location, page: str, error: Exception, credentials: bool) -> CheckpointError:
+    """What to do about a hub that does not give what was asked for.
+
+    `error` is a client's or a `FetchError`; `credentials` says whether an account was named.
+    """
+    kaggle = isinstance(location, Kaggle)
+    hub, status = "Kaggle" if kaggle else "Hugging Face", http.status_of(error)
+    headers = {name.lower(): value for name, value in getattr(error, "headers", {}).items()}
+    name = location.handle if kaggle else str(location)
+    # With 401 the hubs say the same of what is private, what is not there, and to wrong tokens.
+    hidden = status == 401 and (kaggle or name.startswith("google/"))
+    if headers.get("x-error-code") == "GatedRepo" or status == 403 or hidden:
         login = "run: hf auth login (or set HF_TOKEN to a token that may read)"
-    else:
-        hub, copy = "Kaggle", None
-        login = "set KAGGLE_API_TOKEN (or KAGGLE_USERNAME and KAGGLE_KEY)"
-    why, then = "no account was named", f"Open {page}, accept the licence, then {login}"
-    if credentials:
-        why = "the account that was used may not read it"
-        then = f"Open {page} with that account and accept the licence. For another account {login}"
-    without = f" Without an account, the same weights are at {copy}." if copy else ""
-    return CheckpointError(f"{location} at {hub} is gated, and {why}.{without} {then}")
+        if kaggle:
+            login = "set KAGGLE_API_TOKEN (or KAGGLE_USERNAME and KAGGLE_KEY)"
+        why, then = "no account was named", f"Open {page}, accept the licence, then {login}"
+        if credentials:
+            why = "the account that was used may not read it"
+            then = f"Open {page} with that account and accept the licence, or {login}"
+        copy = open_copy(location.repository) if isinstance(location, HuggingFace) else None
+        without = f" Without an account, the same weights are at {copy}." if copy else ""
+        return CheckpointError(f"{location} at {hub} is gated, and {why}.{without} {then}")
+    if status in (401, 404):
+        return CheckpointError(
+            f"{location} is neither a path here nor a model at {hub} ({page}), or it is private. "
+            "See: paligemma models"
+        )
+    return unreachable(location, urllib.parse.urlsplit(page).netloc, error)
 
 
-def not_found(location: HuggingFace | Kaggle, page: str) -> CheckpointError:
-    hub = "Kaggle" if isinstance(location, Kaggle) else "Hugging Face"
+def unreachable(location: Location, host: str, error: Exception) -> CheckpointError:
+    """The server does not answer as it should, again and again, or gives another file."""
+    if getattr(error, "damaged", False):
+        return CheckpointError(
+            f"{location} was damaged on its way, twice: {error}. Nothing of it was kept. Try "
+            "again, or from another network"
+        )
     return CheckpointError(
-        f"{location} is neither a path here nor a model at {hub} ({page}), or it is private. See: "
-        "paligemma models"
-    )
-
-
-def unreachable(location: Location, host: str, why: object) -> CheckpointError:
-    return CheckpointError(
-        f"{location} cannot be downloaded from {host}: {why}. What has arrived is kept. Check the "
-        f"connection, then run: paligemma download {location}"
-    )
-
-
-def damaged(name: str, location: Location, why: object) -> CheckpointError:
-    return CheckpointError(
-        f"{name} of {location} was damaged on its way, twice: {why}. Nothing of it was kept. Try "
-        "again, or from another network"
+        f"{location} cannot be downloaded from {host}: {error}. What has arrived is kept. Check "
+        f"the connection, then run: paligemma download {location}"
     )

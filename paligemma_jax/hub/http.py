@@ -1,7 +1,7 @@
 """One file over HTTP: tried again, resumed where it stopped, checked, and whole or not there.
 
-The hubs' clients resume within a process at best: huggingface_hub deletes a partial file when a
-download fails, which may be gigabytes, and compares no content with the checksum its hub gives.
+huggingface_hub itself deletes a partial file when a download fails, which may be gigabytes, and
+compares no content with the checksum that its hub gives.
 """
 
 import base64
@@ -36,40 +36,39 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.E
 sleep = time.sleep
 
 
-class Refused(Exception):
-    """The server answered, and it was not the file: `status` is that of HTTP."""
+class FetchError(Exception):
+    """A file that did not come.
 
-    def __init__(self, status: int, reason: str, headers: Mapping[str, str]):
-        super().__init__(f"{status} {reason}".strip())
-        self.status, self.headers = status, headers
+    Attributes:
+      status: of HTTP, where the server answered with something else; 0 without an answer.
+      damaged: whether what arrived, twice, has another checksum.
+      headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        status: int = 0,
+        damaged: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(reason)
+        self.status, self.damaged, self.headers = status, damaged, headers or {}
 
 
-class Damaged(Exception):
-    """What arrived, twice, has another checksum."""
-
-
-class Unreachable(Exception):
-    """No connection, or one that breaks each time."""
-
-
+@dataclasses.dataclass
 class Meter:
     """Counts the bytes of several files; `total` may grow when a size becomes known."""
 
-    def __init__(self, progress: Progress, total: int = 0):
-        self._progress = progress
-        self.total = total
-        self.done = 0
-        self._name = ""
-
-    def start(self, name: str) -> None:
-        """`name` is what comes now."""
-        self._name = name
-        self.add(0)
+    progress: Progress
+    total: int = 0
+    done: int = 0
+    name: str = ""  # of what comes now
 
     def add(self, count: int) -> None:
         """`count` more bytes are there; a negative number where some were thrown away."""
         self.done += count
-        self._progress(self._name, self.done, max(self.total, self.done))
+        self.progress(self.name, self.done, max(self.total, self.done))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +104,12 @@ def fetch(
     `checksum` and `size` are those known beforehand; without a checksum, the one that the server
     gives is compared. `meter` counts what arrives; its total grows if `size` was not known.
 
-    Raises Refused, Damaged (after a second try), Unreachable, and CheckpointError where the disk
-    is full or cannot be written.
+    Raises FetchError, and CheckpointError where the disk is full or cannot be written.
     """
     part = target.with_name(f"{target.name}.partial")
     part.parent.mkdir(parents=True, exist_ok=True)
-    meter.start(urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2]))
+    meter.name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+    meter.add(0)
     for last in (False, True):
         expected = _receive(url, part, meter, dict(headers or {}), size)
         expected = checksum or expected
@@ -121,7 +120,7 @@ def fetch(
             return
         _discard(part, meter)
         if last:
-            raise Damaged(f"its checksum is {found}, expected {expected.value}")
+            raise FetchError(f"its checksum is {found}, not {expected.value}", damaged=True)
 
 
 def _receive(
@@ -154,7 +153,10 @@ def _receive(
                 if value:
                     _validator(part).write_text(value)
                 checksum = _given_checksum(response)
-                _copy(response, part, meter)
+                with part.open("ab") as file:
+                    while chunk := _read(response):
+                        file.write(chunk)
+                        meter.add(len(chunk))
             length = _length(part)
             if size is None or length == size:
                 return checksum
@@ -167,7 +169,9 @@ def _receive(
                     return _given_checksum(e)  # all of it was there
                 _discard(part, meter)  # another file by now
             elif e.code not in TRANSIENT:
-                raise Refused(e.code, e.reason, dict(e.headers or {})) from e
+                raise FetchError(
+                    f"{e.code} {e.reason}".strip(), e.code, headers=dict(e.headers or {})
+                ) from e
             why: Exception = e
             asked = retry_after(e.headers.get("Retry-After") if e.headers else None)
         except (OSError, http.client.HTTPException) as e:
@@ -181,7 +185,7 @@ def _receive(
             failures, wait = 0, 1.0
         failures += 1
         if failures >= ATTEMPTS:
-            raise Unreachable(reason(why)) from why
+            raise FetchError(_reason(why)) from why
         sleep(wait if asked is None else asked)
         wait = min(2 * wait, 30.0)
 
@@ -236,17 +240,11 @@ def _total(response: Any, start: int) -> int | None:
     return int(length) if length and length.isdecimal() else None
 
 
-def _copy(response: Any, part: Path, meter: Meter) -> None:
-    with part.open("ab") as file:
-        while True:
-            try:
-                chunk = response.read(_CHUNK)
-            except http.client.IncompleteRead as e:
-                chunk = e.partial  # counted, and missed afterwards
-            if not chunk:
-                return
-            file.write(chunk)
-            meter.add(len(chunk))
+def _read(response: Any) -> bytes:
+    try:
+        return response.read(_CHUNK)
+    except http.client.IncompleteRead as e:
+        return e.partial  # counted, and missed afterwards
 
 
 def _given_checksum(response: Any) -> Checksum | None:
@@ -279,7 +277,9 @@ def with_retries(ask: Callable[[], T], passes: Callable[[Exception], bool]) -> T
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status of a client's error; 0 for one without an answer."""
+    """The HTTP status of an error, a client's or ours; 0 for one without an answer."""
+    if isinstance(error, FetchError):
+        return error.status
     return getattr(getattr(error, "response", None), "status_code", 0)
 
 
@@ -292,7 +292,7 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, OSError) or library in ("httpx", "httpx2", "requests")
 
 
-def reason(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Why a connection failed, in words for a user."""
     if isinstance(error, urllib.error.HTTPError):
         return f"{error.code} {error.reason}"

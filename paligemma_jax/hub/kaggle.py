@@ -17,10 +17,8 @@ from paligemma_jax.hub.files import (
     SINGLE,
     choose_npz,
     fetch_tokenizer,
-    gated,
-    not_found,
     npz_names,
-    unreachable,
+    refused,
 )
 from paligemma_jax.hub.http import Meter, Progress, is_transient, status_of
 
@@ -71,7 +69,8 @@ def kaggle_download(location: Kaggle, progress: Progress | None) -> Path:
                 path = Path(_ask(location, kagglehub, name))
                 break
     if path is None:
-        raise not_found(location, _page(location))
+        absent = http.FetchError("not found", 404)
+        raise refused(location, _page(location), absent, _has_credentials())
     if path.is_dir():
         there = sorted(os.listdir(path))
         found = _model(path, there, location)
@@ -102,13 +101,11 @@ def _ask(location: Kaggle, kagglehub: Any, name: str | None) -> str:
     except Exception as e:
         if status_of(e) == 404:
             raise _Absent from e
-        if status_of(e) in (401, 403):
-            raise gated(location, _page(location), _has_credentials()) from e
         if type(e).__name__ == "DataCorruptionError":
-            raise damaged(name or "a file", location, "its checksum differs") from e
-        if not is_transient(e):
+            e = http.FetchError("its checksum differs", damaged=True)
+        elif not status_of(e) and not is_transient(e):
             raise
-        raise unreachable(location, "www.kaggle.com", e) from e
+        raise refused(location, _page(location), e, _has_credentials()) from e
 
 
 def _model(directory: Path, names: Sequence[str], location: Kaggle) -> Path | None:

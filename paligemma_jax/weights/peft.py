@@ -280,20 +280,19 @@ def save_adapter(
     tensors: dict[str, np.ndarray] = {}
     saved: dict[Module, tuple[int, float]] = {}
     for where, layer in found.items():
-        a, b, scale = (np.asarray(x[...]) for x in (layer.lora_a, layer.lora_b, layer.lora_scale))
+        found_arrays = (getattr(layer, name)[...] for name in ("lora_a", "lora_b", "lora_scale"))
+        a, b, scale = map(np.asarray, found_arrays)
         for module in modules.values():
             factor = float(scale[module.index]) if module.place.path == where else 0.0
             if not factor:
                 continue
-            ours = a[module.index], b[module.index]
-            rank = _rank(*ours, factor, spec)
+            own_a, own_b = a[module.index], b[module.index]
+            rank = _rank(own_a, own_b, factor, spec)
             ins, outs = module.shape
             saved[module] = rank, factor
-            for side, array in (
-                ("A", ours[0].reshape(ins, -1)[:, :rank].T),
-                ("B", ours[1].reshape(-1, outs)[:rank].T),
-            ):
-                tensors[peft_key(f"{module.name}.lora_{side}.weight", old_names)] = array
+            own_a, own_b = own_a.reshape(ins, -1)[:, :rank].T, own_b.reshape(-1, outs)[:rank].T
+            tensors[peft_key(f"{module.name}.lora_A.weight", old_names)] = own_a
+            tensors[peft_key(f"{module.name}.lora_B.weight", old_names)] = own_b
     others = _whole_tensors(model, whole)
     tensors |= {peft_key(name, old_names): tensor for name, tensor in others.items()}
     names = sorted({name.rpartition(".")[0] for name in others})

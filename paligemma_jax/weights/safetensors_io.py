@@ -152,63 +152,48 @@ def read_tensors(directory: Path) -> dict[str, SafeTensor]:
             f"{directory} has no {SINGLE} and no {INDEX}{only}. Download the directory whole, or "
             "save the model again: model.save_pretrained(directory, safe_serialization=True)"
         )
-    weight_map = _read_index(directory / INDEX)
-    tensors: dict[str, SafeTensor] = {}
+    try:
+        weight_map = json.loads((directory / INDEX).read_bytes())["weight_map"]
+        shards = sorted(set(weight_map.values()))
+        if not all(isinstance(file, str) for file in shards):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise CheckpointError(
+            f'{directory / INDEX} is not an index of shards: expected JSON with "weight_map": '
+            "{tensor: file}. Download it again."
+        ) from e
+    headers: dict[str, dict[str, SafeTensor]] = {}
     problems: list[str] = []
-    for shard in sorted(set(weight_map.values())):
-        problem = _unsafe(directory, shard)
-        if problem:
-            problems.append(problem)
-            continue
+    for shard in shards:
         try:
-            found = read_header(directory / shard)
-        except CheckpointError as e:
+            _require_inside(directory, shard)
+            headers[shard] = read_header(directory / shard)
+        except (CheckpointError, ValueError) as e:
             problems.append(str(e).split(". Download")[0])
-            continue
-        for name, tensor in found.items():
-            if name in tensors:
-                problems.append(f"{name} is in {tensors[name].file.name} and in {shard}")
-            elif name not in weight_map:
-                problems.append(f"{name} of {shard} is not in the index")
-            tensors[name] = tensor
-        problems += [
-            f"{name} is not in {shard}, where the index says it is"
-            for name, where in weight_map.items()
-            if where == shard and name not in found
-        ]
+    problems += [
+        f"{name} is not in {shard}, where the index says it is"
+        for name, shard in weight_map.items()
+        if shard in headers and name not in headers[shard]
+    ]
     if problems:
         raise CheckpointError(
             f"The shards in {directory} do not match {INDEX} {problem_list(problems)}\n"
             "Download the whole directory again."
         )
-    return tensors
+    return {name: headers[shard][name] for name, shard in weight_map.items()}
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        if not all(isinstance(file, str) for file in weight_map.values()):
-            raise TypeError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise CheckpointError(
-            f'{path} is not an index of shards: expected JSON with "weight_map": {{tensor: file}}. '
-            "Download it again."
-        ) from e
-    return weight_map
-
-
-def _unsafe(directory: Path, shard: str) -> str | None:
-    """Why a file the index names must not or cannot be opened."""
+def _require_inside(directory: Path, shard: str) -> None:
+    """Raises ValueError for a file that the index must not name, or that is missing."""
     path = directory / shard
     if "/" in shard or "\\" in shard or "\0" in shard or shard in ("", ".", ".."):
-        return f"the index names {shard!r}, which is not a plain file name"
+        raise ValueError(f"the index names {shard!r}, which is not a plain file name")
     if not path.exists():
-        return f"{shard} is missing"
+        raise ValueError(f"{shard} is missing")
     # The hub's cache links snapshots/REVISION/FILE to blobs/HASH; no other way out is allowed.
     blobs = directory.resolve().parent.parent / "blobs"
     if not any(path.resolve().is_relative_to(root) for root in (directory.resolve(), blobs)):
-        return f"{shard} links to {path.resolve()}, outside of the directory"
-    return None
+        raise ValueError(f"{shard} links to {path.resolve()}, outside of the directory")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

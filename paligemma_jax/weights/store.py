@@ -399,8 +399,9 @@ class OrbaxReader(CheckpointReader):
             wanted = quantized[name].dtype if name in quantized else None
             expected |= zip(self._names[name], chunk_shapes(name, shape), strict=True)
             for part in self._names[name]:
-                found = self._stored[part].dtype if part in self._stored else wanted
-                if found != wanted and (wanted is not None or found.name not in FLOATS):
+                found = self._stored[part].dtype if part in self._stored else None
+                right = found == wanted if wanted is not None else str(found) in FLOATS
+                if found is not None and not right:
                     model = wanted or "a float"
                     wrong.append(f"dtype       {part}: checkpoint {found}, model {model}")
         found_shapes = {name: spec.shape for name, spec in self._stored.items()}

@@ -66,11 +66,6 @@ class View(TensorSource):
     def read_chunk(self, name: str, index: int, out: np.ndarray) -> None:
         self.source.read_chunk(name, index, out)
 
-    def read_slice(
-        self, name: str, index: int, part: tuple[slice, ...], dtype: np.dtype
-    ) -> np.ndarray:
-        return self.source.read_slice(name, index, part, dtype)
-
 
 def cast(source: TensorSource, dtypes: Mapping[str, np.dtype]) -> View:
     """Weights of other dtypes, by their names."""
@@ -119,8 +114,8 @@ class _Resampled(View):
         self, name: str, index: int, part: tuple[slice, ...], dtype: np.dtype
     ) -> np.ndarray:
         if name == POSITIONS:
-            return TensorSource.read_slice(self, name, index, part, dtype)
-        return super().read_slice(name, index, part, dtype)
+            return super().read_slice(name, index, part, dtype)
+        return self.source.read_slice(name, index, part, dtype)
 
 
 class Checked(View):
@@ -233,11 +228,6 @@ class Quantized(View):
             self._pair = self._quantize(param, index)
         copy_into(out, self._pair[name == param.scale])
 
-    def read_slice(
-        self, name: str, index: int, part: tuple[slice, ...], dtype: np.dtype
-    ) -> np.ndarray:
-        return TensorSource.read_slice(self, name, index, part, dtype)
-
     def _quantize(self, param: QuantizedParam, index: int) -> tuple[np.ndarray, np.ndarray]:
         target, source = param.target, self.source
         dtypes = {source.specs[piece.path].dtype for piece in target.pieces}
@@ -292,11 +282,6 @@ class Dequantized(View):
             shape = (len(values), *shape[1:])
         array = np.asarray(param.dequantize(values, scale, shape))
         copy_into(out, array if param.target.depth is None else piece.view(array))
-
-    def read_slice(
-        self, name: str, index: int, part: tuple[slice, ...], dtype: np.dtype
-    ) -> np.ndarray:
-        return TensorSource.read_slice(self, name, index, part, dtype)
 
 
 class ArrayWeights(TensorSource):

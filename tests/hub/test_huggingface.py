@@ -134,7 +134,7 @@ def test_goes_on_after_a_failure(hub: FakeHub):
 @needs_client
 def test_wrong_checksum_leaves_nothing(hub: FakeHub, caches: Path):
     hub.faults[cdn(hub)] = [Flipped(), Flipped()]
-    with pytest.raises(CheckpointError, match="model.safetensors of .* was damaged"):
+    with pytest.raises(CheckpointError, match="was damaged on its way"):
         download(SOURCE)
     assert cached(SOURCE) is None
     blobs = caches / "huggingface" / "hub" / "models--google--paligemma-3b-pt-224" / "blobs"

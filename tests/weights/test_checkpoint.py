@@ -14,7 +14,7 @@ from paligemma_jax.weights.checkpoint import describe, open_checkpoint
         ("nowhere/model.npz", "does not exist"),
         ("", "is not a checkpoint: it is empty"),
         ("photo", "is not a checkpoint: it holds beach.jpg"),
-        ("notes.txt", "is a text file, not an npz.*; it begins with 'buy milk'"),
+        ("notes.txt", "is not an npz file; it begins with b'buy milk'"),
         ("x.safetensors", "is only a part of a checkpoint.*Pass the directory"),
         ("two", "holds 2 npz files: a.npz, b.npz"),
     ],

@@ -35,11 +35,11 @@ def test_pickled_arrays_are_refused_unread(tmp_path: Path, npz):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty"),
+        (b"", "is not an npz file"),
         (b"PK\x03\x04 and then nothing", "is truncated: 21 bytes"),
-        (b"<!DOCTYPE html><html>", "is a text file, not an npz.*; it begins with '<!DOCTYPE"),
+        (b"<!DOCTYPE html><html>", "is not an npz file; it begins with b'<!DOCTYPE"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (b"\x93NUMPY\x01\x00", "is a single npy array"),
+        (b"\x93NUMPY\x01\x00", "is not an npz file"),
         (bytes(range(200, 256)), "is not an npz file"),
     ],
 )
