@@ -1,10 +1,9 @@
 """`paligemma eval`: a model's scores on a published task, and the examples behind them."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +132,8 @@ def _run(args: argparse.Namespace, task: "EvaluationTask", examples: "Sequence[E
     batch_size = (args.batch_size or _BATCH_SIZE) * row_parts(pipeline.model)
     out = None if args.out is None else Path(args.out).expanduser()
     number, count = args.shard or (0, 1)
-    with _bar(args, len(examples[number::count])) as progress:
+    total = len(examples[number::count])
+    with progress_bar(args, "example", total=total) as progress:
         done = evaluate(
             pipeline,
             task,
@@ -228,16 +228,3 @@ def _data_of(name: str) -> str:
         *[f"published: {name} {value:g}" for name, value in task.published.items()],
     ]
     return "\n".join([*lines, *([task.notes] if task.notes else [])])
-
-
-@contextlib.contextmanager
-def _bar(args: argparse.Namespace, total: int) -> Iterator[Callable[[int], None]]:
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        update(done, total)
-
-    with progress_bar(args, "example") as update:
-        yield advance

@@ -25,9 +25,9 @@ def wants_progress(args: argparse.Namespace) -> bool:
 
 @contextlib.contextmanager
 def progress_bar(
-    args: argparse.Namespace, unit: str, title: str = ""
+    args: argparse.Namespace, unit: str, title: str | None = None, total: int | None = None
 ) -> Iterator[Callable[..., None]]:
-    """Yields a function to call with ([what is being done,] how much is done, how much there is).
+    """Yields a function to call with how much more is done, or with (done, total), or (what, ...).
 
     `unit` is "B" for bytes.
     """
@@ -35,7 +35,8 @@ def progress_bar(
 
     delay = 0 if args.progress else DELAY
     with tqdm(
-        desc=title or None,
+        desc=title,
+        total=total,
         unit=unit,
         unit_scale=unit == "B",
         file=sys.stderr,
@@ -44,8 +45,11 @@ def progress_bar(
         disable=not wants_progress(args),
     ) as bar:
 
-        def update(*what_done_total: Any) -> None:
-            *what, done, bar.total = what_done_total
+        def update(*report: Any) -> None:
+            if len(report) == 1:
+                bar.update(report[0])
+                return
+            *what, done, bar.total = report
             bar.update(done - bar.n)
             if what:
                 bar.set_postfix_str(what[0].rsplit("/", 2)[-1], refresh=False)
@@ -106,7 +110,8 @@ def run_on_images(
       The exit code: 1 if anything failed.
     """
     total, failures, pipeline = count_inputs(args), 0, None
-    with progress_bar(args, "image") if total > 1 else contextlib.nullcontext() as progress:
+    bar = progress_bar(args, "image", total=total) if total > 1 else contextlib.nullcontext()
+    with bar as progress:
         for start in range(0, total, args.batch_size):
             inputs = read_inputs(args, start, start + args.batch_size)
             readable = [one for one in inputs if one.error is None]
@@ -129,7 +134,7 @@ def run_on_images(
                 failures += error is not None
                 print_result(args, one.label, text, fields, error)
                 if progress:
-                    progress(one.index + 1, total)
+                    progress(1)
     return 1 if failures else 0
 
 
