@@ -9,18 +9,18 @@ less memory.
 from ml_collections import ConfigDict
 
 from paligemma_jax.training.config import load_config
-from paligemma_jax.training.optimizer import SGD, Cosine, Examples, Share, Steps
+from paligemma_jax.training.optimizer import SGD, Cosine, Examples, Fraction, Steps
 
 
 def get_config(arg: str = "") -> ConfigDict:
     config = load_config(f"base:{arg}")
     with config.unlocked():
         config.trainable = "llm/layers/attn/.*"
-        config.method = SGD()
+        config.optimizer = SGD()
         config.learning_rate = 0.03
-        config.schedule = Cosine(warmup=Share(0.1))
+        config.schedule = Cosine(warmup=Fraction(0.1))
         config.weight_decay = 0.0
-        config.clip_norm = None
+        config.max_grad_norm = None
         config.batch_size = 8
         config.duration = Examples(512)
         config.evaluate_every = Steps(16)

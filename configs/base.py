@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 from paligemma_jax.data.transforms import RandomAnswer
 from paligemma_jax.models.sharding import Axes, Rules
 from paligemma_jax.training.config import Data, TrainConfig, parse_arg
-from paligemma_jax.training.optimizer import KERNELS, Adam, Cosine, Epochs, Share, Steps
-from paligemma_jax.training.step import StepConfig, StopAtBadLoss
+from paligemma_jax.training.optimizer import KERNELS, Adam, Cosine, Epochs, Fraction, Steps
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -48,26 +47,25 @@ def get_config(arg: str = "") -> ConfigDict:
         # Smaller for larger models: 3B 3e-6 to 1e-5, 10B and 28B 6e-7 to 3e-6 (PaliGemma 2, table
         # 14).
         learning_rate=1e-5,
-        method=Adam(),  # AdamW(), Adafactor(), SGD()
-        schedule=Cosine(warmup=Share(0.05)),  # Linear, Constant, ReciprocalSquareRoot
+        optimizer=Adam(),  # AdamW(), Adafactor(), SGD()
+        schedule=Cosine(warmup=Fraction(0.05)),  # Linear, Constant, ReciprocalSquareRoot
         # Multiplied by the schedule, but not by the learning rate: 0.1 in PyTorch's convention is
         # 0.1 * learning_rate here.
         weight_decay=3e-7,
-        decays=KERNELS,  # which weights decay, by path
-        clip_norm=1.0,
+        weight_decay_multipliers=KERNELS,  # which weights decay, by path
+        max_grad_norm=1.0,
         # Trained parameters, as a regular expression over their paths; None: all. "llm/.*" freezes
         # the image encoder, "img/.*" the language model, "llm/layers/attn/.*" all but attention.
         trainable={"": None, "vit": "llm/.*", "llm": "img/.*"}[args.freeze],
         schedules=None,  # schedules by path instead: Rules((("img/.*", None), ...))
-        rate_factors=Rules(()),  # Rules((("img/.*", 0.1),)): a tenth for the image encoder
-        step=StepConfig(
-            label_smoothing=0.0,
-            dropout=0.0,  # in the language model
-            # Gradients of so many parts of a batch are accumulated: less memory, same result.
-            microbatches=1,
-            remat="full",  # "dots" or "none": faster, with more memory
-            ema=None,  # 0.999: the result is the exponential moving average of about 1,000 updates
-        ),
+        lr_multipliers=Rules(()),  # Rules((("img/.*", 0.1),)): a tenth for the image encoder
+        loss_reduction="example",  # as in big_vision; "token": long answers count more
+        label_smoothing=0.0,
+        dropout=0.0,  # in the language model
+        # Gradients of so many parts of a batch are accumulated: less memory, same result.
+        gradient_accumulation_steps=1,
+        remat="full",  # "dots" or "none": faster, with more memory
+        ema=None,  # 0.999: the result is the exponential moving average of about 1,000 updates
         lora=None,  # LoRA(rank=8): trains adapters only
         quantize=None,  # Int8() or Int4() beneath the adapters
         # 0.0: PaliGemma 2's cap of 30 is off in transfers (big_vision); None: the checkpoint's.
@@ -76,14 +74,15 @@ def get_config(arg: str = "") -> ConfigDict:
         master_dtype="float32",  # of trained weights and the optimizer's state
         # Axes data, fsdp, tensor; fsdp=-1 shards weights and batches over all devices.
         mesh=Axes(fsdp=-1),
-        bad_loss=StopAtBadLoss(),  # SkipBadLoss(10): skips up to ten bad steps in a row
+        max_skipped_steps=0,  # 10: skips up to ten updates in a row with NaN in loss or gradient
+        loss_spike_factor=None,  # 10.0: a loss ten times the usual one stops the run
         log_every=Steps(10),
-        evaluate_every=Share(0.1),
+        evaluate_every=Fraction(0.1),
         evaluate_batches=16,
         samples=8,  # validation records answered and drawn, in samples.png
-        sample_tokens=128,
+        sample_max_new_tokens=128,
         checkpoint_every=Steps(200),
-        keep=2,
+        max_to_keep=2,
         best=None,  # Best("validation_loss"): the result is the best checkpoint
         tensorboard=None,  # None: if tensorboardX is installed
         wandb=None,  # project at Weights & Biases to report to

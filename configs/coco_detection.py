@@ -17,5 +17,5 @@ def get_config(arg: str = "") -> ConfigDict:
     with config.unlocked():
         config.transforms = (SampleClasses(max_present=8, max_negatives=4), ShuffleBoxes())
         config.text_length = 512  # a box takes five tokens or more
-        config.sample_tokens = 256
+        config.sample_max_new_tokens = 256
     return config

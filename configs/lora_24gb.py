@@ -5,8 +5,6 @@
 WORKDIR/adapter is for PEFT, and so for Hugging Face and Roboflow; WORKDIR/model is merged.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from paligemma_jax.models.lora import LoRA
@@ -21,6 +19,6 @@ def get_config(arg: str = "") -> ConfigDict:
         config.learning_rate = 2e-4
         config.weight_decay = 0.0
         config.batch_size = 16
-        config.step = dataclasses.replace(config.step, microbatches=4)
+        config.gradient_accumulation_steps = 4
         config.duration = Epochs(5)
     return config

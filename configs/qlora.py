@@ -5,8 +5,6 @@
 WORKDIR/model has the adapters merged into the weights as they were before quantization.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from paligemma_jax.models.quantization_config import Int4
@@ -17,5 +15,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config = load_config(f"lora_24gb:{arg}")
     with config.unlocked():
         config.quantize = Int4()
-        config.step = dataclasses.replace(config.step, microbatches=8)
+        config.gradient_accumulation_steps = 8
     return config

@@ -28,5 +28,5 @@ def get_config(arg: str = "") -> ConfigDict:
         config.batch_size = 64
         config.duration = Epochs(100)
         config.weight_decay = 0.0
-        config.step = dataclasses.replace(config.step, label_smoothing=0.3)
+        config.label_smoothing = 0.3
     return config

@@ -44,7 +44,7 @@ from paligemma_jax.data.tasks import TASKS, TaskReader
 from paligemma_jax.data.transforms import CycleAnswers, LowerCase, RandomAnswer
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.training.config import Data, load_config, parse_arg
-from paligemma_jax.training.optimizer import SGD, Adam, Epochs, Examples, Method, Share, Steps
+from paligemma_jax.training.optimizer import SGD, Adam, Epochs, Examples, Fraction, Optimizer, Steps
 
 LANGUAGES = (
     "ar", "bn", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fil", "fr", "he", "hi", "hr", "hu",
@@ -80,7 +80,7 @@ class Transfer:
     transforms: tuple[Transform, ...] = (CycleAnswers(),)
     label_smoothing: float = 0.0
     dropout: float = 0.0
-    method: Method = Adam()
+    optimizer: Optimizer = Adam()
     examples: int | None = None
     task: str = ""
 
@@ -151,7 +151,7 @@ TRANSFERS: dict[str, Transfer] = {
     "vatex_cap": Transfer({224: Best(10, 3e-6, 3e-7, 128)}, RANDOM),
     # big_vision's two of 100 long captions, in JSON lines.
     "longcap100": Transfer({224: Best(15, 1e-5, 3e-7, 32)}),
-    "longcap100_l4": Transfer({224: Best(1, 0.1, 0.0, 4)}, method=SGD(), task="longcap100"),
+    "longcap100_l4": Transfer({224: Best(1, 0.1, 0.0, 4)}, optimizer=SGD(), task="longcap100"),
 }  # fmt: skip
 
 
@@ -191,20 +191,17 @@ def get_config(arg: str = "") -> ConfigDict:
         config.validation = Data(paths[0], task.validation, reader, masks=masks)
         config.transforms = transfer.transforms
         config.text_length = task.text_length
-        config.sample_tokens = task.text_length
+        config.sample_max_new_tokens = task.text_length
         config.batch_size = best.batch_size
         config.duration = Epochs(best.epochs)
         if transfer.examples:
             config.duration = Examples(best.epochs * transfer.examples)
         config.learning_rate = best.learning_rate
-        config.method = transfer.method
+        config.optimizer = transfer.optimizer
         config.weight_decay = best.weight_decay
         config.trainable = "llm/.*" if freeze else None
-        config.step = dataclasses.replace(
-            config.step,
-            label_smoothing=transfer.label_smoothing,
-            dropout=transfer.dropout if best.dropout is None else best.dropout,
-        )
+        config.label_smoothing = transfer.label_smoothing
+        config.dropout = transfer.dropout if best.dropout is None else best.dropout
         config.checkpoint_every = Steps(1000)
-        config.evaluate_every = Share(0.1)
+        config.evaluate_every = Fraction(0.1)
     return config

@@ -117,7 +117,7 @@ if TYPE_CHECKING:
     from paligemma_jax.processing.video import read_frames as read_frames
     from paligemma_jax.training.calibrate import calibrate as calibrate
     from paligemma_jax.training.config import TrainConfig as TrainConfig
-    from paligemma_jax.training.trainer import FineTuned as FineTuned
+    from paligemma_jax.training.setup import FineTuneResult as FineTuneResult
     from paligemma_jax.training.trainer import finetune as finetune
     from paligemma_jax.training.trainer import train as train
     from paligemma_jax.viz.attention_maps import draw_attention_maps as draw_attention_maps
@@ -176,7 +176,8 @@ _NAMES = {
     "processing.video": "read_frames",
     "training.calibrate": "calibrate",
     "training.config": "TrainConfig",
-    "training.trainer": "finetune FineTuned train",
+    "training.setup": "FineTuneResult",
+    "training.trainer": "finetune train",
     "viz.attention_mask": "attention_mask AttentionMaskView",
     "viz.attention_maps": "draw_attention_maps",
     "weights.convert": "convert",

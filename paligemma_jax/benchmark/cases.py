@@ -267,11 +267,11 @@ class TrainSteps(Case):
 
     def work(self, config: PaliGemmaConfig, precision: Precision) -> tuple[Work, ...]:
         """As `paligemma train` counts it for MFU; what is computed twice counts once."""
-        from paligemma_jax.training.logging import work_of
+        from paligemma_jax.training.logging import training_flops
 
         full = not self.lora
-        work = work_of(config, self.text, image_trained=full, text_trained=full)
-        return (Work(self.batch * work.operations, 0.0),)
+        flops = training_flops(config, self.text, image_trained=full, text_trained=full)
+        return (Work(self.batch * flops, 0.0),)
 
     def run(self, context: Context) -> Outcome:
         trainer: Trainer = context.subject

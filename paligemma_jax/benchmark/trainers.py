@@ -26,11 +26,11 @@ from paligemma_jax.models.paligemma import split_model
 from paligemma_jax.processing.processor import Batch
 from paligemma_jax.training.config import TrainConfig
 from paligemma_jax.training.distributed import place_batch, state_shardings
-from paligemma_jax.training.logging import device_peak
-from paligemma_jax.training.optimizer import AdamW, Constant, make_optimizer
-from paligemma_jax.training.optimizer import Run as Schedule
-from paligemma_jax.training.step import TrainState, TrainStep, init_state, make_train_step
-from paligemma_jax.training.trainer import load_base
+from paligemma_jax.training.logging import peak_flops
+from paligemma_jax.training.optimizer import AdamW, Constant, RunLength, make_optimizer
+from paligemma_jax.training.setup import load_base
+from paligemma_jax.training.step import TrainState, TrainStep, init_state
+from paligemma_jax.weights.checkpoint import open_checkpoint
 from paligemma_jax.weights.huggingface import hf_tensors
 from paligemma_jax.weights.peft import load_adapter
 from paligemma_jax.weights.safetensors_io import write_tensors
@@ -38,7 +38,7 @@ from paligemma_jax.weights.tensors import expected_shapes
 
 RANK = 8  # of adapters
 _TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_SCHEDULE = Schedule(total_steps=100, batch_size=1, data_size=1)  # the learning rate is constant
+_SCHEDULE = RunLength(total_steps=100, batch_size=1, data_size=1)  # the learning rate is constant
 _IGNORED = -100  # as a label
 
 
@@ -91,7 +91,7 @@ class OurTrainer:
             + found.output_size_in_bytes
             - found.alias_size_in_bytes,
         }
-        peak = device_peak()
+        peak = peak_flops()
         return memory | ({} if peak is None else {"datasheet_flops": peak})
 
 
@@ -102,7 +102,7 @@ def load_our_trainer(weights: Path, dtype: Precision, case: TrainSteps) -> OurTr
         model=str(weights),
         lora=lora,
         learning_rate=_learning_rate(case),
-        method=AdamW(weight_decay=0.0),
+        optimizer=AdamW(weight_decay=0.0),
         schedule=Constant(),
         dtype=dtype.value,
         final_logit_softcap=None,
@@ -110,18 +110,19 @@ def load_our_trainer(weights: Path, dtype: Precision, case: TrainSteps) -> OurTr
     # One device, as the baseline has, wherever there are more.
     devices = np.array(jax.local_devices()[:1]).reshape(1, 1, 1)
     mesh = Mesh(devices, ("data", "fsdp", "tensor"))
-    model = load_base(config, mesh)
+    with open_checkpoint(weights) as checkpoint:
+        model = load_base(config, checkpoint, mesh)
     if lora is not None:
         model = load_adapter(model, adapter_directory(weights, model.config))
     batch = train_batch(model.config, case)
     graphdef, arrays = split_model(model)
     del model
-    optimizer = make_optimizer(config.optimizer, arrays, _SCHEDULE)
-    state = init_state(arrays, config.optimizer.trainable(arrays), optimizer)
+    optimizer = make_optimizer(config.optimizer_config, arrays, _SCHEDULE)
+    state = init_state(arrays, config.optimizer_config.trainable(arrays), optimizer)
     del arrays
     shardings = state_shardings(state, mesh)
     state = jax.block_until_ready(jax.device_put(state, shardings))
-    step = make_train_step(graphdef, optimizer, config.step_config, shardings=shardings)
+    step = TrainStep(graphdef, optimizer, config.step_config, shardings=shardings)
     # The mask stays here and tells the step how much is to learn, as in training.
     batch = dataclasses.replace(place_batch(batch, mesh), mask_loss=batch.mask_loss)
     return OurTrainer(step, state, batch)

@@ -115,19 +115,19 @@ def run(args: argparse.Namespace) -> int:
         _join(args.distributed)
     from paligemma_jax.training.config import TrainConfig, load_config
     from paligemma_jax.training.distributed import is_first
-    from paligemma_jax.training.logging import progress_bar, progress_lines
+    from paligemma_jax.training.logging import progress_display
     from paligemma_jax.training.trainer import train
 
     config = TrainConfig.from_config(load_config(str(args.config), args.settings))
     if args.plan:
-        from paligemma_jax.training.memory_plan import device_memory, plan
+        from paligemma_jax.training.memory_plan import describe_memory, device_memory
 
-        print(plan(config, device_memory()))
+        print(describe_memory(config, device_memory()))
         return 0
     _say_memory(config)
-    with progress_bar() if wants_progress(args) else progress_lines() as progress:
+    with progress_display(bar=wants_progress(args)) as progress:
         shown = progress if is_first() else None
-        result = train(config, str(args.workdir), progress=shown, changed=args.changed)
+        result = train(config, str(args.workdir), progress=shown, allow_config_change=args.changed)
     if not result.finished:
         if is_first():
             print(f"{args.workdir}: saved at step {result.step:,}; the same command goes on")
@@ -147,23 +147,24 @@ def _say_memory(config: Any) -> None:
     """Tells on standard error what a step will take, once for all processes."""
     import jax
 
-    from paligemma_jax.training.memory_plan import device_memory, plan_in_brief
+    from paligemma_jax.training.memory_plan import describe_memory, device_memory
 
-    if jax.process_index() == 0 and (words := plan_in_brief(config, device_memory())):
+    if jax.process_index() == 0 and (words := describe_memory(config, device_memory(), brief=True)):
         print(words, file=sys.stderr)
 
 
 def _check(args: argparse.Namespace) -> int:
     """Looks at data instead of training; 1 if training would stop at it."""
     from paligemma_jax.data.check import check_data
-    from paligemma_jax.loading import load_processor
+    from paligemma_jax.loading import find_checkpoint, load_processor
+    from paligemma_jax.processing.masks import MaskCodec
     from paligemma_jax.training.config import (
         Data,
         TrainConfig,
         load_config,
-        mask_codec,
         open_records,
     )
+    from paligemma_jax.weights.checkpoint import open_checkpoint
 
     data: Any = args.check
     processor, length, transforms = None, None, ()
@@ -173,7 +174,9 @@ def _check(args: argparse.Namespace) -> int:
         processor, length = load_processor(config.model), config.text_length
         transforms = config.transforms
         if not args.check:
-            codec = mask_codec(config.model)
+            with open_checkpoint(find_checkpoint(config.model)) as checkpoint:
+                vae = checkpoint.mask_codec
+            codec = None if vae is None else MaskCodec(vae)
             data = open_records(config.train, "train", codec=codec)
         elif isinstance(config.train, Data):
             images, reader = config.train.images, config.train.reader

@@ -1,12 +1,10 @@
-"""How much memory a step takes on each device, told before anything is allocated.
+"""How much memory a training step takes on each device, estimated before anything is allocated.
 
 The model is traced with shapes alone, once as it is to be trained and once keeping everything: what
 a gradient keeps is then known exactly, and the work inside a layer is near to what one would keep.
 The rest is arithmetic. On a CPU the total is within a tenth of what XLA reserves (full training of
-PaliGemma 3B in float32: 51.61 GB said, 51.61 GB reserved); on several devices it is an estimate, in
-which activations are not split over the axis "tensor".
-
-The memory that a run would take, before anything is loaded.
+PaliGemma 3B in float32: 51.61 GB estimated, 51.61 GB reserved); on several devices activations are
+not divided over the axis "tensor".
 """
 
 import dataclasses
@@ -31,45 +29,40 @@ from paligemma_jax.models.sharding import NAMES, Axes, leaf_sharding, make_mesh
 from paligemma_jax.processing.processor import Batch
 from paligemma_jax.training.config import TrainConfig
 from paligemma_jax.training.distributed import state_shardings
-from paligemma_jax.training.optimizer import OptimizerConfig, Run, make_optimizer
-from paligemma_jax.training.step import (
-    StepConfig,
-    TrainState,
-    batch_loss,
-    init_state,
-    make_train_step,
-)
+from paligemma_jax.training.optimizer import OptimizerConfig, RunLength, make_optimizer
+from paligemma_jax.training.step import StepConfig, TrainState, batch_loss, init_state
 from paligemma_jax.weights.checkpoint import open_checkpoint
 from paligemma_jax.weights.tensors import as_float_dtype
 from paligemma_jax.weights.views import with_resolution
 
-LOGIT_COPIES = 3  # logits, their exponentials, and the gradient in them
-# Shares of what one layer would keep that XLA has at a time in its backward pass (measured): it
-# fuses a part of what is computed again, and more of what it only reads from what was kept.
-MADE_AGAIN, KEPT = 0.9, 0.6
-RUN = Run(total_steps=2, batch_size=1, data_size=1)  # of no consequence for memory
+LOGIT_COPIES = 3  # logits, their exponentials, and their gradient
+# Fractions of what one layer would keep that XLA holds at a time in its backward pass (measured):
+# it fuses a part of what is computed again, and more of what it only reads from what was kept.
+RECOMPUTED, KEPT = 0.9, 0.6
+RUN = RunLength(total_steps=2, batch_size=1, data_size=1)  # of no consequence for memory
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchShape:
-    """A batch of all devices together: rows, pictures a row, text tokens a row."""
+    """A batch of all devices together: examples, text tokens and images of each."""
 
-    rows: int
+    examples: int
     text: int
     images: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MemoryPlan:
+class MemoryEstimate:
     """Bytes on each device.
 
     Attributes:
       trainable: master weights.
       frozen: the other weights.
       optimizer: the optimizer's state.
-      average: the moving average of the weights.
+      ema: the moving average of the weights.
       batch: what the model is given.
-      gradients: of the trainable weights, twice with microbatches.
+      gradients: of the trainable weights, twice with gradient accumulation.
       update: of the largest weight; those of the others lie where gradients were.
       kept: activations that are kept from the forward pass for the gradient.
       layer: work inside one layer, and weights gathered from other devices.
@@ -79,7 +72,7 @@ class MemoryPlan:
     trainable: int
     frozen: int
     optimizer: int
-    average: int
+    ema: int
     batch: int
     gradients: int
     update: int
@@ -90,42 +83,58 @@ class MemoryPlan:
     @property
     def resident(self) -> int:
         """What is there between steps."""
-        return self.trainable + self.frozen + self.optimizer + self.average + self.batch
-
-    @property
-    def working(self) -> int:
-        """What a step needs beside, in the fullest of its phases."""
-        through_layers = self.kept + self.gradients + self.layer
-        at_the_end = self.kept + self.gradients + self.logits
-        return max(through_layers, at_the_end, self.gradients + self.update)
+        return self.trainable + self.frozen + self.optimizer + self.ema + self.batch
 
     @property
     def total(self) -> int:
-        """The most that is there at a time."""
-        return self.resident + self.working
+        """The peak: what is resident, and what the fullest phase of a step needs beside."""
+        in_layers = self.kept + self.gradients + max(self.layer, self.logits)
+        return self.resident + max(in_layers, self.gradients + self.update)
 
     def __str__(self) -> str:
         """A table, in GB."""
-        lines = [f"{name:<10} {value / 1e9:9.2f} GB" for name, value in vars(self).items()]
-        return "\n".join([*lines, f"{'total':<10} {self.total / 1e9:9.2f} GB a device"])
+        values = {**vars(self), "total": self.total}
+        return "\n".join(f"{name:<10} {value / 1e9:9.2f} GB" for name, value in values.items())
 
 
 @dataclasses.dataclass(frozen=True)
 class StepShapes:
-    """Everything a step is made of, as shapes."""
+    """Everything a step is made of, as shapes, on a mesh whose devices need not be there."""
 
     graphdef: GraphDef
     state: TrainState
     batch: Batch
     mesh: Any
 
-    @property
-    def rows(self) -> int:
-        """Devices that the rows of a batch are split over."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    @classmethod
+    def of(
+        cls,
+        model: nnx.Module,
+        optimizer: OptimizerConfig,
+        step: StepConfig,
+        shape: BatchShape,
+        axes: Axes,
+        dtype: DType,
+    ) -> "StepShapes":
+        """Those of the arguments of `estimate_memory`; raises ConfigError."""
+        graphdef, arrays = split_model(model)
+        shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in arrays.items()}
+        transformation = make_optimizer(optimizer, shapes, RUN)
+        paths, ema = optimizer.trainable(shapes), step.ema is not None
+        state = jax.eval_shape(
+            lambda arrays: init_state(arrays, paths, transformation, dtype=dtype, ema=ema), shapes
+        )
+        size = graphdef.merge_flat(shapes).config.img.image_size
+        text: Any = jax.ShapeDtypeStruct((shape.examples, shape.text + 1), jnp.int32)
+        pixels: Any = jax.ShapeDtypeStruct(
+            (shape.examples, shape.images, size, size, 3), jnp.float32
+        )
+        images = pixels if shape.images else None
+        batch = Batch(images=images, tokens=text, mask_ar=text, mask_input=text, mask_loss=text)
+        return cls(graphdef, state, batch, jax.sharding.AbstractMesh(axes.sizes, NAMES))
 
 
-def plan_memory(
+def estimate_memory(
     model: nnx.Module,
     optimizer: OptimizerConfig,
     step: StepConfig,
@@ -133,14 +142,14 @@ def plan_memory(
     *,
     axes: Axes | None = None,
     dtype: DType = jnp.float32,
-) -> MemoryPlan:
+) -> MemoryEstimate:
     """What a training step of `model` takes; it may be of shapes alone (`abstract_model`).
 
     `dtype` is that of the master weights; the model's own are those of the frozen weights and of
     activations. `axes` are sizes of a mesh whose devices need not be there. Raises ConfigError.
     """
-    subject = step_shapes(model, optimizer, step, shape, axes or Axes(), dtype)
-    state, mesh = subject.state, subject.mesh
+    shapes = StepShapes.of(model, optimizer, step, shape, axes or Axes(), dtype)
+    graphdef, state, batch, mesh = shapes.graphdef, shapes.state, shapes.batch, shapes.mesh
     own = state_shardings(state, mesh)
 
     def held(tree: Any, shardings: Any) -> int:
@@ -148,100 +157,28 @@ def plan_memory(
         return sum(_bytes(sharding.shard_shape(leaf.shape), leaf.dtype) for leaf, sharding in pairs)
 
     trainable = held(state.trainable, own.trainable)
-    parts = step.microbatches
-    local = jax.tree.map(lambda x: _rows(x, x.shape[0] // (subject.rows * parts)), subject.batch)
-    kept, kept_of_layer = _residuals(subject.graphdef, state, local, step)
-    everything = dataclasses.replace(step, remat="none")
-    _, layer = _residuals(subject.graphdef, state, local, everything)
-    work = int(MADE_AGAIN * (layer - kept_of_layer) + KEPT * kept_of_layer)
-    config = subject.graphdef.merge_flat({**state.trainable, **state.frozen}).config.llm
-    columns = min(step.logit_columns, step.most_supervised or shape.text, shape.text)
-    logits = local.tokens.shape[0] * columns * config.vocab_size * 4 // mesh.shape["tensor"]
-    return MemoryPlan(
+    parts, ways = step.gradient_accumulation_steps, mesh.shape["data"] * mesh.shape["fsdp"]
+    local: Any = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] // (ways * parts), *x.shape[1:]), x.dtype), batch
+    )
+    kept, kept_of_layer = _residuals(graphdef, state, local, step)
+    _, layer = _residuals(graphdef, state, local, dataclasses.replace(step, remat="none"))
+    work = int(RECOMPUTED * (layer - kept_of_layer) + KEPT * kept_of_layer)
+    vocabulary = graphdef.merge_flat(state.params).config.llm.vocab_size
+    columns = min(step.logit_chunk, step.max_targets or shape.text, shape.text)
+    logits = local.tokens.shape[0] * columns * vocabulary * 4 // mesh.shape["tensor"]
+    return MemoryEstimate(
         trainable=trainable,
         frozen=held(state.frozen, own.frozen),
         optimizer=held(state.opt_state, own.opt_state),
-        average=held(state.ema, own.ema),
-        batch=sum(_bytes(x.shape, x.dtype) for x in jax.tree.leaves(subject.batch)) // subject.rows,
+        ema=held(state.ema, own.ema),
+        batch=sum(_bytes(x.shape, x.dtype) for x in jax.tree.leaves(batch)) // ways,
         gradients=trainable * (1 if parts == 1 else 2),
         update=max(held({k: x}, {k: own.trainable[k]}) for k, x in state.trainable.items()),
         kept=kept,
         layer=work + _gathered(state, mesh),
         logits=LOGIT_COPIES * logits,
     )
-
-
-def compiled_memory(
-    model: nnx.Module,
-    optimizer: OptimizerConfig,
-    step: StepConfig,
-    shape: BatchShape,
-    *,
-    dtype: DType = jnp.float32,
-) -> int:
-    """Bytes that XLA reserves on one device for what `plan_memory` estimates; compiles the step."""
-    subject = step_shapes(model, optimizer, step, shape, Axes(), dtype)
-    transformation = make_optimizer(optimizer, subject.graphdef.paths, RUN)
-    program = make_train_step(subject.graphdef, transformation, step)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    found: Any = program.lower(subject.state, subject.batch, key).compile().memory_analysis()
-    new = found.output_size_in_bytes - found.alias_size_in_bytes
-    return found.argument_size_in_bytes + found.temp_size_in_bytes + new
-
-
-def what_fits(
-    memory: int,
-    model: nnx.Module,
-    optimizer: OptimizerConfig,
-    step: StepConfig,
-    shape: BatchShape,
-    *,
-    axes: Axes | None = None,
-    dtype: DType = jnp.float32,
-) -> list[tuple[StepConfig, MemoryPlan]]:
-    """Ways to train with this batch in `memory` bytes a device, the fastest first.
-
-    They differ from `step` in what layers keep for the gradient and in the number of microbatches.
-    """
-    rows = math.prod(size for size in (axes or Axes()).sizes[:2])
-    local = shape.rows // rows
-    parts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= step.microbatches and local % n == 0]
-    found = []
-    for remat in ("none", "dots", "full"):
-        for count in parts:
-            changed = dataclasses.replace(step, remat=remat, microbatches=count)
-            plan = plan_memory(model, optimizer, changed, shape, axes=axes, dtype=dtype)
-            if plan.total <= memory:
-                found.append((changed, plan))
-                break
-    # Each microbatch reads all weights once more; computing again costs a third.
-    return sorted(found, key=lambda one: one[0].microbatches)
-
-
-def step_shapes(
-    model: nnx.Module,
-    optimizer: OptimizerConfig,
-    step: StepConfig,
-    shape: BatchShape,
-    axes: Axes,
-    dtype: DType,
-) -> StepShapes:
-    """What `plan_memory` looks at; its arguments are the same. Raises ConfigError."""
-    graphdef, arrays = split_model(model)
-    shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in arrays.items()}
-    transformation = make_optimizer(optimizer, shapes, RUN)
-    paths = optimizer.trainable(shapes)
-    ema = step.ema is not None
-    state = jax.eval_shape(
-        lambda arrays: init_state(arrays, paths, transformation, dtype=dtype, ema=ema), shapes
-    )
-    size = graphdef.merge_flat(shapes).config.img.image_size
-    text: Any = jax.ShapeDtypeStruct((shape.rows, shape.text + 1), jnp.int32)
-    pictures = (shape.rows, shape.images, size, size, 3)
-    images: Any = jax.ShapeDtypeStruct(pictures, jnp.float32) if shape.images else None
-    batch = Batch(images=images, tokens=text, mask_ar=text, mask_input=text, mask_loss=text)
-    mesh = jax.sharding.AbstractMesh(axes.sizes, NAMES)
-    return StepShapes(graphdef, state, batch, mesh)
 
 
 def _residuals(
@@ -263,23 +200,19 @@ def _residuals(
     kept = {id(v): v for v in program.outvars if isinstance(v, Var)}
     total = _sizes(v for number, v in kept.items() if number not in given)
     layers = [0]
-    for equation in program.eqns:
-        if equation.primitive.name == "scan":
-            stacked = _stacked_outputs(equation)
-            of_all = _sizes(v for v in stacked if id(v) in kept)
-            layers.append(of_all // equation.params["length"])
+    for scan in (equation for equation in program.eqns if equation.primitive.name == "scan"):
+        body = getattr(scan.params["jaxpr"], "jaxpr", scan.params["jaxpr"])
+        stacked = [  # what the scan gives for each layer; the rest is carried to the next
+            whole
+            for whole, one in zip(scan.outvars, body.outvars, strict=True)
+            if whole.aval.ndim > one.aval.ndim and id(whole) in kept
+        ]
+        layers.append(_sizes(stacked) // scan.params["length"])
     return total, max(layers)
 
 
-def _stacked_outputs(scan: Any) -> list[Any]:
-    """What a scan gives for each of its steps; the rest is carried from one to the next."""
-    step = getattr(scan.params["jaxpr"], "jaxpr", scan.params["jaxpr"])
-    pairs = zip(scan.outvars, step.outvars, strict=True)
-    return [whole for whole, one in pairs if whole.aval.ndim > one.aval.ndim]
-
-
 def _gathered(state: TrainState, mesh: Any) -> int:
-    """Weights of one layer, and the token table, as far as they come from other devices."""
+    """Weights of one layer, and the embedding table, as far as they come from other devices."""
     size = 0
     for path, leaf in state.params.items():
         own = _bytes(leaf_sharding(path, leaf, mesh).shard_shape(leaf.shape), leaf.dtype)
@@ -290,10 +223,6 @@ def _gathered(state: TrainState, mesh: Any) -> int:
     return size
 
 
-def _rows(x: Any, rows: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
-
-
 def _sizes(variables: Iterable[Any]) -> int:
     return sum(_bytes(v.aval.shape, v.aval.dtype) for v in variables)
 
@@ -302,61 +231,78 @@ def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-_log = logging.getLogger(__name__)
+def ways_to_fit(
+    memory: int,
+    model: nnx.Module,
+    optimizer: OptimizerConfig,
+    step: StepConfig,
+    shape: BatchShape,
+    *,
+    axes: Axes | None = None,
+    dtype: DType = jnp.float32,
+) -> list[tuple[StepConfig, MemoryEstimate]]:
+    """Ways to train with this batch in `memory` bytes a device, the fastest first.
 
-
-def plan(config: TrainConfig, memory: int | None = None) -> str:
-    """A table of bytes a device; with `memory` (bytes), what else would fit into so much.
-
-    Of a published model the files need not be there. Raises CheckpointError and ConfigError.
+    They differ from `step` in `remat` and `gradient_accumulation_steps`.
     """
-    found, device_count, ways = _plan(config, memory)
-    lines = [
-        f"{config.model}, {config.batch_size} rows on {device_count} devices, each:",
-        str(found),
-    ]
-    return "\n".join([*lines, *ways])
+    local = shape.examples // math.prod((axes or Axes()).sizes[:2])
+    least = step.gradient_accumulation_steps
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= least and local % n == 0]
+    found = []
+    for remat in ("none", "dots", "full"):
+        for count in counts:
+            changed = dataclasses.replace(step, remat=remat, gradient_accumulation_steps=count)
+            estimate = estimate_memory(model, optimizer, changed, shape, axes=axes, dtype=dtype)
+            if estimate.total <= memory:
+                found.append((changed, estimate))
+                break
+    # Each part of a batch reads all weights once more; recomputing costs a third.
+    return sorted(found, key=lambda one: one[0].gradient_accumulation_steps)
 
 
-def plan_in_brief(config: TrainConfig, memory: int | None = None) -> str:
-    """The same in two lines, and more only where it does not fit; nothing where it cannot be told.
+def describe_memory(config: TrainConfig, memory: int | None = None, *, brief: bool = False) -> str:
+    """A table of bytes a device; where that is more than `memory`, what would fit into so much.
 
-    For the beginning of a run, which goes on whatever this says.
+    Of a published model the files need not be there. `brief` is two lines for the start of a run,
+    and nothing where the memory cannot be estimated. Raises CheckpointError and ConfigError.
     """
     try:
-        found, device_count, ways = _plan(config, memory)
-    except Exception as e:  # whatever it is, a run does not end for want of advice
-        _log.debug("The memory could not be planned: %s", e)
+        return "\n".join(_describe(config, memory, brief))
+    except Exception as e:
+        if not brief:
+            raise
+        _log.debug("The memory could not be estimated: %s", e)
         return ""
-    kept = found.trainable + found.frozen + found.optimizer + found.average
-    words = [
-        f"memory: {found.total / 1e9:.2f} GB a device ({device_count}), by the plan",
-        f"  weights and optimizer {kept / 1e9:.2f}, gradients {found.gradients / 1e9:.2f}, "
-        f"kept for the backward pass {found.kept / 1e9:.2f}",
-    ]
-    return "\n".join([*words, *ways])
 
 
-def _plan(config: TrainConfig, memory: int | None) -> tuple[MemoryPlan, int, list[str]]:
-    """The plan, the number of devices, and lines about what would fit if it does not."""
+def _describe(config: TrainConfig, memory: int | None, brief: bool) -> Iterable[str]:
     architecture = with_resolution(_architecture(config.model), config.resolution)
     model = nnx.eval_shape(lambda: _model(config, architecture))
     mesh = make_mesh(config.mesh)
-    axes = Axes(**{name: mesh.shape[name] for name in ("data", "fsdp", "tensor")})
-    shape = BatchShape(rows=config.batch_size, text=config.text_length)
-    master = as_float_dtype(config.master_dtype)
-    arguments = (model, config.optimizer, config.step_config, shape)
-    found: MemoryPlan = plan_memory(*arguments, axes=axes, dtype=master)
-    lines: list[str] = []
+    shape = BatchShape(examples=config.batch_size, text=config.text_length)
+    arguments = (model, config.optimizer_config, config.step_config, shape)
+    options: Any = dict(axes=Axes(**mesh.shape), dtype=as_float_dtype(config.master_dtype))
+    found = estimate_memory(*arguments, **options)
+    if brief:
+        kept = found.trainable + found.frozen + found.optimizer + found.ema
+        yield f"memory: {found.total / 1e9:.2f} GB a device ({mesh.size}), estimated"
+        yield (
+            f"  weights and optimizer {kept / 1e9:.2f}, gradients {found.gradients / 1e9:.2f}, "
+            f"kept for the backward pass {found.kept / 1e9:.2f}"
+        )
+    else:
+        yield f"{config.model}, {config.batch_size} examples on {mesh.size} devices, each:"
+        yield str(found)
     if memory is not None and found.total > memory:
-        ways = what_fits(memory, *arguments, axes=axes, dtype=master)
-        lines.append(f"That is more than {memory / 1e9:.1f} GB. What fits:")
-        lines += [
-            f"  --config.step.remat='{step.remat}' --config.step.microbatches="
-            f"{step.microbatches}: {one.total / 1e9:.1f} GB"
-            for step, one in ways
-        ] or ["  nothing with this batch: train adapters (configs/lora_24gb.py, configs/qlora.py)"]
-    return found, mesh.size, lines
+        yield f"That is more than {memory / 1e9:.1f} GB. What fits:"
+        ways = ways_to_fit(memory, *arguments, **options)
+        for step, one in ways:
+            yield (
+                f"  --config.remat='{step.remat}' --config.gradient_accumulation_steps="
+                f"{step.gradient_accumulation_steps}: {one.total / 1e9:.1f} GB"
+            )
+        if not ways:
+            yield "  nothing with this batch: train adapters (--config lora_24gb, --config qlora)"
 
 
 def device_memory() -> int | None:

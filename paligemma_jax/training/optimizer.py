@@ -1,24 +1,17 @@
-"""The optimizer: big_vision's chain, in its order and with its meaning of weight decay.
+"""The optimizer: big_vision's chain on optax, its schedules, and the durations they are given in.
 
-    clip by global norm -> method -> * learning rate -> + decay * weights -> * schedule -> * -1
+    clip by global norm -> optimizer -> * learning rate -> + weight decay * weights -> * -schedule
 
 So weight decay is scaled by the schedule but not by the learning rate: 0.1 in the convention of
 `optax.adamw` and PyTorch is `weight_decay=0.1 * learning_rate` here, or `AdamW(weight_decay=0.1)`.
-
-By default only paths ".*/kernel" decay, as in big_vision: exactly the eight matrices of the image
-encoder (patch embedding, attention's four, the MLP's two, head). No weight of Gemma is called
-kernel, neither here (`w`) nor there (`w`, `gating_einsum`, `linear`), so none of its weights decays
-unless a rule says so.
-
-Factors on the learning rate by step: big_vision's schedules, with warm-up and cool-down.
-
-A schedule goes from 0 to 1 and multiplies the learning rate and the weight decay. Step 0 is the
-first update, so that a warm-up's first update is exactly zero, as in big_vision.
+By default only paths ".*/kernel" decay, as in big_vision: the eight matrices of the image encoder.
+No weight of Gemma is called kernel (`w`; big_vision: `w`, `gating_einsum`, `linear`), so none of
+them decays unless a rule says so.
 """
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -29,12 +22,10 @@ from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.layers import DType
 from paligemma_jax.models.sharding import Rules
 
-Factor = Callable[[Any], jax.Array]  # of the number of updates made before
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """How long training is: what durations are measured against.
+class RunLength:
+    """What durations are measured against.
 
     `batch_size` is of all processes together; `data_size` is the number of examples of one epoch,
     None where it is not known.
@@ -45,40 +36,33 @@ class Run:
     data_size: int | None = None
 
 
-@runtime_checkable
-class Duration(Protocol):
-    """A part of the run."""
-
-    def steps(self, run: Run) -> int:
-        """The same in steps."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Steps:
     """A number of steps."""
 
     count: int
 
-    def steps(self, run: Run) -> int:
+    def steps(self, run: RunLength) -> int:
+        """This duration in steps."""
         return self.count
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """A share of all steps, between 0 and 1 (big_vision's percent)."""
+class Fraction:
+    """A fraction of all steps, between 0 and 1 (big_vision's percent)."""
 
-    share: float | int
+    fraction: float | int
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.share <= 1.0:
+        if not 0.0 <= self.fraction <= 1.0:
             raise ConfigError(
-                f"A share of {self.share} of the run is none. Shares from 0.0 to 1.0 fit. "
-                "Write Share(0.05) for 5 %"
+                f"expected a fraction of training from 0.0 to 1.0, got {self.fraction}. "
+                "Write Fraction(0.05) for 5 %"
             )
 
-    def steps(self, run: Run) -> int:
-        return _whole(self.share * run.total_steps)
+    def steps(self, run: RunLength) -> int:
+        """This duration in steps."""
+        return _round(self.fraction * run.total_steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +71,9 @@ class Examples:
 
     count: float | int
 
-    def steps(self, run: Run) -> int:
-        return _whole(self.count / _known(run.batch_size, "batch_size"))
+    def steps(self, run: RunLength) -> int:
+        """This duration in steps."""
+        return _round(self.count / _known(run.batch_size, "batch_size"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +82,16 @@ class Epochs:
 
     count: float | int
 
-    def steps(self, run: Run) -> int:
+    def steps(self, run: RunLength) -> int:
+        """This duration in steps."""
         size = _known(run.data_size, "data_size")
-        return _whole(self.count * size / _known(run.batch_size, "batch_size"))
+        return _round(self.count * size / _known(run.batch_size, "batch_size"))
 
 
-def _whole(steps: float) -> int:
+Duration = Steps | Fraction | Examples | Epochs
+
+
+def _round(steps: float) -> int:
     """The nearest number, but at least one unless it is zero."""
     return max(1, round(steps)) if steps else 0
 
@@ -110,40 +99,41 @@ def _whole(steps: float) -> int:
 def _known(size: int | None, name: str) -> int:
     if not size:
         raise ConfigError(
-            f"A duration is given that needs the run's {name}, which is {size}. A positive number "
-            f"fits. Give Run({name}=...), or the duration as Steps(...) or Share(...)"
+            f"expected the run's {name}, which this duration needs, got {size}. Pass "
+            f"RunLength({name}=...), or give the duration as Steps(...) or Fraction(...)"
         )
     return size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule(abc.ABC):
-    """Warm-up from 0, a decay by subclass over the rest, and a cool-down to 0 at the end."""
+    """Factor on the learning rate: warm-up from 0, a decay by subclass, and a cool-down to 0.
+
+    It multiplies the weight decay too. Step 0 is the first update, so that the first update of a
+    warm-up is exactly zero, as in big_vision.
+    """
 
     warmup: Duration = Steps(0)
     cooldown: Duration = Steps(0)
 
     @abc.abstractmethod
-    def decay(self, progress: jax.Array, since: jax.Array) -> jax.Array:
-        """The factor after `since` steps (below 0 in the warm-up), `progress` of those there are.
+    def decay(self, steps: int) -> optax.Schedule:
+        """The factor by the number of updates made after the warm-up, of `steps` there are."""
 
-        `progress` is f32[] and stays between 0 and 1.
-        """
-
-    def factor(self, run: Run) -> Factor:
-        """The schedule of one run; the factor is f32[]."""
+    def factor(self, run: RunLength) -> optax.Schedule:
+        """The factor f32[] by the number of updates made before."""
         warmup, cooldown = self.warmup.steps(run), self.cooldown.steps(run)
         total = run.total_steps
         if total > 1 and warmup >= total:
             raise ConfigError(
-                f"A warm-up of {warmup} steps leaves nothing of a run of {total}. Fewer steps fit. "
-                "Write warmup=Share(0.05)"
+                f"expected a warm-up shorter than the run, got {warmup} steps of {total}. "
+                "Write warmup=Fraction(0.05)"
             )
+        decay = self.decay(max(total - warmup, 1))
 
         def at(step: Any) -> jax.Array:
             done = jnp.asarray(step, jnp.float32)
-            since = done - warmup
-            factor = self.decay(jnp.clip(since / max(total - warmup, 1), 0.0, 1.0), since)
+            factor: Any = decay(jnp.maximum(done - warmup, 0.0))
             if warmup:
                 factor = factor * jnp.minimum(1.0, done / warmup)
             if cooldown:
@@ -157,52 +147,53 @@ class Schedule(abc.ABC):
 class Constant(Schedule):
     """1 after the warm-up."""
 
-    def decay(self, progress: jax.Array, since: jax.Array) -> jax.Array:
-        return jnp.ones_like(progress)
+    def decay(self, steps: int) -> optax.Schedule:
+        """See `Schedule`."""
+        return optax.constant_schedule(1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
     """Half a cosine, from 1 after the warm-up to 0 at the end."""
 
-    def decay(self, progress: jax.Array, since: jax.Array) -> jax.Array:
-        return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    def decay(self, steps: int) -> optax.Schedule:
+        """See `Schedule`."""
+        return optax.cosine_decay_schedule(1.0, steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear(Schedule):
-    """From 1 after the warm-up to `end`, straight or as a power of what is left."""
+    """From 1 after the warm-up to `end`, linearly or as a power of the fraction that is left."""
 
     end: float = 0.0
     power: float = 1.0
 
-    def decay(self, progress: jax.Array, since: jax.Array) -> jax.Array:
-        return self.end + (1.0 - self.end) * (1.0 - progress) ** self.power
+    def decay(self, steps: int) -> optax.Schedule:
+        """See `Schedule`."""
+        return optax.polynomial_schedule(1.0, self.end, self.power, steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReciprocalSquareRoot(Schedule):
     """1 / sqrt(1 + steps / timescale): never ends (arXiv 2106.04560); big_vision's rsqrt.
 
-    `shift` is the number of steps made before, in a run that this one goes on with.
+    `shift` is the number of steps made before, in a run that this one continues.
     """
 
     timescale: float | int = 10_000
     shift: float | int = 0
 
-    def decay(self, progress: jax.Array, since: jax.Array) -> jax.Array:
-        return jax.lax.rsqrt(1.0 + (jnp.maximum(since, 0.0) + self.shift) / self.timescale)
-
-
-KERNELS = Rules(((".*/kernel", 1.0),))
+    def decay(self, steps: int) -> optax.Schedule:
+        """See `Schedule`."""
+        return lambda count: jax.lax.rsqrt(1.0 + (count + self.shift) / self.timescale)
 
 
 @runtime_checkable
-class Method(Protocol):
+class Optimizer(Protocol):
     """Turns gradients into directions."""
 
     def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
-        """Over flat dicts; `decays` are the weight decay's factors of the paths that have one."""
+        """Over flat dicts; `decays` are the weight decay's multipliers of the paths with one."""
         ...
 
 
@@ -216,7 +207,7 @@ class Adam:
     momentum_dtype: DType | None = None
 
     def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
-        """See `Method`."""
+        """See `Optimizer`."""
         return optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.momentum_dtype)
 
 
@@ -227,11 +218,9 @@ class AdamW(Adam):
     weight_decay: float = 1e-2
 
     def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
-        """See `Method`."""
-        adam = super().transformation(decays)
-        return optax.chain(
-            adam, _add_weights({k: self.weight_decay * v for k, v in decays.items()})
-        )
+        """See `Optimizer`."""
+        scaled = {path: self.weight_decay * factor for path, factor in decays.items()}
+        return optax.chain(super().transformation(decays), _add_decay(scaled))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,7 +241,7 @@ class Adafactor:
     eps: float = 1e-30
 
     def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
-        """See `Method`."""
+        """See `Optimizer`."""
 
         def decay(step: Any, exponent: Any) -> jax.Array:
             t = jnp.asarray(step, jnp.float32) + 1.0
@@ -284,45 +273,48 @@ class SGD:
     momentum_dtype: DType | None = None
 
     def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
-        """See `Method`."""
+        """See `Optimizer`."""
         if self.momentum is None:
             return optax.identity()
         return optax.trace(self.momentum, self.nesterov, self.momentum_dtype)
 
 
+KERNELS = Rules(((".*/kernel", 1.0),))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """What makes an update.
+    """How gradients become updates.
 
     Attributes:
       learning_rate: peak.
-      method: what turns gradients into directions.
+      optimizer: turns gradients into directions.
       schedules: the learning rate's factor by path; None freezes. Every parameter needs one.
-      rate_factors: further factors on the learning rate by path, where there are any.
-      weight_decay: added share of the weights, scaled by the schedule, not by the learning rate.
-      decays: factors on the weight decay by path; paths without do not decay.
-      clip_norm: the global norm that gradients of trainable weights are scaled down to.
+      lr_multipliers: further factors on the learning rate by path.
+      weight_decay: added fraction of the weights, scaled by the schedule, not the learning rate.
+      weight_decay_multipliers: factors on the weight decay by path; other paths do not decay.
+      max_grad_norm: the global norm that gradients of trainable weights are scaled down to.
     """
 
     learning_rate: float
-    method: Method = Adam()
+    optimizer: Optimizer = Adam()
     schedules: Rules[Schedule | None] = Rules(((".*", Constant()),))
-    rate_factors: Rules[float] = Rules(())
+    lr_multipliers: Rules[float] = Rules(())
     weight_decay: float = 0.0
-    decays: Rules[float] = KERNELS
-    clip_norm: float | None = 1.0
+    weight_decay_multipliers: Rules[float] = KERNELS
+    max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.weight_decay and isinstance(self.method, AdamW):
+        if self.weight_decay and isinstance(self.optimizer, AdamW):
             raise ConfigError(
-                f"weight_decay={self.weight_decay} does not go with AdamW, which has its own. One "
-                "of the two fits. Write AdamW(weight_decay=...) alone"
+                f"expected one weight decay, got weight_decay={self.weight_decay} and AdamW, which "
+                "has its own. Write AdamW(weight_decay=...) alone"
             )
-        frozen = [p for p, factor in self.rate_factors.rules if not factor > 0]
+        frozen = [path for path, factor in self.lr_multipliers.rules if not factor > 0]
         if frozen:
             raise ConfigError(
-                f"rate_factors must be positive, but those of {', '.join(frozen)} are not. "
-                f"A schedule of None freezes. Write schedules=Rules((({frozen[0]!r}, None), ...))"
+                f"expected positive lr_multipliers, got others for {', '.join(frozen)}. "
+                f"A schedule of None freezes: schedules=Rules((({frozen[0]!r}, None), ...))"
             )
 
     def trainable(self, paths: Iterable[str]) -> tuple[str, ...]:
@@ -330,22 +322,9 @@ class OptimizerConfig:
         chosen = self.schedules.cover(paths, "schedules")
         return tuple(sorted(path for path, schedule in chosen.items() if schedule is not None))
 
-    def rates(self, paths: Iterable[str], run: Run) -> dict[str, Factor]:
-        """The learning rate by rule, as functions of the step; without `rate_factors`."""
-
-        def rate(factor: Factor) -> Factor:
-            return lambda step: self.learning_rate * factor(step)
-
-        self.trainable(paths)
-        return {
-            pattern: rate(schedule.factor(run))
-            for pattern, schedule in self.schedules.rules
-            if schedule is not None
-        }
-
 
 def make_optimizer(
-    config: OptimizerConfig, paths: Iterable[str], run: Run
+    config: OptimizerConfig, paths: Iterable[str], run: RunLength
 ) -> optax.GradientTransformation:
     """The chain, over a flat dict of exactly the trainable ones of all the model's `paths`.
 
@@ -355,20 +334,20 @@ def make_optimizer(
     trainable = config.trainable(paths)
     if not trainable:
         raise ConfigError(
-            "Every parameter is frozen. At least one with a schedule fits. Write for example "
-            'schedules=Rules((("llm/.*", Cosine()), (".*", None)))'
+            "expected at least one trainable parameter, got none: every one is frozen. Write for "
+            'example schedules=Rules((("llm/.*", Cosine()), (".*", None)))'
         )
     schedules = config.schedules.cover(paths, "schedules")
-    factors = config.rate_factors.find(paths, "rate_factors")
-    decay = config.weight_decay
+    multipliers = config.lr_multipliers.find(paths, "lr_multipliers")
+    rates = {path: config.learning_rate * multipliers.get(path, 1.0) for path in trainable}
     decays = _decays(config, paths, trainable)
-    made = {s: s.factor(run) for s in dict.fromkeys(schedules.values()) if s is not None}
-    by_path = {path: made[s] for path, s in schedules.items() if s is not None}
-    chain = [] if config.clip_norm is None else [_clip(config.clip_norm)]
-    chain.append(config.method.transformation(decays))
-    chain.append(_scale({p: config.learning_rate * factors.get(p, 1.0) for p in trainable}))
-    if decay:
-        chain.append(_add_weights({path: decay * factor for path, factor in decays.items()}))
+    factors = {s: s.factor(run) for s in dict.fromkeys(schedules.values()) if s is not None}
+    by_path = {path: factors[s] for path, s in schedules.items() if s is not None}
+    chain = [] if config.max_grad_norm is None else [_clip(config.max_grad_norm)]
+    chain.append(config.optimizer.transformation(decays))
+    chain.append(_scale(rates))
+    if config.weight_decay:
+        chain.append(_add_decay({path: config.weight_decay * f for path, f in decays.items()}))
     chain.append(_scale_by_schedules(by_path))
     return optax.chain(*chain)
 
@@ -376,39 +355,44 @@ def make_optimizer(
 def _decays(
     config: OptimizerConfig, paths: Iterable[str], trainable: tuple[str, ...]
 ) -> dict[str, float]:
-    """Factors on the weight decay of the trainable weights that have one."""
-    if not config.weight_decay and not isinstance(config.method, AdamW):
+    """Multipliers of the weight decay of the trainable weights that have one."""
+    if not config.weight_decay and not isinstance(config.optimizer, AdamW):
         return {}
-    if config.decays == KERNELS:  # need not match: the default must fit every model
+    if config.weight_decay_multipliers == KERNELS:  # the default need not match any path
         return {path: 1.0 for path in trainable if path.endswith("/kernel")}
-    chosen = config.decays.find(paths, "decays")
+    chosen = config.weight_decay_multipliers.find(paths, "weight_decay_multipliers")
     return {path: factor for path, factor in chosen.items() if path in trainable and factor}
 
 
-def _clip(most: float) -> optax.GradientTransformation:
-    """Scales gradients down to a global norm of at most `most`.
+def _clip(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients down to a global norm of at most `max_norm`.
 
-    By one factor, where `optax.clip_by_global_norm` divides by the norm: what a division gives, XLA
-    holds beside the gradients, as much memory as the trained weights take once more.
+    By one factor, where `optax.clip_by_global_norm` divides by the norm: XLA holds the quotients
+    beside the gradients, as much memory as the trained weights take once more.
     """
 
     def clip(updates: Any, params: Any) -> Any:
-        squares = [jnp.sum(jnp.square(u.astype(jnp.float32))) for u in updates.values()]
-        norm = jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
-        factor = jnp.where(norm < most, 1.0, most / norm)
+        norm = global_norm(updates)
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
         return {k: (u * factor).astype(u.dtype) for k, u in updates.items()}
 
     return optax.stateless(clip)
 
 
-def _scale(factors: Mapping[str, float]) -> optax.GradientTransformation:
+def global_norm(tree: Any) -> jax.Array:
+    """Root of the sum of all squares, f32[]."""
+    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+
+
+def _scale(rates: Mapping[str, float]) -> optax.GradientTransformation:
     def scale(updates: Any, params: Any) -> Any:
-        return {k: u * factors[k] for k, u in updates.items()}
+        return {k: u * rates[k] for k, u in updates.items()}
 
     return optax.stateless(scale)
 
 
-def _add_weights(decays: Mapping[str, float]) -> optax.GradientTransformation:
+def _add_decay(decays: Mapping[str, float]) -> optax.GradientTransformation:
     def add(updates: Any, params: Any) -> Any:
         return {
             k: u + decays[k] * params[k].astype(u.dtype) if k in decays else u
@@ -418,14 +402,14 @@ def _add_weights(decays: Mapping[str, float]) -> optax.GradientTransformation:
     return optax.stateless(add)
 
 
-def _scale_by_schedules(factors: Mapping[str, Factor]) -> optax.GradientTransformation:
-    """Scales down the slope: by minus each path's factor at the number of updates made before."""
+def _scale_by_schedules(factors: Mapping[str, optax.Schedule]) -> optax.GradientTransformation:
+    """Descends: scales by minus each path's factor at the number of updates made before."""
 
     def init(params: Any) -> Any:
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        now = {factor: factor(state.count) for factor in dict.fromkeys(factors.values())}
+        now: dict[Any, Any] = {f: f(state.count) for f in dict.fromkeys(factors.values())}
         scaled = {k: (u * -now[factors[k]]).astype(u.dtype) for k, u in updates.items()}
         count: Any = optax.safe_increment(state.count)
         return scaled, optax.ScaleByScheduleState(count)

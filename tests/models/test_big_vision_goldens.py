@@ -14,7 +14,7 @@ import pytest
 from paligemma_jax.generation.decode import prefill
 from paligemma_jax.models.kv_cache import KVCache
 from paligemma_jax.models.paligemma import PaliGemma, flatten, to_params
-from paligemma_jax.training.step import per_example_loss
+from paligemma_jax.training.step import loss_weights, token_nll
 from paligemma_jax.weights.big_vision import big_vision_name
 from tests.goldens import (
     BIG_VISION,
@@ -50,7 +50,8 @@ def outputs(name: str) -> dict[str, Any]:
 def losses(name: str, logits: jax.Array, smoothing: float = 0.0) -> jax.Array:
     golden = big_vision(name)
     text, mask_loss = (jnp.asarray(golden[key])[:, 1:] for key in ("text", "mask_loss"))
-    return per_example_loss(logits, text, mask_loss, smoothing)
+    nll = token_nll(logits, text, smoothing)
+    return len(text) * jnp.sum(nll * loss_weights(mask_loss), axis=1)
 
 
 @functools.cache

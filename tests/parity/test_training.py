@@ -15,8 +15,14 @@ import pytest
 from paligemma_jax.models.paligemma import from_params, split_model
 from paligemma_jax.models.sharding import Rules
 from paligemma_jax.processing.processor import Batch
-from paligemma_jax.training.optimizer import Cosine, OptimizerConfig, Run, Share, make_optimizer
-from paligemma_jax.training.step import StepConfig, init_state, make_train_step
+from paligemma_jax.training.optimizer import (
+    Cosine,
+    Fraction,
+    OptimizerConfig,
+    RunLength,
+    make_optimizer,
+)
+from paligemma_jax.training.step import StepConfig, TrainStep, init_state
 from paligemma_jax.weights.load import load_params
 
 pytestmark = pytest.mark.parity
@@ -47,11 +53,13 @@ def ours(directory, config):
     settings, params = load_params(directory)
     graphdef, arrays = split_model(from_params(settings, params, jnp.float32))
     optimizer_config = OptimizerConfig(
-        learning_rate=RATE, schedules=Rules(((".*", Cosine(warmup=Share(0.1))),)), clip_norm=1.0
+        learning_rate=RATE,
+        schedules=Rules(((".*", Cosine(warmup=Fraction(0.1))),)),
+        max_grad_norm=1.0,
     )
-    optimizer = make_optimizer(optimizer_config, arrays, Run(total_steps=STEPS))
+    optimizer = make_optimizer(optimizer_config, arrays, RunLength(total_steps=STEPS))
     state = init_state(arrays, tuple(arrays), optimizer)
-    step = make_train_step(graphdef, optimizer, StepConfig(label_smoothing=SMOOTHING))
+    step = TrainStep(graphdef, optimizer, StepConfig(label_smoothing=SMOOTHING))
     mask_ar = np.broadcast_to(np.arange(PREFIX + SUFFIX)[None] >= PREFIX, (ROWS, PREFIX + SUFFIX))
     losses = []
     for images, tokens, mask_loss in batches(config):

@@ -15,9 +15,9 @@ from paligemma_jax.models.quantization import abstract_quantized
 from paligemma_jax.models.quantization_config import Quantization, QuantizedFormat
 from paligemma_jax.models.quantized_matrix import quantize_matrix
 from paligemma_jax.models.sharding import Axes
-from paligemma_jax.training.memory_plan import RUN, BatchShape, step_shapes
+from paligemma_jax.training.memory_plan import RUN, BatchShape, StepShapes
 from paligemma_jax.training.optimizer import OptimizerConfig, make_optimizer
-from paligemma_jax.training.step import StepConfig, TrainState, make_train_step
+from paligemma_jax.training.step import StepConfig, TrainState, TrainStep
 from tests.program.target import Compiled, Target, as_on_a_gpu
 
 SLOTS = 512  # 256 image tokens, a prompt, an answer
@@ -117,10 +117,10 @@ def train_step(
     shape: BatchShape,
 ) -> tuple[Compiled, TrainState]:
     """A step of a model of shapes, and the shapes of its state."""
-    given = step_shapes(model, optimizer, step, shape, Axes(), jnp.float32)
+    given = StepShapes.of(model, optimizer, step, shape, Axes(), jnp.float32)
     made = make_optimizer(optimizer, given.graphdef.paths, RUN)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step_of = make_train_step(given.graphdef, made, step)
+    step_of = TrainStep(given.graphdef, made, step)
     return target.compile(step_of, given.state, given.batch, key), given.state
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from paligemma_jax.models.lora import TRAINABLE, LoRA, add_lora
 from paligemma_jax.models.paligemma import PaliGemma, abstract_model
 from paligemma_jax.models.sharding import Rules
-from paligemma_jax.training.memory_plan import BatchShape, plan_memory
+from paligemma_jax.training.memory_plan import BatchShape, estimate_memory
 from paligemma_jax.training.optimizer import AdamW, Constant, OptimizerConfig
 from paligemma_jax.training.step import StepConfig
 from tests.program.ours import train_step, variant
@@ -17,8 +17,8 @@ from tests.program.target import Target
 pytestmark = pytest.mark.program
 
 MODEL = "paligemma-3b-pt-224"
-SHAPE = BatchShape(rows=32, text=64)
-STEP = StepConfig(most_supervised=32)
+SHAPE = BatchShape(examples=32, text=64)
+STEP = StepConfig(max_targets=32)
 
 
 def _with_adapters(model: PaliGemma) -> PaliGemma:
@@ -29,7 +29,7 @@ def _optimizer(trained: str) -> OptimizerConfig:
     rules = ((trained, Constant()),)
     rest = () if trained == ".*" else ((".*", None),)
     return OptimizerConfig(
-        learning_rate=1e-5, method=AdamW(weight_decay=0.0), schedules=Rules((*rules, *rest))
+        learning_rate=1e-5, optimizer=AdamW(weight_decay=0.0), schedules=Rules((*rules, *rest))
     )
 
 
@@ -42,5 +42,5 @@ def test_a_step_holds_gradients_and_activations_once(h200: Target, adapters: boo
     moving = (state.trainable, state.opt_state)
     assert compiled.aliased >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(moving))
     assert compiled.temporaries < most
-    plan = plan_memory(model, optimizer, STEP, SHAPE)
+    plan = estimate_memory(model, optimizer, STEP, SHAPE)
     assert compiled.arguments + compiled.temporaries == pytest.approx(plan.total, rel=0.15)

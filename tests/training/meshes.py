@@ -20,9 +20,9 @@ from paligemma_jax.models.quantization import quantize_stacked
 from paligemma_jax.models.quantization_config import Int4
 from paligemma_jax.models.sharding import RULES, Axes, Fsdp, Rules, make_mesh
 from paligemma_jax.processing.processor import Batch
-from paligemma_jax.training.distributed import place_batch, place_state, state_shardings
-from paligemma_jax.training.optimizer import Constant, OptimizerConfig, Run, make_optimizer
-from paligemma_jax.training.step import StepConfig, init_state, make_train_step
+from paligemma_jax.training.distributed import place, place_batch, state_shardings
+from paligemma_jax.training.optimizer import Constant, OptimizerConfig, RunLength, make_optimizer
+from paligemma_jax.training.step import StepConfig, TrainStep, init_state
 from tests.tiny import prompts, random_model, tiny_config
 
 ROWS, TEXT = 8, 10
@@ -43,28 +43,33 @@ def batch() -> Batch:
 
 
 def train(
-    axes: Axes, steps: int = 3, microbatches: int = 1, quantization: str | None = None
+    axes: Axes, steps: int = 3, accumulation: int = 1, recipe: str | None = None
 ) -> dict[str, Any]:
     """Losses and norms of some steps on the first devices there are for this mesh.
 
-    With a `quantization` adapters are trained, on weights of few bits.
+    With a `recipe` adapters are trained, on weights of few bits.
     """
     wanted = axes.data * axes.fsdp * axes.tensor
     mesh = make_mesh(axes, jax.devices()[:wanted])
     model = random_model(tiny_config())
     rules = Rules((("img/blocks/.*", None), (".*", Constant())))
-    if quantization is not None:
-        rounded = quantize_stacked(model, Int4(4) if quantization == "int4" else quantization)
+    if recipe is not None:
+        rounded = quantize_stacked(model, Int4(4) if recipe == "int4" else recipe)
         model = add_lora(rounded, LoRA(rank=2, alpha=4), nnx.Rngs(0))
         rules = Rules(((TRAINABLE, Constant()), (".*", None)))
     graphdef, params = split_model(model)
     config = OptimizerConfig(learning_rate=1e-3, schedules=rules, weight_decay=1e-4)
-    optimizer = make_optimizer(config, params, Run(total_steps=steps))
+    optimizer = make_optimizer(config, params, RunLength(total_steps=steps))
     state = init_state(params, config.trainable(params), optimizer, ema=True)
     shardings = state_shardings(state, mesh, SPLIT)
-    state = place_state(state, shardings)
-    settings = StepConfig(ema=0.9, microbatches=microbatches, most_supervised=4, logit_columns=2)
-    step = make_train_step(graphdef, optimizer, settings, shardings=shardings)
+    state = jax.tree.map(place, state, shardings)
+    settings = StepConfig(
+        ema=0.9,
+        gradient_accumulation_steps=accumulation,
+        max_targets=4,
+        logit_chunk=2,
+    )
+    step = TrainStep(graphdef, optimizer, settings, shardings=shardings)
     mine = ROWS // jax.process_count()
     rows = slice(jax.process_index() * mine, (jax.process_index() + 1) * mine)
     given = place_batch(jax.tree.map(lambda x: x[rows], batch()), mesh)
@@ -95,8 +100,8 @@ def main() -> None:
         jax.distributed.initialize(args.coordinator, 2, args.process)
     for text in args.meshes:
         sizes = json.loads(text)
-        quantization = sizes.pop("quantization", None)
-        print(json.dumps(train(Axes(**sizes), quantization=quantization)))
+        recipe = sizes.pop("recipe", None)
+        print(json.dumps(train(Axes(**sizes), recipe=recipe)))
         sys.stdout.flush()
 
 

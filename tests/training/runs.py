@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import paligemma_jax as pg
+from paligemma_jax.processing.image import ImagePreprocessing
 from paligemma_jax.training.config import TrainConfig
 from paligemma_jax.training.optimizer import Constant, Steps
 from tests.tiny import GEMMA, random_model, tiny_config
@@ -20,7 +21,7 @@ def write_tiny_store(path: Path) -> Path:
     tokenizer = pg.Tokenizer.from_file(TOKENIZER)
     config = tiny_config(GEMMA, depth=1, vocab_size=tokenizer.vocab_size)
     config = dataclasses.replace(config, img=dataclasses.replace(config.img, depth=1))
-    processor = pg.Processor(tokenizer, pg.processing.ImagePreprocessing(config.img.image_size))
+    processor = pg.Processor(tokenizer, ImagePreprocessing(config.img.image_size))
     pg.Pipeline(random_model(config), processor).save(path)
     return path
 
@@ -51,7 +52,7 @@ def tiny_run(store: Path, **changes: Any) -> TrainConfig:
         evaluate_every=Steps(3),
         checkpoint_every=Steps(2),
         samples=2,
-        sample_tokens=4,
+        sample_max_new_tokens=4,
         tensorboard=False,
     )
     return TrainConfig(**{**values, **changes})

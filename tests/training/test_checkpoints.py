@@ -36,7 +36,7 @@ def require_equal(found: Any, expected: Any) -> None:
 
 
 def write_steps(directory: Path, *steps: int) -> None:
-    with Checkpoints(directory, keep=9) as checkpoints:
+    with Checkpoints(directory, max_to_keep=9) as checkpoints:
         for step in steps:
             checkpoints.save(step, make_tree(step), position=f"at {step}".encode())
 
@@ -114,7 +114,7 @@ def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: Pa
     damage(tmp_path / "step_000000003")
     (tmp_path / "99").mkdir()
     (tmp_path / "step_000000004 (copy)").mkdir()
-    with Checkpoints(tmp_path, keep=9) as checkpoints:
+    with Checkpoints(tmp_path, max_to_keep=9) as checkpoints:
         with pytest.warns(UserWarning, match="step 3 is damaged .* step 2 is used"):
             restored = checkpoints.restore_latest(make_tree(0))
         assert restored is not None and restored.step == 2 and restored.position == b"at 2"
@@ -135,18 +135,18 @@ def test_if_all_are_damaged_the_run_does_not_begin_again_in_silence(tmp_path: Pa
 
 def test_keeps_the_newest_and_the_best(tmp_path: Path):
     losses = {1: 5.0, 2: 3.0, 3: 4.0, 4: float("nan"), 5: 4.5}
-    with Checkpoints(tmp_path, keep=2, best=Best("loss")) as checkpoints:
+    with Checkpoints(tmp_path, max_to_keep=2, best=Best("loss")) as checkpoints:
         assert checkpoints.best_step() is None
         for step, loss in losses.items():
             checkpoints.save(step, make_tree(step), metrics={"loss": loss})
         checkpoints.wait()
         assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 4, 5], 2)
-    with Checkpoints(tmp_path, keep=1, best=Best("loss", highest=True)) as checkpoints:
+    with Checkpoints(tmp_path, max_to_keep=1, best=Best("loss", highest=True)) as checkpoints:
         checkpoints.save(6, make_tree(6))
         checkpoints.wait()
         assert (checkpoints.steps(), checkpoints.best_step()) == ([5, 6], 5)
-    with pytest.raises(ConfigError, match="Keeping 0"):
-        Checkpoints(tmp_path, keep=0)
+    with pytest.raises(ConfigError, match="max_to_keep"):
+        Checkpoints(tmp_path, max_to_keep=0)
 
 
 def test_another_model_is_refused_with_all_differences(tmp_path: Path):
@@ -185,7 +185,7 @@ def test_one_run_at_a_time_and_leftovers_of_dead_ones_go(tmp_path: Path):
 def test_full_disk_is_an_error_at_the_next_step_and_costs_nothing(tmp_path: Path):
     write_steps(tmp_path, 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
         try:
             checkpoints.save(2, make_tree(2, size=100_000))

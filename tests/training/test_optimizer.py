@@ -1,5 +1,9 @@
-"""The chain of big_vision, written out by hand; and optax's own optimizers where it equals them."""
+"""The chain of big_vision, written out by hand; optax's optimizers where it equals them; schedules.
 
+Step 0 is the first update.
+"""
+
+import math
 from typing import Any
 
 import jax
@@ -19,13 +23,20 @@ from paligemma_jax.training.optimizer import (
     AdamW,
     Constant,
     Cosine,
+    Duration,
+    Epochs,
+    Examples,
+    Fraction,
+    Linear,
     OptimizerConfig,
-    Run,
+    ReciprocalSquareRoot,
+    RunLength,
+    Schedule,
     Steps,
     make_optimizer,
 )
 
-RUN = Run(total_steps=10)
+RUN = RunLength(total_steps=10)
 SHAPES = {
     "img/head/kernel": (3, 2),
     "img/head/bias": (2,),
@@ -65,16 +76,16 @@ def test_the_chain_by_hand():
     config = OptimizerConfig(
         learning_rate=0.1,
         schedules=Rules((("llm/norm", None), ("llm/.*", Constant()), (".*", SCHEDULE))),
-        rate_factors=Rules((("img/.*/bias", 3.0),)),
+        lr_multipliers=Rules((("img/.*/bias", 3.0),)),
         weight_decay=0.02,
-        clip_norm=1.0,
+        max_grad_norm=1.0,
     )
     params = arrays(0)
     actual = run(make_optimizer(config, SHAPES, RUN), params)
 
     wanted = {k: np.asarray(v, np.float64) for k, v in params.items()}
     m, v = ({k: np.zeros(SHAPES[k]) for k in wanted} for _ in range(2))
-    factor = SCHEDULE.factor(RUN)
+    factor: Any = SCHEDULE.factor(RUN)
     for step in range(4):
         g = {k: np.asarray(x, np.float64) for k, x in arrays(10 + step).items()}
         norm = np.sqrt(sum((x**2).sum() for x in g.values()))
@@ -96,7 +107,7 @@ def test_the_first_update_of_a_warmup_is_zero():
 
 
 @pytest.mark.parametrize(
-    ("method", "theirs"),
+    ("optimizer", "theirs"),
     [
         (Adam(), optax.adam(0.1)),
         (AdamW(weight_decay=0.3), optax.adamw(0.1, weight_decay=0.3)),
@@ -104,16 +115,19 @@ def test_the_first_update_of_a_warmup_is_zero():
         (SGD(momentum=0.9, nesterov=True), optax.sgd(0.1, 0.9, nesterov=True)),
     ],
 )
-def test_optax_optimizers(method: Any, theirs: optax.GradientTransformation):
+def test_optax_optimizers(optimizer: Any, theirs: optax.GradientTransformation):
     config = OptimizerConfig(
-        learning_rate=0.1, method=method, decays=Rules(((".*", 1.0),)), clip_norm=None
+        learning_rate=0.1,
+        optimizer=optimizer,
+        weight_decay_multipliers=Rules(((".*", 1.0),)),
+        max_grad_norm=None,
     )
     assert_same(run(make_optimizer(config, FREE, RUN), arrays(0)), run(theirs, arrays(0)))
 
 
 def test_adafactor_by_hand():
     method = Adafactor(factored_from=2, momentum_dtype=jnp.float32)
-    config = OptimizerConfig(learning_rate=0.1, method=method, clip_norm=None)
+    config = OptimizerConfig(learning_rate=0.1, optimizer=method, max_grad_norm=None)
     actual = run(make_optimizer(config, FREE, RUN), arrays(0), steps=3)
 
     wanted = {k: np.asarray(x, np.float64) for k, x in arrays(0).items()}
@@ -136,7 +150,7 @@ def test_adafactor_by_hand():
 
 
 def test_moments_are_small_in_adafactor():
-    config = OptimizerConfig(learning_rate=0.1, method=Adafactor())
+    config = OptimizerConfig(learning_rate=0.1, optimizer=Adafactor())
     weights = {"a/w": jax.ShapeDtypeStruct((5, 64, 96), jnp.float32)}
     state = jax.eval_shape(make_optimizer(config, weights, RUN).init, weights)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
@@ -145,7 +159,7 @@ def test_moments_are_small_in_adafactor():
 
 def test_kernels_decay_as_in_big_vision():
     paths = flatten(abstract_params(VARIANTS["paligemma2-3b-pt-224"]))
-    config = OptimizerConfig(learning_rate=0.0, weight_decay=1.0, clip_norm=None)
+    config = OptimizerConfig(learning_rate=0.0, weight_decay=1.0, max_grad_norm=None)
     optimizer = make_optimizer(config, paths, RUN)
     ones = {path: np.ones(1, np.float32) for path in paths}
     updates: Any = jax.jit(lambda x: optimizer.update(x, optimizer.init(x), x)[0])(ones)
@@ -155,26 +169,70 @@ def test_kernels_decay_as_in_big_vision():
     assert decayed == attention | {f"img/{name}/kernel" for name in others}
 
 
-def test_rates_are_those_of_the_rules():
-    rules = Rules((("img/.*", SCHEDULE), ("llm/linear/w", Constant()), (".*", None)))
-    rates = OptimizerConfig(learning_rate=0.5, schedules=rules).rates(SHAPES, RUN)
-    assert {name: float(rate(1)) for name, rate in rates.items()} == {
-        "img/.*": 0.25,
-        "llm/linear/w": 0.5,
-    }
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedules": Rules(((".*", None),))}, "Every parameter is frozen"),
+        ({"schedules": Rules(((".*", None),))}, "every one is frozen"),
         ({"schedules": Rules((("img/.*", Constant()),))}, "schedules has no rule for 2 of 4"),
-        ({"rate_factors": Rules((("lmm/.*", 2.0),))}, "rate_factors has rules that match no"),
-        ({"rate_factors": Rules((("llm/.*", 0.0),))}, "A schedule of None freezes"),
-        ({"method": AdamW(), "weight_decay": 0.1}, "does not go with AdamW"),
-        ({"weight_decay": 0.1, "decays": Rules(((".*/kernle", 1.0),))}, "decays has rules that"),
+        ({"lr_multipliers": Rules((("lmm/.*", 2.0),))}, "lr_multipliers has rules that match no"),
+        ({"lr_multipliers": Rules((("llm/.*", 0.0),))}, "A schedule of None freezes"),
+        ({"optimizer": AdamW(), "weight_decay": 0.1}, "and AdamW"),
+        (
+            {"weight_decay": 0.1, "weight_decay_multipliers": Rules(((".*/kernle", 1.0),))},
+            "weight_decay_multipliers has rules that",
+        ),
     ],
 )
 def test_mistakes(changes: Any, message: str):
     with pytest.raises(ConfigError, match=message):
         make_optimizer(OptimizerConfig(learning_rate=0.1, **changes), SHAPES, RUN)
+
+
+LENGTH = RunLength(total_steps=100, batch_size=8, data_size=80)
+
+
+def values(schedule: Schedule, *steps: int) -> list[float]:
+    factor: Any = schedule.factor(LENGTH)
+    return [float(factor(step)) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Constant(), {0: 1.0, 99: 1.0}),
+        (Cosine(), {0: 1.0, 50: 0.5, 75: 0.5 * (1 + math.cos(0.75 * math.pi)), 100: 0.0}),
+        # The first update of a warm-up does nothing, and the decay begins when it ends.
+        (Cosine(warmup=Fraction(0.05)), {0: 0.0, 1: 0.2, 5: 1.0, 100: 0.0, 120: 0.0}),
+        (Linear(warmup=Steps(20)), {0: 0.0, 10: 0.5, 20: 1.0, 60: 0.5, 100: 0.0}),
+        (Linear(end=0.2, power=2.0), {0: 1.0, 50: 0.4, 100: 0.2}),
+        (ReciprocalSquareRoot(timescale=4, warmup=Steps(4)), {0: 0.0, 2: 0.5, 4: 1.0, 16: 0.5}),
+        (ReciprocalSquareRoot(timescale=4, shift=12), {0: 0.5}),
+        (Constant(cooldown=Steps(10)), {90: 1.0, 95: 0.5, 100: 0.0}),
+    ],
+)
+def test_factors(schedule: Schedule, expected: dict[int, float]):
+    np.testing.assert_allclose(values(schedule, *expected), list(expected.values()), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [
+        (Steps(7), 7),
+        (Fraction(0.05), 5),
+        (Fraction(0.001), 1),  # never nothing, unless nothing is asked for
+        (Fraction(0.0), 0),
+        (Examples(20), 2),  # to the nearest
+        (Epochs(0.5), 5),
+    ],
+)
+def test_durations(duration: Duration, steps: int):
+    assert duration.steps(LENGTH) == steps
+
+
+def test_durations_that_cannot_be():
+    with pytest.raises(ConfigError, match="fraction of training"):
+        Fraction(5)
+    with pytest.raises(ConfigError, match="data_size.* got None"):
+        Epochs(1).steps(RunLength(total_steps=3, batch_size=2))
+    with pytest.raises(ConfigError, match="got 100 steps of 100"):
+        Cosine(warmup=Steps(100)).factor(LENGTH)

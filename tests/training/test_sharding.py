@@ -92,7 +92,7 @@ def assert_same_run(actual: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_parts_on_two_devices_compute_what_one_does():
-    one, two = train(Axes(), steps=2), train(Axes(fsdp=2), steps=2, microbatches=2)
+    one, two = train(Axes(), steps=2), train(Axes(fsdp=2), steps=2, accumulation=2)
     assert_same_run(two, one)
     assert one["split"] == 0 and two["split"] > 60
 
@@ -133,11 +133,7 @@ def test_any_mesh_computes_the_same():
 @pytest.mark.slow
 def test_adapters_on_weights_of_few_bits_over_a_mesh():
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-    meshes = [
-        {"quantization": quantization, **axes}
-        for quantization in ("int8", "int4")
-        for axes in ({}, mesh)
-    ]
+    meshes = [{"recipe": recipe, **axes} for recipe in ("int8", "int4") for axes in ({}, mesh)]
     one, other, coarse, other_coarse = results(start(8, *map(json.dumps, meshes)))
     assert_same_run(other, one)
     assert_same_run(other_coarse, coarse)

