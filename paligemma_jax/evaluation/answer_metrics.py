@@ -460,7 +460,7 @@ class Perplexity(Metric):
     that, from 1 up (Jelinek et al. 1977).
     """
 
-    main = "logprob_per_token"
+    main = "nll_per_token"
     expected = "a log-probability in nats (at most 0) and a number of tokens (at least 1)"
 
     def _keep(self, prediction: Any, reference: Any) -> dict[str, float]:
@@ -468,13 +468,16 @@ class Perplexity(Metric):
         # The other way round, so that one check is enough: at most 0, finite.
         number = isinstance(prediction, float | int | np.floating | np.integer)
         nll = check_number(-prediction if number else prediction, "negative log-probability", low=0)
-        return {"nll": nll, "tokens": tokens, "logprob_per_token": -nll / tokens}
+        return {"nll": nll, "tokens": tokens, "nll_per_token": nll / tokens}
 
     def _summarize(self, totals: Totals) -> Values:
         pooled = totals.ratio("nll", "tokens")
         return {
             "nll": totals.mean("nll"),
-            "nll_per_token": -totals.mean("logprob_per_token"),
+            "nll_per_token": totals.mean("nll_per_token"),
             "nll_of_all_tokens": pooled,
             "perplexity": np.exp(np.minimum(pooled, 700)),  # beyond, there is no such float
         }
+
+    def _example_scores(self, kept: Sequence[Any]) -> np.ndarray:
+        return -super()._example_scores(kept)

@@ -148,6 +148,16 @@ class CaptionMetric(Metric):
         text, references = check_text(prediction, "caption"), check_texts(reference, "reference")
         return tuple(self.tokenizer(text)), [tuple(self.tokenizer(one)) for one in references]
 
+    def _numbers(self, words: Words, references: Sequence[Words]) -> dict[str, float]:
+        """What the scores are made of, summed over examples."""
+        raise NotImplementedError
+
+    def _measure(self, kept: Sequence[Caption]) -> Measure:
+        return super()._measure([self._numbers(*one) for one in kept])
+
+    def _example_scores(self, kept: Sequence[Caption]) -> np.ndarray:
+        return super()._example_scores([self._numbers(*one) for one in kept])
+
 
 @dataclasses.dataclass(eq=False)
 class CIDEr(CaptionMetric):
@@ -231,40 +241,31 @@ class BLEU(CaptionMetric):
     without smoothing. SciCap is reported in bleu-4.
     """
 
-    def _measure(self, kept: Sequence[Caption]) -> Measure:
-        return super()._measure([_bleu_counts(*one) for one in kept])
+    main = "bleu-4"
+
+    def _numbers(self, words: Words, references: Sequence[Words]) -> dict[str, float]:
+        most: Counter[Ngram] = Counter()
+        for one in references:
+            most |= count_ngrams(one)
+        found = count_ngrams(words) & most
+        numbers: dict[str, float] = {
+            "caption": len(words),
+            "reference": min((abs(len(r) - len(words)), len(r)) for r in references)[1],
+        }
+        for n in range(1, LONGEST + 1):
+            numbers[f"right{n}"] = sum(times for ngram, times in found.items() if len(ngram) == n)
+            numbers[f"all{n}"] = max(0, len(words) - n + 1)
+        return numbers
 
     def _summarize(self, totals: Totals) -> Values:
-        return _bleu(totals.sums)
-
-    def _example_scores(self, kept: Sequence[Caption]) -> np.ndarray:
-        counts = [_bleu_counts(*one) for one in kept]
-        return _bleu({k: np.array([one[k] for one in counts]) for k in counts[0]})["bleu-4"]
-
-
-def _bleu_counts(words: Words, references: Sequence[Words]) -> dict[str, float]:
-    most: Counter[Ngram] = Counter()
-    for one in references:
-        most |= count_ngrams(one)
-    found = count_ngrams(words) & most
-    counts: dict[str, float] = {
-        "caption": len(words),
-        "reference": min((abs(len(r) - len(words)), len(r)) for r in references)[1],
-    }
-    for n in range(1, LONGEST + 1):
-        counts[f"right{n}"] = sum(times for ngram, times in found.items() if len(ngram) == n)
-        counts[f"all{n}"] = max(0, len(words) - n + 1)
-    return counts
-
-
-def _bleu(sums: Mapping[str, np.ndarray]) -> Values:
-    ratio = (sums["caption"] + _TINY) / (sums["reference"] + _SMALL)
-    brevity = np.where(ratio < 1, np.exp(np.minimum(0, 1 - 1 / ratio)), 1.0)
-    values, product = {}, np.ones_like(ratio)
-    for n in range(1, LONGEST + 1):
-        product = product * (sums[f"right{n}"] + _TINY) / (sums[f"all{n}"] + _SMALL)
-        values[f"bleu-{n}"] = product ** (1 / n) * brevity
-    return values
+        sums = totals.sums
+        ratio = (sums["caption"] + _TINY) / (sums["reference"] + _SMALL)
+        brevity = np.where(ratio < 1, np.exp(np.minimum(0, 1 - 1 / ratio)), 1.0)
+        values, product = {}, np.ones_like(ratio)
+        for n in range(1, LONGEST + 1):
+            product = product * (sums[f"right{n}"] + _TINY) / (sums[f"all{n}"] + _SMALL)
+            values[f"bleu-{n}"] = product ** (1 / n) * brevity
+        return values
 
 
 @dataclasses.dataclass(eq=False)
@@ -276,22 +277,16 @@ class RougeL(CaptionMetric):
     least one. Source: Lin 2004; as in pycocoevalcap.
     """
 
-    def _measure(self, kept: Sequence[Caption]) -> Measure:
-        scores = self._example_scores(kept)
-        return lambda weights: {"rouge-l": divide(weights @ scores, weights.sum(axis=1))}
+    main = "rouge-l"
 
-    def _example_scores(self, kept: Sequence[Caption]) -> np.ndarray:
-        return np.array([_rouge_l(*one) for one in kept])
-
-
-def _rouge_l(words: Words, references: Sequence[Words]) -> float:
-    common = [longest_common_subsequence(words, one) for one in references]
-    precision = max(common) / max(1, len(words))
-    recall = max(c / max(1, len(one)) for c, one in zip(common, references, strict=True))
-    if not precision or not recall:
-        return 0.0
-    square = 1.2**2
-    return (1 + square) * precision * recall / (recall + square * precision)
+    def _numbers(self, words: Words, references: Sequence[Words]) -> dict[str, float]:
+        common = [longest_common_subsequence(words, one) for one in references]
+        precision = max(common) / max(1, len(words))
+        recall = max(c / max(1, len(one)) for c, one in zip(common, references, strict=True))
+        if not precision or not recall:
+            return {"rouge-l": 0.0}
+        square = 1.2**2
+        return {"rouge-l": (1 + square) * precision * recall / (recall + square * precision)}
 
 
 _ALPHA, _BETA, _GAMMA = 0.85, 0.2, 0.6
@@ -315,39 +310,29 @@ class Meteor(CaptionMetric):
     list of at least one. Source: Denkowski and Lavie 2014.
     """
 
-    def _measure(self, kept: Sequence[Caption]) -> Measure:
-        return super()._measure([_meteor_counts(*one) for one in kept])
+    main = "meteor-exact-stem"
+
+    def _numbers(self, words: Words, references: Sequence[Words]) -> dict[str, float]:
+        every = []
+        for reference in references:
+            best = _align(words, reference)
+            whole = best.chunks == 1 and best.matches == len(words) == len(reference)
+            every.append({
+                "matches": float(best.matches),
+                "weight": best.weight,
+                "chunks": 0.0 if whole else float(best.chunks),
+                "words": float(len(words)),
+                "reference": float(len(reference)),
+            })  # fmt: skip
+        scores = Metric._example_scores(self, every)
+        return every[int(np.argmax(scores))]
 
     def _summarize(self, totals: Totals) -> Values:
-        return {"meteor-exact-stem": _meteor(totals.sums)}
-
-    def _example_scores(self, kept: Sequence[Caption]) -> np.ndarray:
-        return np.array([_meteor_counts(*one)["score"] for one in kept])
-
-
-def _meteor_counts(words: Words, references: Sequence[Words]) -> dict[str, float]:
-    """Of the best reference."""
-    every = []
-    for reference in references:
-        best = _align(words, reference)
-        whole = best.chunks == 1 and best.matches == len(words) == len(reference)
-        counts = {
-            "matches": float(best.matches),
-            "weight": best.weight,
-            "chunks": 0.0 if whole else float(best.chunks),
-            "words": float(len(words)),
-            "reference": float(len(reference)),
-        }
-        score = float(_meteor({k: np.array([v]) for k, v in counts.items()})[0])
-        every.append(counts | {"score": score})
-    return max(every, key=lambda counts: counts["score"])
-
-
-def _meteor(sums: Mapping[str, np.ndarray]) -> np.ndarray:
-    precision = divide(sums["weight"], sums["words"], 0.0)
-    recall = divide(sums["weight"], sums["reference"], 0.0)
-    mean = divide(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall, 0.0)
-    return mean * (1 - _GAMMA * divide(sums["chunks"], sums["matches"], 0.0) ** _BETA)
+        precision = totals.ratio("weight", "words", 0.0)
+        recall = totals.ratio("weight", "reference", 0.0)
+        mean = divide(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall, 0.0)
+        fragmented = totals.ratio("chunks", "matches", 0.0) ** _BETA
+        return {"meteor-exact-stem": mean * (1 - _GAMMA * fragmented)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,16 +365,11 @@ def _align(words: Sequence[str], reference: Sequence[str]) -> _Alignment:
         for state in beam:
             for i, weight in fitting:
                 if not state.used >> i & 1:
-                    grown.append(
-                        _Alignment(
-                            state.matches + 1,
-                            state.weight + weight,
-                            state.chunks + (state.last + 1 != i),
-                            state.distance + abs(i - place),
-                            state.used | 1 << i,
-                            i,
-                        )
-                    )
+                    chunks = state.chunks + (state.last + 1 != i)
+                    matches, distance = state.matches + 1, state.distance + abs(i - place)
+                    used = state.used | 1 << i
+                    added = _Alignment(matches, state.weight + weight, chunks, distance, used, i)
+                    grown.append(added)
         # Of alignments that can go on alike, the best one is enough.
         best: dict[tuple[int, int], _Alignment] = {}
         for state in sorted(grown, key=lambda one: one.rank):
@@ -404,16 +384,7 @@ _WHOLE = {
     "gently": "gentl", "ugly": "ugli", "early": "earli", "only": "onli", "singly": "singl",
     **{word: word for word in ("sky", "news", "howe", "atlas", "cosmos", "bias", "andes")},
 }  # fmt: skip
-_AFTER_PLURAL = {
-    "inning",
-    "outing",
-    "canning",
-    "herring",
-    "earring",
-    "proceed",
-    "exceed",
-    "succeed",
-}
+_AFTER_PLURAL = "inning outing canning herring earring proceed exceed succeed".split()
 _SECOND = {
     "ization": "ize", "ational": "ate", "fulness": "ful", "ousness": "ous", "iveness": "ive",
     "tional": "tion", "biliti": "ble", "lessli": "less", "entli": "ent", "ation": "ate",

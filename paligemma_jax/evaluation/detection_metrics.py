@@ -410,7 +410,7 @@ class MaskPairs(Metric):
     what has no partner, on either side, counts 0. Images without any do not count.
     """
 
-    main = "mean"
+    main = "miou"
     expected = "masks bool[n, H, W] and the right ones bool[m, H, W]"
 
     def _keep(self, prediction: Any, reference: Any) -> dict[str, float]:
@@ -419,11 +419,13 @@ class MaskPairs(Metric):
             got = f"{list(found.shape)} and {list(right.shape)}"
             raise InvalidExample(f"expected masks [n, H, W] of one height and width, got {got}")
         overlaps = paired_overlaps(found, right)
-        total, count = float(np.sum(overlaps)), float(len(overlaps))
-        return {"overlap": total, "objects": count, "mean": total / count if count else 1.0}
+        return {"overlap": float(np.sum(overlaps)), "objects": float(len(overlaps))}
 
     def _summarize(self, totals: Totals) -> Values:
         return {"miou": totals.ratio("overlap", "objects")}
+
+    def _example_scores(self, kept: Sequence[Any]) -> np.ndarray:
+        return np.nan_to_num(super()._example_scores(kept), nan=1.0)
 
 
 def paired_overlaps(found: np.ndarray, right: np.ndarray) -> list[float]:

@@ -2,6 +2,7 @@
 checked before a model is run.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -15,8 +16,8 @@ from PIL import Image
 
 from paligemma_jax.data.coco import read_coco
 from paligemma_jax.data.readers import column, texts_of
-from paligemma_jax.data.record import ImageFolder, Record
-from paligemma_jax.data.sources import coco_image_folder, find_splits, open_source
+from paligemma_jax.data.record import ImageFolder, Record, RecordSource
+from paligemma_jax.data.sources import JsonlSource, coco_image_folder, find_splits, open_source
 from paligemma_jax.data.tasks import IMAGE_FIELDS, fill, images_of
 from paligemma_jax.errors import (
     DatasetError,
@@ -80,9 +81,9 @@ def open_image(image: ImageRef) -> Image.Image:
         raise InvalidImageError(f"{image.name}: {e}") from e
 
 
-# Fields and images of one example; the loader raises DatasetError for what cannot be read.
-_Loaded = tuple[Fields, tuple[ImageRef, ...]]
-_Line = tuple[str, Path, Callable[[], _Loaded]]  # its place for messages, the folder of its files
+# Reads one example: its place for messages, its fields, its images, and the folder of its files.
+# Raises DatasetError, naming the place.
+_Load = Callable[[], tuple[str, Fields, tuple[ImageRef, ...], Path]]
 
 
 def read_examples(
@@ -115,17 +116,19 @@ def read_examples(
     examples: list[Example] = []
     problems: list[str] = []
     seen: dict[str | int, str] = {}
-    for place, folder, load in _read_lines(task, path, split):
+    for load in _open(task, path, split):
         if limit is not None and len(examples) >= limit:
             break
+        place = ""
         try:
-            example = _example(task, place, folder, *load(), prompt)
+            place, fields, images, folder = load()
+            example = _example(task, place, fields, images, folder, prompt)
             # The metric reads each reference before hours are spent on predictions.
             metric._keep(nothing, example.reference)
             if example.id in seen:
                 raise InvalidExample(f"the id {example.id!r} is that of {seen[example.id]} too")
         except (DatasetError, InvalidPromptError) as e:
-            problems.append(f"{place}: {e}")
+            problems.append(f"{place}: {e}" if place else str(e))
             continue
         seen[example.id] = place
         examples.append(example)
@@ -152,9 +155,9 @@ def expected_files(task: EvaluationTask) -> str:
 def _example(
     task: EvaluationTask,
     place: str,
-    folder: Path,
     fields: Fields,
     images: tuple[ImageRef, ...],
+    folder: Path,
     template: str | None,
 ) -> Example:
     prompt = None
@@ -189,18 +192,15 @@ def _from_training(task: EvaluationTask, fields: Fields, images: tuple[ImageRef,
     return {"labels": labels, "objects": [{"label": one.label, "box": one.xyxy} for one in found]}
 
 
-def _read_lines(task: EvaluationTask, data: Path, split: str | None) -> Iterator[_Line]:
+def _open(task: EvaluationTask, data: Path, split: str | None) -> Iterator[_Load]:
     own = data / f"{task.name}.jsonl" if data.is_dir() else data
     if own.is_file() and own.suffix != ".json":
-        return _jsonl(own)
+        return _records(task, JsonlSource(own, reader=_WholeExample()), own.parent)
     splits: Mapping[str, Path] = {}
-    if data.exists():
-        try:
-            splits = find_splits(data)
-        except DatasetError:
-            pass
-        if any(file.suffix == ".jsonl" and file.parent == data for file in splits.values()):
-            splits = {}  # plain JSON lines, but not the task's
+    with contextlib.suppress(DatasetError):
+        splits = find_splits(data)
+    if any(file.suffix == ".jsonl" and file.parent == data for file in splits.values()):
+        splits = {}  # plain JSON lines, but not the task's
     if not splits:
         inside = sorted(child.name for child in data.iterdir())[:8] if data.is_dir() else []
         listing = f" (there: {', '.join(inside)})" if inside else ""
@@ -208,78 +208,35 @@ def _read_lines(task: EvaluationTask, data: Path, split: str | None) -> Iterator
             f"{own} is missing{listing}. Expected: {expected_files(task)}\nSee: paligemma eval "
             "--list"
         )
-    if split is None:
-        split = next((name for name in _SPLITS if name in splits), None)
-        if split is None:
-            raise DatasetError(
-                f"{data} has no test or validation split, but {', '.join(splits)}. Name one: "
-                f"--split {next(iter(splits))}"
-            )
-    if (data / "dataset_info.json").is_file():
-        return _tfds(task, data, split)
-    if split not in splits:
-        raise DatasetError(f"{data} has no split {split!r}. Its splits: {', '.join(splits)}")
-    file = splits[split]
-    return _jsonl(file) if file.suffix == ".jsonl" else _coco(task, file)
-
-
-def _jsonl(path: Path) -> Iterator[_Line]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise DatasetError(f"{path} cannot be read as UTF-8: {e}") from e
-    folder = ImageFolder(path.parent)
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield f"{path.name}:{number}", folder.root, functools.partial(_json, line, folder)
-
-
-def _json(line: str, folder: ImageFolder) -> _Loaded:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise InvalidExample(f"this is not JSON: {e}") from e
-    if not isinstance(fields, dict):
-        raise InvalidExample(f"expected an object with fields, got a {type(fields).__name__}")
-    names = fields.get("images", [fields["image"]] if "image" in fields else None)
-    if not isinstance(names, list) or not names:
-        raise InvalidExample("expected an 'image' (a name) or 'images' (a list of names)")
-    return fields, tuple(folder.path_of(name) for name in names)
-
-
-def _coco(task: EvaluationTask, path: Path) -> Iterator[_Line]:
-    """Every image is asked for all classes of the file; objects of a crowd are not read."""
-    if task.output != "boxes":
+    name = split or next((name for name in _SPLITS if name in splits), None)
+    if name is None:
         raise DatasetError(
-            f"{path} holds COCO's boxes, and {task.name} needs other data. To score boxes: "
-            "paligemma eval --task detection"
+            f"{data} has no test or validation split, but {', '.join(splits)}. Name one: "
+            f"--split {next(iter(splits))}"
         )
-    file = read_coco(path)
-    folder = ImageFolder(coco_image_folder(path) or path.parent)
-    for one in file.images:
-        size = np.array([one.width, one.height] * 2)
-        objects = [
-            {"label": thing.label, "box": (np.array(thing.corners)[[1, 0, 3, 2]] * size).tolist()}
-            for thing in one.objects
-        ]
-        fields = {"id": one.place, "labels": list(file.classes), "objects": objects}
-        images = functools.partial(folder.path_of, one.name)
-        yield one.place, folder.root, lambda f=fields, image=images: (f, (image(),))
+    if (data / "dataset_info.json").is_file():
+        return _records(task, open_source(data, name, reader=_WholeExample()), data, name)
+    if name not in splits:
+        raise DatasetError(f"{data} has no split {name!r}. Its splits: {', '.join(splits)}")
+    file = splits[name]
+    if file.suffix == ".jsonl":
+        return _records(task, JsonlSource(file, reader=_WholeExample()), file.parent)
+    return _coco(task, file)
 
 
 @dataclasses.dataclass(frozen=True)
-class _RowRecord(Record):
-    row: Fields = dataclasses.field(default_factory=dict)
+class _FieldsRecord(Record):
+    fields: Fields = dataclasses.field(default_factory=dict)
 
 
-class _WholeRow:
-    """A reader that keeps every column."""
+class _WholeExample:
+    """A reader that keeps every field."""
 
     image_fields = IMAGE_FIELDS
 
-    def __call__(self, row: Fields, place: str) -> Record:
-        plain = {k: _plain(v) for k, v in row.items() if k not in IMAGE_FIELDS}
-        return _RowRecord(images_of(row), "", "", place, row=plain)
+    def __call__(self, example: Fields, place: str) -> Record:
+        plain = {k: _plain(v) for k, v in example.items() if k not in IMAGE_FIELDS}
+        return _FieldsRecord(images_of(example), "", "", place, fields=plain)
 
 
 def _plain(value: Any) -> Any:
@@ -291,26 +248,49 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def _tfds(task: EvaluationTask, path: Path, split: str) -> Iterator[_Line]:
-    source = open_source(path, split, reader=_WholeRow())
+def _records(
+    task: EvaluationTask, source: RecordSource, folder: Path, split: str = ""
+) -> Iterator[_Load]:
+    """Of JSON lines; with `split`, of a data set of tfds."""
 
-    def load(number: int) -> _Loaded:
+    def load(number: int) -> Any:
         record: Any = source[number]
-        place = f"{split}:{number}"
+        fields = task.task.fields(record.fields)
+        if not split:
+            return record.id, fields, record.images, folder
         # Encoded images of a whole data set need not be in memory: they are read again.
         images = tuple(
-            LazyImage(
-                f"{place} {n}" if n else place, lambda number=number, n=n: source[number].images[n]
-            )
+            LazyImage(f"{record.id} {n}", lambda n=n: source[number].images[n])
             for n in range(len(record.images))
         )
-        fields = dict(_tfds_fields(task.name, task.task.fields(record.row), path, split))
+        fields = dict(_tfds_fields(task.name, fields, folder, split))
         # Servers ask for the number of the question; another id may be an image's.
         ids = (fields[name] for name in ("question_id", "example_id", "id") if name in fields)
-        return fields | {"id": next(ids, place)}, images
+        return record.id, fields | {"id": next(ids, record.id)}, images, folder
 
-    for number in range(len(source)):
-        yield f"{split}:{number}", path, functools.partial(load, number)
+    return (functools.partial(load, number) for number in range(len(source)))
+
+
+def _coco(task: EvaluationTask, path: Path) -> Iterator[_Load]:
+    """Every image is asked for all classes of the file; objects of a crowd are not read."""
+    if task.output != "boxes":
+        raise DatasetError(
+            f"{path} holds COCO's boxes, and {task.name} needs other data. To score boxes: "
+            "paligemma eval --task detection"
+        )
+    file = read_coco(path)
+    folder = ImageFolder(coco_image_folder(path) or path.parent)
+
+    def load(one: Any) -> Any:
+        size = np.array([one.width, one.height] * 2)
+        objects = [
+            {"label": thing.label, "box": (np.array(thing.corners)[[1, 0, 3, 2]] * size).tolist()}
+            for thing in one.objects
+        ]
+        fields = {"id": one.place, "labels": list(file.classes), "objects": objects}
+        return one.place, fields, (folder.path_of(one.name),), folder.root
+
+    return (functools.partial(load, one) for one in file.images)
 
 
 def _tfds_fields(name: str, row: Fields, directory: Path, split: str) -> Fields:

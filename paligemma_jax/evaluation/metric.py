@@ -94,6 +94,11 @@ class Totals:
     sums: Mapping[str, np.ndarray]
     counts: Mapping[str, np.ndarray]
 
+    @classmethod
+    def of(cls, names: Sequence[str], sums: np.ndarray, counts: np.ndarray) -> "Totals":
+        """Of arrays f64[names, R]."""
+        return cls(dict(zip(names, sums, strict=True)), dict(zip(names, counts, strict=True)))
+
     def mean(self, name: str) -> np.ndarray:
         """f64[R] over those that have the number; NaN where none does."""
         return divide(self.sums[name], self.counts[name])
@@ -134,7 +139,7 @@ class Metric(abc.ABC):
     _skipped: dict[Id, str] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     expected: ClassVar[str]  # what `add` takes, in one sentence
-    main: ClassVar[str]  # of the numbers kept of an example, the one that says how good it is
+    main: ClassVar[str]  # the score that says how good one example is
 
     @classmethod
     def compute(
@@ -272,16 +277,11 @@ class Metric(abc.ABC):
         """
 
     def _measure(self, kept: Sequence[Any]) -> Measure:
-        names = list(dict.fromkeys(name for numbers in kept for name in numbers))
-        table = np.array([[one.get(name, np.nan) for name in names] for one in kept], np.float64)
-        present = (~np.isnan(table)).astype(np.float64)
-        table = np.nan_to_num(table)
+        names, table, present = _table(kept)
 
         def measure(weights: np.ndarray) -> Values:
             sums, counts = (weights @ table).T, (weights @ present).T
-            return self._summarize(
-                Totals(dict(zip(names, sums, strict=True)), dict(zip(names, counts, strict=True)))
-            )
+            return self._summarize(Totals.of(names, sums, counts))
 
         return measure
 
@@ -291,7 +291,8 @@ class Metric(abc.ABC):
 
     def _example_scores(self, kept: Sequence[Any]) -> np.ndarray:
         """f64[n]; see `example_scores`."""
-        return np.array([numbers[self.main] for numbers in kept], np.float64)
+        names, table, present = _table(kept)
+        return self._summarize(Totals.of(names, table.T, present.T))[self.main]
 
     def _unit(self, kept: Any) -> Hashable:
         """What an example belongs to where `add` does not say; None: it is on its own."""
@@ -336,6 +337,13 @@ class Metric(abc.ABC):
             fix = "Correct these examples, or skip each: metric.skip(id, reason)"
             raise data_error(problems, f"Expected {self.expected}.", fix)
         self._examples |= added
+
+
+def _table(kept: Sequence[Mapping[str, float]]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of all numbers, their values f64[n, names] (0 where missing), and 1 where not."""
+    names = list(dict.fromkeys(name for numbers in kept for name in numbers))
+    table = np.array([[one.get(name, np.nan) for name in names] for one in kept], np.float64)
+    return names, np.nan_to_num(table), (~np.isnan(table)).astype(np.float64)
 
 
 def _pair(predictions: Examples[P], references: Examples[R]) -> list[tuple[Id, P, R]]:

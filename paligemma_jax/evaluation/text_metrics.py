@@ -114,7 +114,7 @@ class TextRecognition(Metric):
     fraction without any error. A prediction and a reference are a string each; both may be empty.
     """
 
-    main = "ratio"
+    main = "levenshtein_ratio"
     expected = "a prediction (string) and the right text (string)"
 
     def _keep(self, prediction: Any, reference: Any) -> dict[str, float]:
