@@ -14,12 +14,10 @@ from paligemma_jax.evaluation.metric import (
     InvalidExample,
     Measure,
     Metric,
-    Totals,
     Values,
     check_number,
     check_text,
     check_texts,
-    data_error,
     divide,
 )
 from paligemma_jax.evaluation.text_metrics import anls_score
@@ -131,15 +129,13 @@ class PairAnswer:
 
 @dataclasses.dataclass(eq=False)
 class PairedAccuracy(Metric):
-    """`pair_acc` in 0..1: fraction of pairs of which both answers are right; `acc`: of all answers.
+    """`pair_acc` in 0..1: fraction of pairs of which all answers are right; `acc`: of all answers.
 
     Stripped and lower-case answers are compared. A prediction is a string, a reference a
-    `PairAnswer`; every pair must have `size` questions by the end. Source: Tong et al. 2024, MMVP
-    (150 pairs). With the pair being one sentence over several images this is NLVR2's consistency
-    (Suhr et al. 2019), whose groups differ in size: size=None.
+    `PairAnswer`. Source: Tong et al. 2024, MMVP (150 pairs). With the pair being one sentence over
+    several images this is NLVR2's consistency (Suhr et al. 2019).
     """
 
-    size: int | None = 2
     expected = "a prediction (string) and a PairAnswer(pair, answer)"
 
     def _keep(self, prediction: Any, reference: Any) -> tuple[str | int, bool]:
@@ -156,13 +152,6 @@ class PairedAccuracy(Metric):
         members: dict[str | int, list[int]] = {}
         for place, (pair, _) in enumerate(kept):
             members.setdefault(pair, []).append(place)
-        wrong = {p: len(m) for p, m in members.items() if self.size and len(m) != self.size}
-        if wrong:
-            raise data_error(
-                [f"{pair!r} has {count} questions" for pair, count in wrong.items()],
-                f"Expected {self.size} questions of each pair.",
-                "Add what is missing, or: PairedAccuracy(size=None)",
-            )
         right = self._example_scores(kept)
         first = np.array([places[0] for places in members.values()])
         both = np.array([right[places].all() for places in members.values()], np.float64)
@@ -215,16 +204,16 @@ class YesNo(Metric):
             "valid": float(text in ("yes", "no")),
         }
 
-    def _summarize(self, totals: Totals) -> Values:
-        precision = totals.ratio("hit", "yes", empty=0.0)
-        recall = totals.ratio("hit", "positive", empty=0.0)
+    def _summarize(self, sums: Values, means: Values) -> Values:
+        precision = divide(sums["hit"], sums["yes"], 0.0)
+        recall = divide(sums["hit"], sums["positive"], 0.0)
         return {
-            "acc": totals.mean("acc"),
+            "acc": means["acc"],
             "precision": precision,
             "recall": recall,
             "f1": divide(2 * precision * recall, precision + recall, 0.0),
-            "yes_ratio": totals.mean("yes"),
-            "valid": totals.mean("valid"),
+            "yes_ratio": means["yes"],
+            "valid": means["valid"],
         }
 
 
@@ -271,11 +260,11 @@ class CountAccuracy(Metric):
         error = abs(found - truth)
         return {"acc": float(error == 0), "no_number": 0.0, "error": error, "square": error**2}
 
-    def _summarize(self, totals: Totals) -> Values:
-        values = {"acc": totals.mean("acc"), "no_number": totals.mean("no_number")}
-        if "error" in totals.sums:
-            values["mae"] = totals.mean("error")
-            values["rmse"] = np.sqrt(totals.mean("square"))
+    def _summarize(self, sums: Values, means: Values) -> Values:
+        values = {"acc": means["acc"], "no_number": means["no_number"]}
+        if "error" in means:
+            values["mae"] = means["error"]
+            values["rmse"] = np.sqrt(means["square"])
         return values
 
 
@@ -470,11 +459,11 @@ class Perplexity(Metric):
         nll = check_number(-prediction if number else prediction, "negative log-probability", low=0)
         return {"nll": nll, "tokens": tokens, "nll_per_token": nll / tokens}
 
-    def _summarize(self, totals: Totals) -> Values:
-        pooled = totals.ratio("nll", "tokens")
+    def _summarize(self, sums: Values, means: Values) -> Values:
+        pooled = divide(sums["nll"], sums["tokens"])
         return {
-            "nll": totals.mean("nll"),
-            "nll_per_token": totals.mean("nll_per_token"),
+            "nll": means["nll"],
+            "nll_per_token": means["nll_per_token"],
             "nll_of_all_tokens": pooled,
             "perplexity": np.exp(np.minimum(pooled, 700)),  # beyond, there is no such float
         }

@@ -15,7 +15,6 @@ import numpy as np
 from paligemma_jax.evaluation.metric import (
     Measure,
     Metric,
-    Totals,
     Values,
     check_text,
     check_texts,
@@ -257,8 +256,7 @@ class BLEU(CaptionMetric):
             numbers[f"all{n}"] = max(0, len(words) - n + 1)
         return numbers
 
-    def _summarize(self, totals: Totals) -> Values:
-        sums = totals.sums
+    def _summarize(self, sums: Values, means: Values) -> Values:
         ratio = (sums["caption"] + _TINY) / (sums["reference"] + _SMALL)
         brevity = np.where(ratio < 1, np.exp(np.minimum(0, 1 - 1 / ratio)), 1.0)
         values, product = {}, np.ones_like(ratio)
@@ -327,11 +325,11 @@ class Meteor(CaptionMetric):
         scores = Metric._example_scores(self, every)
         return every[int(np.argmax(scores))]
 
-    def _summarize(self, totals: Totals) -> Values:
-        precision = totals.ratio("weight", "words", 0.0)
-        recall = totals.ratio("weight", "reference", 0.0)
+    def _summarize(self, sums: Values, means: Values) -> Values:
+        precision = divide(sums["weight"], sums["words"], 0.0)
+        recall = divide(sums["weight"], sums["reference"], 0.0)
         mean = divide(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall, 0.0)
-        fragmented = totals.ratio("chunks", "matches", 0.0) ** _BETA
+        fragmented = divide(sums["chunks"], sums["matches"], 0.0) ** _BETA
         return {"meteor-exact-stem": mean * (1 - _GAMMA * fragmented)}
 
 

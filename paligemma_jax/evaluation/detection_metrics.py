@@ -12,7 +12,6 @@ from paligemma_jax.evaluation.metric import (
     InvalidExample,
     Measure,
     Metric,
-    Totals,
     Values,
     check_texts,
     divide,
@@ -97,7 +96,6 @@ def match(
 
 
 _RECALLS = np.linspace(0, 1, 101)
-_SMALL = np.spacing(1)
 
 
 class LabelCurves:
@@ -106,40 +104,41 @@ class LabelCurves:
     def __init__(self, images: Sequence[Matches | None]):
         """One entry an image; None where it has neither objects nor detections of the label."""
         some = [(place, m) for place, m in enumerate(images) if m is not None]
-        self.objects = np.zeros((len(images), len(AREAS)))  # that count, of each size
+        self.objects = np.zeros((len(images), len(some[0][1].objects)))  # that count, of each size
         for place, matches in some:
             self.objects[place] = matches.objects
-        scores = np.concatenate([np.zeros(0), *[m.scores for _, m in some]])
-        order = np.argsort(-scores, kind="mergesort")
-        image = [np.full(len(m.scores), place) for place, m in some]
-        rank = [np.arange(len(m.scores)) for _, m in some]
-        self._image = np.concatenate([np.zeros(0, int), *image])[order]
-        self._rank = np.concatenate([np.zeros(0, int), *rank])[order]
-        empty = np.zeros((len(AREAS), len(THRESHOLDS), 0), bool)
-        found = np.concatenate([empty, *[m.found for _, m in some]], axis=-1)[..., order]
-        ignored = np.concatenate([empty, *[m.ignored for _, m in some]], axis=-1)[..., order]
-        self._right = found & ~ignored
-        self._wrong = ~found & ~ignored
+        scores = np.concatenate([m.scores for _, m in some])
+        order = np.argsort(-scores, kind="stable")
+        self._image = np.repeat([p for p, _ in some], [len(m.scores) for _, m in some])[order]
+        self._rank = np.concatenate([np.arange(len(m.scores)) for _, m in some])[order]
+        found = np.concatenate([m.found for _, m in some], axis=-1)[..., order]
+        counted = ~np.concatenate([m.ignored for _, m in some], axis=-1)[..., order]
+        self._right, self._wrong = found & counted, ~found & counted
+
+    def curve(
+        self, weights: np.ndarray, area: int, threshold: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Recall and best precision at that recall or beyond f64[R, D], and objects f64[R].
+
+        Images count weights f64[R, n] times.
+        """
+        objects, counts = weights @ self.objects[:, area], weights[:, self._image]
+        right = np.cumsum(counts * self._right[area, threshold], axis=1)
+        wrong = np.cumsum(counts * self._wrong[area, threshold], axis=1)
+        precision = divide(right, right + wrong, 0.0)
+        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        return right / np.maximum(objects, 1)[:, None], envelope, objects
 
     def precision(self, weights: np.ndarray, area: int) -> np.ndarray:
-        """Average precision f64[R, T] of images that count weights f64[R, n] times.
-
-        NaN where there are no objects.
-        """
-        objects = weights @ self.objects[:, area]
-        values = np.zeros((len(weights), len(THRESHOLDS)))
-        of_detection = weights[:, self._image]
+        """COCO's average precision f64[R, T]; NaN where there are no objects."""
+        values = np.full((len(weights), len(THRESHOLDS)), np.nan)
         for place in range(len(THRESHOLDS)):
-            right = np.cumsum(of_detection * self._right[area, place], axis=1)
-            wrong = np.cumsum(of_detection * self._wrong[area, place], axis=1)
-            precision = right / (right + wrong + _SMALL)
-            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            recall, envelope, objects = self.curve(weights, area, place)
             # Each recall counts at the first detection that reaches it; one never reached, as 0.
-            recall = right / np.maximum(objects, 1)[:, None]
             reached = np.searchsorted(_RECALLS, recall, side="right")
             here = np.diff(reached, axis=1, prepend=0)
-            values[:, place] = (here * envelope).sum(axis=1) / len(_RECALLS)
-        values[objects == 0] = np.nan
+            area_below = (here * envelope).sum(axis=1) / len(_RECALLS)
+            values[:, place] = np.where(objects > 0, area_below, np.nan)
         return values
 
     def recall(self, weights: np.ndarray, area: int, most: int = MOST) -> np.ndarray:
@@ -268,8 +267,6 @@ class BoxDetection(Metric):
         labels = sorted({label for one in kept for label in one})
         all_curves = [LabelCurves([one.get(label) for one in kept]) for label in labels]
         counts = np.array([_counts_at_half(one) for one in kept])
-        half, three_quarters = [0], [5]
-        whole = list(range(len(THRESHOLDS)))
 
         def measure(weights: np.ndarray) -> Values:
             values: Values = {}
@@ -278,10 +275,10 @@ class BoxDetection(Metric):
                 if not curves:
                     continue
                 precisions = _mean([c.precision(weights, place) for c in curves])  # f64[R, T]
-                values[f"AP{area}"] = precisions[:, whole].mean(axis=1)
+                values[f"AP{area}"] = precisions.mean(axis=1)
                 if not area:
-                    values["AP50"] = precisions[:, half].mean(axis=1)
-                    values["AP75"] = precisions[:, three_quarters].mean(axis=1)
+                    values["AP50"] = precisions[:, 0]
+                    values["AP75"] = precisions[:, 5]
                 for most in (MOST,) if area else (1, 10, MOST):
                     recalls = _mean([c.recall(weights, place, most) for c in curves])
                     values[f"AR{area or most}"] = recalls.mean(axis=1)
@@ -293,9 +290,13 @@ class BoxDetection(Metric):
         return measure
 
     def _example_scores(self, kept: Sequence[Mapping[str, Matches]]) -> np.ndarray:
-        """F1 of the image at overlap 0.5; 1 where there is nothing and nothing was found."""
-        right, wrong, objects = np.array([_counts_at_half(one) for one in kept]).T
-        return divide(2 * right, right + wrong + objects, 1.0)
+        return _f1_of_images(kept)
+
+
+def _f1_of_images(kept: Sequence[Mapping[str, Matches]]) -> np.ndarray:
+    """F1 at the first overlap; 1 where there is nothing and nothing was found."""
+    right, wrong, objects = np.array([_counts_at_half(one) for one in kept]).T
+    return divide(2 * right, right + wrong + objects, 1.0)
 
 
 def _counts_at_half(one: Mapping[str, Matches]) -> tuple[float, float, float]:
@@ -310,9 +311,6 @@ def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
     stacked = np.array(values)
     present = ~np.isnan(stacked)
     return divide(np.nansum(stacked, axis=0), present.sum(axis=0))
-
-
-_ClassBoxes = tuple[np.ndarray, np.ndarray, int]  # of one class: scores, hits, objects
 
 
 @dataclasses.dataclass(eq=False)
@@ -332,59 +330,38 @@ class AllPointPrecision(Metric):
     last_word: bool = False
     expected = "FoundBoxes(xyxy, labels, scores) and TrueBoxes(xyxy, labels)"
 
-    def _keep(self, prediction: Any, reference: Any) -> dict[str, _ClassBoxes]:
-        found, scores, true = _read_boxes(prediction, reference, scored=True)
-        classes: dict[str, _ClassBoxes] = {}
-        for label in sorted({*found.labels, *true.labels}):
-            mine, truths = found.labels == label, true.xyxy[true.labels == label]
-            hits = _hits(found.xyxy[mine], scores[mine], truths, self.iou)
+    def _keep(self, prediction: Any, reference: Any) -> dict[str, Matches]:
+        boxes, scores, true = _read_boxes(prediction, reference, scored=True)
+        classes: dict[str, list[tuple[np.ndarray, np.ndarray, int]]] = {}
+        for label in sorted({*boxes.labels, *true.labels}):
+            mine, truths = boxes.labels == label, true.xyxy[true.labels == label]
+            hits = _hits(boxes.xyxy[mine], scores[mine], truths, self.iou)
             name = label.split()[-1] if self.last_word and label.split() else label
-            others = classes.get(name, (np.zeros(0), np.zeros(0, bool), 0))
-            classes[name] = (
-                np.concatenate([others[0], scores[mine]]),
-                np.concatenate([others[1], hits]),
-                others[2] + len(truths),
+            classes.setdefault(name, []).append((scores[mine], hits, len(truths)))
+        matches = {}
+        for name, parts in classes.items():
+            scores, hits, objects = zip(*parts, strict=True)
+            found = np.concatenate(hits)[None, None]
+            matches[name] = Matches(
+                np.concatenate(scores), found, np.zeros_like(found), np.array([sum(objects)])
             )
-        return classes
+        return matches
 
-    def _measure(self, kept: Sequence[Mapping[str, _ClassBoxes]]) -> Measure:
-        names = sorted({name for one in kept for name, (_, _, n) in one.items() if n})
-        curves = [_Curve([one.get(name) for one in kept]) for name in names]
+    def _measure(self, kept: Sequence[Mapping[str, Matches]]) -> Measure:
+        names = sorted({name for one in kept for name, m in one.items() if m.objects[0]})
+        curves = [LabelCurves([one.get(name) for one in kept]) for name in names]
+
+        def area(curve: LabelCurves, weights: np.ndarray) -> np.ndarray:
+            recall, envelope, objects = curve.curve(weights, 0, 0)
+            below = np.sum(np.diff(recall, prepend=0.0, axis=1) * envelope, axis=1)
+            return np.where(objects > 0, below, np.nan)
+
         return lambda weights: {
-            "ap": _mean([c.area(weights) for c in curves] or [np.full(len(weights), np.nan)])
+            "ap": _mean([area(c, weights) for c in curves] or [np.full(len(weights), np.nan)])
         }
 
-    def _example_scores(self, kept: Sequence[Mapping[str, _ClassBoxes]]) -> np.ndarray:
-        """F1 of the image; 1 where there is nothing and nothing was found."""
-        counts = [[(h.sum(), len(h), n) for _, h, n in one.values()] or [(0, 0, 0)] for one in kept]
-        right, found, objects = np.array([np.sum(one, axis=0) for one in counts], np.float64).T
-        return divide(2 * right, found + objects, 1.0)
-
-
-class _Curve:
-    """Of one class: its boxes by falling score, ties in the order of images."""
-
-    def __init__(self, images: Sequence[_ClassBoxes | None]):
-        some = [(place, *one) for place, one in enumerate(images) if one is not None]
-        self._objects = np.zeros(len(images))
-        for place, _, _, objects in some:
-            self._objects[place] = objects
-        scores = np.concatenate([s for _, s, _, _ in some])
-        order = np.argsort(-scores, kind="stable")
-        self._hits = np.concatenate([h for _, _, h, _ in some])[order]
-        image = np.concatenate([np.full(len(s), place) for place, s, _, _ in some])
-        self._image = image[order].astype(int)
-
-    def area(self, weights: np.ndarray) -> np.ndarray:
-        """f64[R] where images count weights f64[R, n] times; NaN without objects."""
-        objects = weights @ self._objects
-        counted = weights[:, self._image]
-        right = np.cumsum(counted * self._hits, axis=1)
-        precision = divide(right, np.cumsum(counted, axis=1), 0.0)
-        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        recall = right / np.maximum(objects, 1)[:, None]
-        area = np.sum(np.diff(recall, prepend=0.0, axis=1) * envelope, axis=1)
-        return np.where(objects > 0, area, np.nan)
+    def _example_scores(self, kept: Sequence[Mapping[str, Matches]]) -> np.ndarray:
+        return _f1_of_images(kept)
 
 
 def _hits(found: np.ndarray, scores: np.ndarray, truths: np.ndarray, iou: float) -> np.ndarray:
@@ -421,8 +398,8 @@ class MaskPairs(Metric):
         overlaps = paired_overlaps(found, right)
         return {"overlap": float(np.sum(overlaps)), "objects": float(len(overlaps))}
 
-    def _summarize(self, totals: Totals) -> Values:
-        return {"miou": totals.ratio("overlap", "objects")}
+    def _summarize(self, sums: Values, means: Values) -> Values:
+        return {"miou": divide(sums["overlap"], sums["objects"])}
 
     def _example_scores(self, kept: Sequence[Any]) -> np.ndarray:
         return np.nan_to_num(super()._example_scores(kept), nan=1.0)
@@ -496,10 +473,9 @@ class ReferringSegmentation(Metric):
             "invalid": float(prediction is None),
         }
 
-    def _summarize(self, totals: Totals) -> Values:
-        values = super()._summarize(totals)
-        del values["shared"], values["joint"]
-        return values | {"ciou": totals.ratio("shared", "joint")}
+    def _summarize(self, sums: Values, means: Values) -> Values:
+        ciou = {"ciou": divide(sums["shared"], sums["joint"])}
+        return {k: v for k, v in means.items() if k not in ("shared", "joint")} | ciou
 
 
 def _checked_mask(value: Any, what: str) -> ObjectMask:

@@ -88,27 +88,6 @@ def divide(over: np.ndarray, under: np.ndarray, empty: float = np.nan) -> np.nda
 
 
 @dataclasses.dataclass(frozen=True)
-class Totals:
-    """Sums f64[R] of each number over R samples of the examples, and how many examples have it."""
-
-    sums: Mapping[str, np.ndarray]
-    counts: Mapping[str, np.ndarray]
-
-    @classmethod
-    def of(cls, names: Sequence[str], sums: np.ndarray, counts: np.ndarray) -> "Totals":
-        """Of arrays f64[names, R]."""
-        return cls(dict(zip(names, sums, strict=True)), dict(zip(names, counts, strict=True)))
-
-    def mean(self, name: str) -> np.ndarray:
-        """f64[R] over those that have the number; NaN where none does."""
-        return divide(self.sums[name], self.counts[name])
-
-    def ratio(self, over: str, under: str, empty: float = np.nan) -> np.ndarray:
-        """f64[R] of one sum by another; `empty` where the second is 0."""
-        return divide(self.sums[over], self.sums[under], empty)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Example:
     kept: Any
     groups: tuple[str, ...]
@@ -278,21 +257,20 @@ class Metric(abc.ABC):
 
     def _measure(self, kept: Sequence[Any]) -> Measure:
         names, table, present = _table(kept)
-
-        def measure(weights: np.ndarray) -> Values:
-            sums, counts = (weights @ table).T, (weights @ present).T
-            return self._summarize(Totals.of(names, sums, counts))
-
-        return measure
-
-    def _summarize(self, totals: Totals) -> Values:
-        """The scores f64[R] that follow from sums over examples; by default their means."""
-        return {name: totals.mean(name) for name in totals.sums}
+        return lambda weights: self._from_sums(names, weights @ table, weights @ present)
 
     def _example_scores(self, kept: Sequence[Any]) -> np.ndarray:
         """f64[n]; see `example_scores`."""
-        names, table, present = _table(kept)
-        return self._summarize(Totals.of(names, table.T, present.T))[self.main]
+        return self._from_sums(*_table(kept))[self.main]
+
+    def _from_sums(self, names: Sequence[str], sums: np.ndarray, counts: np.ndarray) -> Values:
+        total = dict(zip(names, sums.T, strict=True))
+        means = dict(zip(names, divide(sums, counts).T, strict=True))
+        return self._summarize(total, means)
+
+    def _summarize(self, sums: Values, means: Values) -> Values:
+        """The scores f64[R] that follow from sums and means over examples; by default the means."""
+        return means
 
     def _unit(self, kept: Any) -> Hashable:
         """What an example belongs to where `add` does not say; None: it is on its own."""

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from paligemma_jax.evaluation.metric import Metric, Totals, Values, check_text, check_texts
+from paligemma_jax.evaluation.metric import Metric, Values, check_text, check_texts
 
 
 def levenshtein(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
@@ -130,12 +130,11 @@ class TextRecognition(Metric):
             "words": len(right_words),
         }
 
-    def _summarize(self, totals: Totals) -> Values:
-        sums = totals.sums
+    def _summarize(self, sums: Values, means: Values) -> Values:
         return {
             "cer": sums["character_edits"] / sums["characters"].clip(1),
             "wer": sums["word_edits"] / sums["words"].clip(1),
-            "levenshtein_ratio": totals.mean("ratio"),
-            "edit_distance": totals.mean("distance"),
-            "acc": totals.mean("acc"),
+            "levenshtein_ratio": means["ratio"],
+            "edit_distance": means["distance"],
+            "acc": means["acc"],
         }

@@ -153,7 +153,7 @@ def test_a_string_is_no_list_of_answers():
 
 
 def test_many_problems_are_counted():
-    with pytest.raises(DatasetError, match="and 130 more"):
+    with pytest.raises(DatasetError, match="130 more"):
         exact_match([None] * 150, ["a"] * 150)  # type: ignore[list-item]
 
 
