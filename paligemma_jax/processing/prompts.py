@@ -1,8 +1,6 @@
-"""PaliGemma's prompt language, as its pretraining wrote it (arXiv 2407.07726, section 3.2.5).
+"""Prompt templates, as pretraining wrote them (arXiv 2407.07726, section 3.2.5), and their inputs.
 
-Answers and labels that a user asks to compare -> tokens, or what is wrong with them.
-
-Counts in a model's answers.
+Also the labels and candidate answers that users give, and counts in answers.
 """
 
 import re
@@ -21,12 +19,12 @@ def caption(language: str = "en") -> str:
 
 
 def answer(question: str, language: str = "en") -> str:
-    """`answer en what colour is the car?`: a short answer in `language`."""
+    """`answer en what color is the car?`: a short answer in `language`."""
     return f"answer {_language(language)} {_text(question, 'question')}"
 
 
 def ocr() -> str:
-    """`ocr`: the text in the picture, in reading order."""
+    """`ocr`: the text in the image, in reading order."""
     return "ocr"
 
 
@@ -50,47 +48,42 @@ def split_labels(labels: Labels) -> tuple[str, ...]:
     several = labels.split(";") if isinstance(labels, str) else labels
     names = [_text(name, "label") for name in several]
     if not names:
-        raise InvalidPromptError(
-            "The list of labels is empty. At least one label fits. Call for example detect('cat')"
-        )
+        raise InvalidPromptError("Expected at least one label, got an empty list.")
     for name in names:
         if ";" in name or "\n" in name:
             raise InvalidPromptError(
-                f"The label {name!r} holds a semicolon or a line break, which separate labels. "
-                "Plain words fit. Pass several labels as a list: detect(['cat', 'dog'])"
+                f"Expected a label without semicolon or line break, got {name!r}. Pass several "
+                "labels as a list: detect(['cat', 'dog'])"
             )
     return tuple(names)
 
 
-def spread_labels(labels: Labels | Sequence[Sequence[str]], pictures: int) -> list[tuple[str, ...]]:
-    """The labels of each picture: the same for all, or one list each.
+def spread_labels(labels: Labels | Sequence[Sequence[str]], images: int) -> list[tuple[str, ...]]:
+    """The labels of each image: the same for all, or one list each.
 
     Raises InvalidPromptError for another number of lists, else as `split_labels`.
     """
     if isinstance(labels, str) or all(isinstance(label, str) for label in labels):
-        return [split_labels(labels)] * pictures  # pyright: ignore[reportArgumentType]
-    if len(labels) != pictures:
+        return [split_labels(labels)] * images  # pyright: ignore[reportArgumentType]
+    if len(labels) != images:
         raise InvalidPromptError(
-            f"{len(labels)} lists of labels do not go with {pictures} pictures. One list for each "
-            "picture, or one for all of them, fits. Call for example detect_batch(images, ['cat'])"
+            f"Expected labels for all, or a list of labels for each, of {images} images, got "
+            f"{len(labels)} lists."
         )
-    return [split_labels(row) for row in labels]
+    return [split_labels(own) for own in labels]
 
 
 def _language(language: str) -> str:
     if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
         raise InvalidPromptError(
-            f"{language!r} is no language code. A short code such as 'en', 'de' or 'zh' fits. "
-            "Pass it as language='en'."
+            f"Expected a language code such as 'en', 'de' or 'zh', got {language!r}."
         )
     return language
 
 
 def _text(text: str, what: str) -> str:
     if not isinstance(text, str) or not text.strip():
-        raise InvalidPromptError(
-            f"The {what} is {text!r}. Words fit. For a description of the picture use caption()."
-        )
+        raise InvalidPromptError(f"Expected words as the {what}, got {text!r}.")
     return text.strip()
 
 
@@ -100,12 +93,12 @@ def candidate_tokens(
     """Tokens of each candidate answer, EOS included; an empty text is EOS alone.
 
     `prompt_length` is in tokens; prompt and answer together must fit into `max_text_length`. Raises
-    InvalidPromptError for an empty list, for what is no text, and for what does not fit.
+    InvalidPromptError for an empty list, for what is no text, and for what is too long.
     """
     if not isinstance(candidates, list | tuple) or not candidates:
         raise InvalidPromptError(
-            f"The candidates are {_describe(candidates)}. A list of at least one answer fits. "
-            "Call for example score(image, prompt, ['yes', 'no'])"
+            f"Expected a list of at least one answer, got {_describe(candidates)}. Call "
+            "score(image, prompt, ['yes', 'no'])"
         )
     tokenizer, limit = processor.tokenizer, processor.max_text_length
     answers = []
@@ -120,8 +113,8 @@ def candidate_tokens(
             answers.append(tokens)
         if size is not None:
             raise InvalidPromptError(
-                f"Candidate {number} has {size} behind a prompt of {prompt_length}. Together at "
-                f"most {limit:,} tokens fit. Shorten it, or raise the limit: "
+                f"Candidate {number} has {size} after a prompt of {prompt_length}. Expected at "
+                f"most {limit:,} tokens together. Shorten it, or raise the limit: "
                 "dataclasses.replace(processor, max_text_length=...)"
             )
     return answers
@@ -131,21 +124,21 @@ def check_labels(labels: Sequence[str]) -> None:
     """Raises InvalidPromptError for an empty list, an empty label or one that comes twice."""
     if not isinstance(labels, list | tuple) or not labels:
         raise InvalidPromptError(
-            f"The labels are {_describe(labels)}. A list of different labels fits. "
-            "Call for example classify(image, ['cat', 'dog'])"
+            f"Expected a list of different labels, got {_describe(labels)}. Call "
+            "classify(image, ['cat', 'dog'])"
         )
-    seen: dict[str, int] = {}
+    known: dict[str, int] = {}
     for number, label in enumerate(labels):
         if not isinstance(label, str) or not label.strip():
             raise InvalidPromptError(
-                f"Label {number} is {label!r}. Words fit. "
-                "To score an empty answer use score(image, prompt, ['', 'cat'])"
+                f"Expected words as label {number}, got {label!r}. To score an empty answer use "
+                "score(image, prompt, ['', 'cat'])"
             )
-        first = seen.setdefault(label, number)
+        first = known.setdefault(label, number)
         if first != number:
             raise InvalidPromptError(
-                f"The label {label!r} comes twice, as number {first} and {number}, and would share "
-                "its probability with itself. Different labels fit. Use list(dict.fromkeys(labels))"
+                f"Expected different labels, got {label!r} twice, as number {first} and {number}. "
+                "Use list(dict.fromkeys(labels))"
             )
 
 

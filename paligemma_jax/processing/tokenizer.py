@@ -1,15 +1,10 @@
 """Gemma's SentencePiece tokenizer with PaliGemma's location and segmentation pieces.
 
-SentencePiece model files: the few fields of its protocol buffer that are needed.
-
-Field numbers: google/sentencepiece, src/sentencepiece_model.proto. The protobuf package is not
-needed for them. Reading text is left to the sentencepiece library, which does not tell the types of
-pieces; hence `read_pieces`.
-
-Hugging Face's tokenizer.json -> SentencePiece model, where there is no tokenizer.model.
-
-transformers 5 saves only tokenizer.json. Its BPE vocabulary and merges came from a SentencePiece
-model, and the pieces, their ids and the order of merges are enough to build one that encodes alike.
+Reading text is left to the sentencepiece library, which does not tell the types of pieces: the few
+fields of a model file that are needed are read and written here (numbers of fields:
+google/sentencepiece, src/sentencepiece_model.proto), without the protobuf package. transformers 5
+saves only tokenizer.json: its vocabulary and merges came from a SentencePiece model, and are enough
+to build one that encodes alike.
 """
 
 import enum
@@ -115,7 +110,7 @@ def append_user_pieces(model: bytes, pieces: Iterable[str]) -> bytes:
 def bpe_model(pieces: Sequence[tuple[str, float, PieceType]]) -> bytes:
     """A BPE model with Gemma's settings; `pieces` are (text, score, type) in order of their ids.
 
-    Pad, eos, bos and unk are the pieces 0 to 3; bytes are the fallback; text is not normalised.
+    Pad, eos, bos and unk are the pieces 0 to 3; bytes are the fallback; text is not normalized.
     """
     trainer = [_field(3, _BPE), _field(4, len(pieces)), _field(25, 1), _field(26, 1), _field(35, 1)]
     trainer += [_field(number, id) for number, id in ((40, 3), (41, 2), (42, 1), (43, 0))]
@@ -161,8 +156,7 @@ def model_from_tokenizer_json(data: bytes, name: str = "The tokenizer") -> bytes
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(
             f"{name} is JSON, but no tokenizer of Gemma's kind (BPE with byte fallback, ids "
-            "without gaps). The tokenizer.json or tokenizer.model of a PaliGemma checkpoint fits. "
-            "Copy it from the published checkpoint."
+            "without gaps). Copy tokenizer.json or tokenizer.model from the published checkpoint."
         ) from e
     lowest = len(ranks)
     return bpe_model(
@@ -194,12 +188,11 @@ def _kind(piece: str, added: dict[str, Any] | None, unknown: str) -> PieceType:
 
 LOC_PIECES = tuple(f"<loc{i:04d}>" for i in range(1024))
 SEG_PIECES = tuple(f"<seg{i:03d}>" for i in range(128))
-_WANTED = "A SentencePiece model of Gemma or PaliGemma (tokenizer.model) fits"
 _REMEDY = "Copy tokenizer.model from the published checkpoint next to the weights."
 
 
 class Tokenizer:
-    """Text <-> ids. Text is not normalised; ids of control pieces never come from text.
+    """Text <-> ids. Text is not normalized; ids of control pieces never come from text.
 
     The 1,024 `<loc>` and 128 `<seg>` pieces are those of the model, or are appended behind its last
     piece in big_vision's order. Typed `<eos>` or `<image>` is plain text; `<loc0123>` is its piece.
@@ -219,8 +212,8 @@ class Tokenizer:
         if processor.piece_to_id(LOC_PIECES[0]) == processor.unk_id():
             if not append:
                 raise CheckpointError(
-                    f"{name} has no <loc> and <seg> pieces: it is Gemma's, not PaliGemma's. A "
-                    f"model with both fits. {_REMEDY}"
+                    f"{name} has no <loc> and <seg> pieces: it is Gemma's, not PaliGemma's. "
+                    f"{_REMEDY}"
                 )
             model = append_user_pieces(model, LOC_PIECES + SEG_PIECES)
             processor = _load(model, name)
@@ -239,14 +232,11 @@ class Tokenizer:
         path = Path(path)
         if not path.is_file():
             kind = "is a directory" if path.is_dir() else "does not exist"
-            raise CheckpointError(f"The tokenizer {path} {kind}. {_WANTED}. {_REMEDY}")
+            raise CheckpointError(f"The tokenizer {path} {kind}. {_REMEDY}")
         try:
             data = path.read_bytes()
         except OSError as e:
-            raise CheckpointError(
-                f"The tokenizer {path} cannot be read: {e.strerror}. {_WANTED}. "
-                f"Look with: ls -l {path}"
-            ) from e
+            raise CheckpointError(f"The tokenizer {path} cannot be read: {e.strerror}.") from e
         return cls(data, f"The tokenizer {path}", append=append)
 
     @classmethod
@@ -264,16 +254,13 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of `text` without bos or eos; InvalidPromptError if it is not valid text."""
         if not isinstance(text, str):
-            raise InvalidPromptError(
-                f"{type(text).__name__} is no text. A str fits. "
-                "Decode bytes with: data.decode('utf-8')"
-            )
+            raise InvalidPromptError(f"Expected text (str), got {type(text).__name__}.")
         try:
             text.encode()
         except UnicodeEncodeError as e:
             raise InvalidPromptError(
-                f"The text holds half a character at position {e.start}: {text[e.start]!r}. Valid "
-                "Unicode fits. Clean it with: text.encode('utf-8', 'replace').decode()"
+                f"Expected valid Unicode, got half a character at position {e.start}: "
+                f"{text[e.start]!r}. Clean it with: text.encode('utf-8', 'replace').decode()"
             ) from e
         return self._processor.encode(text)
 
@@ -283,22 +270,14 @@ class Tokenizer:
         for token in map(int, ids):
             if token == self.eos_id:
                 break
-            if not 0 <= token < self.vocab_size:
-                raise InvalidPromptError(
-                    f"Token {token} is unknown. Ids from 0 to {self.vocab_size - 1} fit. Check "
-                    "that the tokenizer belongs to the model: tokenizer.check_fits(vocab_size)"
-                )
+            self._check_id(token)
             if token not in (self.pad_id, self.bos_id):
                 kept.append(token)
         return self._processor.decode(kept)
 
     def piece(self, token: int) -> str:
         """The piece of one id as SentencePiece spells it, spaces as U+2581."""
-        if not 0 <= token < self.vocab_size:
-            raise InvalidPromptError(
-                f"Token {token} is unknown. Ids from 0 to {self.vocab_size - 1} fit. "
-                "See tokenizer.vocab_size."
-            )
+        self._check_id(token)
         return self._processor.id_to_piece(int(token))
 
     @functools.cached_property
@@ -306,12 +285,19 @@ class Tokenizer:
         """Characters of the longest piece: no text has fewer than len(text) / longest_piece ids."""
         return max(map(len, self._processor.id_to_piece(list(range(self.vocab_size)))))
 
+    def _check_id(self, token: int) -> None:
+        if not 0 <= token < self.vocab_size:
+            raise InvalidPromptError(
+                f"Expected token ids from 0 to {self.vocab_size - 1}, got {token}. Check that the "
+                "tokenizer belongs to the model: tokenizer.check_fits(vocab_size)"
+            )
+
     def check_fits(self, vocab_size: int) -> None:
         """Raises CheckpointError unless `vocab_size` embedding rows go with this tokenizer."""
         if self.vocab_size != vocab_size:
             raise CheckpointError(
                 f"The tokenizer has {self.vocab_size:,} pieces, <loc> and <seg> included, but the "
-                f"model has {vocab_size:,} embedding rows. The two must be equal. {_REMEDY}"
+                f"model has {vocab_size:,} embedding rows. {_REMEDY}"
             )
 
 
@@ -320,7 +306,7 @@ def _load(model: bytes, name: str) -> sentencepiece.SentencePieceProcessor:
     try:
         processor.LoadFromSerializedProto(model)
     except (RuntimeError, ValueError) as e:  # ValueError: its own message may be broken text
-        raise CheckpointError(f"{name} {_describe(model)}. {_WANTED}. {_REMEDY}") from e
+        raise CheckpointError(f"{name} {_describe(model)}. {_REMEDY}") from e
     return processor
 
 
@@ -341,7 +327,7 @@ def _check_special_ids(processor: sentencepiece.SentencePieceProcessor, name: st
     wanted = {"pad": Tokenizer.pad_id, "eos": Tokenizer.eos_id, "bos": Tokenizer.bos_id}
     if found != wanted:
         raise CheckpointError(
-            f"{name} has the special ids {found}, which are not Gemma's. {wanted} fit. {_REMEDY}"
+            f"Expected Gemma's special ids {wanted}, got {found} in {name}. {_REMEDY}"
         )
 
 
@@ -353,7 +339,7 @@ def _block_start(
     wanted = list(range(start, start + len(pieces)))
     if start == processor.unk_id() or processor.encode("".join(pieces)) != wanted:
         raise CheckpointError(
-            f"{name} holds the pieces {pieces[0]} to {pieces[-1]} only in part or out of order. "
-            f"All {len(pieces):,} in one block, or none of <loc> and <seg>, fit. {_REMEDY}"
+            f"{name} holds the {len(pieces):,} pieces {pieces[0]} to {pieces[-1]} only in part or "
+            f"out of order. {_REMEDY}"
         )
     return start

@@ -1,10 +1,10 @@
-"""Frames of a video file as pictures; needs PyAV, the extra "video".
+"""Frames of a video file as images; needs PyAV, the extra "video".
 
 big_vision gives a model 16 frames (8 for MSVD) of a clip, taken every 30 (ActivityNet captions), 70
 (ActivityNet questions), 9 (MSR-VTT), 7 (VATEX) or 26 (MSVD) frames from the first on; a clip that
-is too short is repeated in time. The frames are several pictures of one prompt: their image tokens
-follow each other in time without anything between. Its reader was not published, and no checkpoint
-fine-tuned on videos was, so the default here is another: frames spread evenly over the whole video.
+is too short is repeated in time. The frames are several images of one prompt. Its reader was not
+published, nor any checkpoint fine-tuned on videos, so the default here is another: frames spread
+evenly over the whole video.
 """
 
 import bisect
@@ -25,7 +25,7 @@ from paligemma_jax.processing.image import MAX_PIXELS
 FRAMES = 16  # of a clip, in big_vision's video configurations
 
 # Containers only. FFmpeg's playlist formats (HLS, DASH, concat) can name further files and
-# addresses, and its picture formats are load_image's.
+# addresses, and its image formats are load_image's.
 CONTAINERS = "mov,mp4,m4v,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
 
 VideoSource: TypeAlias = str | os.PathLike[str] | bytes
@@ -91,14 +91,12 @@ def choose_frames(
 
 def _check_numbers(count: int, stride: int | None, seconds: float | None) -> None:
     if stride is not None and seconds is not None:
-        raise ConfigError(
-            f"Both stride={stride} and seconds={seconds} are given. One of them, or neither, fits."
-        )
+        raise ConfigError(f"Expected stride or seconds, got {stride=} and {seconds=}.")
     for name, value, kind in [("count", count, int), ("stride", stride, int)]:
         if value is not None and (not isinstance(value, kind) or value < 1):
-            raise ConfigError(f"{name} is {value!r}. A whole number of at least 1 fits.")
+            raise ConfigError(f"Expected {name} of at least 1, a whole number, got {value!r}.")
     if seconds is not None and not seconds > 0:
-        raise ConfigError(f"seconds is {seconds!r}. A number above 0 fits.")
+        raise ConfigError(f"Expected seconds above 0, got {seconds!r}.")
 
 
 @contextlib.contextmanager
@@ -109,23 +107,17 @@ def _open(source: VideoSource, name: str) -> Iterator[IO[bytes]]:
         return
     if not isinstance(source, str | os.PathLike):
         raise InvalidImageError(
-            f"{type(source).__name__} is no video. The path of a video file, or its bytes, fit. "
-            "Frames that are pictures already can be given to the model as a list."
+            "Expected the path of a video file, or its bytes, got "
+            f"{type(source).__name__}. Pass frames that are images already as a list."
         )
     path = Path(source).expanduser()
     if not path.is_file():  # a pipe or device could block for ever
         kind = "is no regular file" if path.exists() else "does not exist"
-        raise InvalidImageError(
-            f"The video {name} {kind}. The path of a video file is needed. "
-            f"Look with: ls {path.parent}"
-        )
+        raise InvalidImageError(f"The video {name!r} {kind}.")
     try:
         file = path.open("rb")
     except OSError as e:
-        raise InvalidImageError(
-            f"The video {name} cannot be read: {e.strerror}. A readable file is needed. "
-            f"Look with: ls -l {path}"
-        ) from e
+        raise InvalidImageError(f"The video {name!r} cannot be read: {e.strerror}.") from e
     with file:
         yield file
 
@@ -143,8 +135,8 @@ def _video(file: IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
         with av.open(file, container_options={"format_whitelist": CONTAINERS}) as container:
             if not container.streams.video:
                 raise InvalidImageError(
-                    f"{name} has no pictures, only {container.format.long_name} without a video "
-                    "stream. A video file fits."
+                    f"Expected a video file, got {container.format.long_name} without a video "
+                    f"stream: {name}."
                 )
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
@@ -154,8 +146,8 @@ def _video(file: IO[bytes], name: str) -> Iterator[tuple[Any, Any]]:
         raise
     except (FFmpegError, OSError, ValueError) as e:
         raise InvalidImageError(
-            f"{name} is no video, or it is damaged or cut short. A complete video file such as "
-            "MP4, WebM, MKV, MOV or AVI fits. Download or export it again."
+            f"Expected a complete video file such as MP4, WebM, MKV, MOV or AVI; {name} is no "
+            "video, or is damaged or cut short."
         ) from e
 
 
@@ -210,13 +202,13 @@ def _decode(
     if index.keys:
         with _video(file, name) as (container, stream):
             for number, frame in _from_key_frames(container, stream, index, wanted):
-                found[number] = _picture(frame, name)
+                found[number] = _to_image(frame, name)
     left = {number for number in wanted if number not in found}
     if left:  # no times, or the container cannot jump to them
         with _video(file, name) as (container, stream):
             for number, frame in enumerate(container.decode(stream)):
                 if number in left:
-                    found[number] = _picture(frame, name)
+                    found[number] = _to_image(frame, name)
                 if number >= max(left):
                     break
     if len(found) < len(wanted):
@@ -251,7 +243,7 @@ def _from_key_frames(
             yield number, shown
 
 
-def _picture(frame: Any, name: str) -> Image.Image:
+def _to_image(frame: Any, name: str) -> Image.Image:
     """Upright RGB: telephones store how they were held beside the frames."""
     _check_size(name, frame.width, frame.height)
     image = frame.to_image()
@@ -261,13 +253,12 @@ def _picture(frame: Any, name: str) -> Image.Image:
 def _check_size(name: str, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise InvalidImageError(
-            f"{name} has frames of {width * height:,} pixels. At most {MAX_PIXELS:,} are accepted. "
-            "Shrink the video first."
+            f"Expected frames of at most {MAX_PIXELS:,} pixels, got {width * height:,} in {name}."
         )
 
 
 def _cut_short(name: str) -> InvalidImageError:
     return InvalidImageError(
-        f"{name} is damaged or cut short: it ends before its last frame. A complete video fits. "
-        "Download or export it again."
+        f"{name} is damaged or cut short: it ends before its last frame. Download or export it "
+        "again."
     )

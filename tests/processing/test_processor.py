@@ -110,7 +110,7 @@ def test_control_text_changes_nothing_else(processor):
         ([], [], "at least one prompt"),
         ([RED, None], ["ocr", "ocr"], "1 for prompt 0, 0 for prompt 1"),
         ([RED, [RED, RED]], ["ocr", "ocr"], "group_by_image_count"),
-        ([RED], [None], "NoneType is no text"),
+        ([RED], [None], "got NoneType"),
     ],
 )
 def test_bad_batches(processor, images, prompts, message):

@@ -27,14 +27,14 @@ def test_task_language():
 
 @pytest.mark.parametrize("language", ["", "e", "english please", "en\n", None, "en;"])
 def test_bad_language(language):
-    with pytest.raises(InvalidPromptError, match="no language code"):
+    with pytest.raises(InvalidPromptError, match="language code"):
         prompts.caption(language)
 
 
 @pytest.mark.parametrize("text", ["", "  \n", None, 3])
 def test_empty_text(text):
     for build in (prompts.answer, prompts.count):
-        with pytest.raises(InvalidPromptError, match="Words fit"):
+        with pytest.raises(InvalidPromptError, match="Expected words"):
             build(text)
 
 
@@ -43,7 +43,7 @@ def test_empty_text(text):
 )
 def test_bad_labels(labels):
     for build in (prompts.detect, prompts.segment):
-        with pytest.raises(InvalidPromptError, match="fit"):
+        with pytest.raises(InvalidPromptError, match="Expected"):
             build(labels)
 
 
@@ -72,9 +72,7 @@ def test_what_just_fits(processor: Processor):
 
 @pytest.mark.parametrize("long", ["star " * 20, "x" * 10**6], ids=["tokens", "characters"])
 def test_too_long(processor: Processor, long: str):
-    with pytest.raises(
-        InvalidPromptError, match="Candidate 1 has .* Together at most 12 tokens fit"
-    ):
+    with pytest.raises(InvalidPromptError, match="Candidate 1 has .* at most 12 tokens"):
         candidate_tokens(processor, ["yes", long], 3)
     roomy = dataclasses.replace(processor, max_text_length=10**7)
     assert len(candidate_tokens(roomy, [long], 3)) == 1
@@ -84,9 +82,9 @@ def test_too_long(processor: Processor, long: str):
     "candidates, message",
     [
         ([], "an empty list"),
-        ("yes", "'yes'. A list"),
+        ("yes", "got 'yes'"),
         (None, "of type NoneType"),
-        ([3], "int is no text"),
+        ([3], "got int"),
         (["half \ud800"], "half a character"),
     ],
 )
@@ -101,9 +99,9 @@ def test_candidates_that_do_not_fit(processor: Processor, candidates, message: s
         ([], "an empty list"),
         ("cat", "'cat'"),
         (None, "of type NoneType"),
-        (["cat", " "], "Label 1 is ' '"),
-        (["cat", 3], "Label 1 is 3"),
-        (["cat", "dog", "cat"], "comes twice, as number 0 and 2"),
+        (["cat", " "], "label 1, got ' '"),
+        (["cat", 3], "label 1, got 3"),
+        (["cat", "dog", "cat"], "twice, as number 0 and 2"),
     ],
 )
 def test_labels_that_do_not_fit(labels, message: str):

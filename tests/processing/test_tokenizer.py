@@ -75,15 +75,15 @@ def test_decode_stops_at_eos_and_skips_pad_and_bos(tokenizer):
 
 @pytest.mark.parametrize("token", [-1, 2352])
 def test_unknown_ids_are_refused(tokenizer, token):
-    with pytest.raises(InvalidPromptError, match=f"Token {token} is unknown"):
+    with pytest.raises(InvalidPromptError, match=f"got {token}"):
         tokenizer.decode([token])
-    with pytest.raises(InvalidPromptError, match=f"Token {token} is unknown"):
+    with pytest.raises(InvalidPromptError, match=f"got {token}"):
         tokenizer.piece(token)
 
 
 @pytest.mark.parametrize("text", [None, 3, b"cat", ["cat"], "a\ud800"])
 def test_what_is_no_text_is_refused(tokenizer, text):
-    with pytest.raises(InvalidPromptError, match="fits"):
+    with pytest.raises(InvalidPromptError, match="Expected"):
         tokenizer.encode(text)
 
 

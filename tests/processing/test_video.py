@@ -188,25 +188,25 @@ def test_sources_that_do_not_fit(tmp_path: Path):
         read_frames("https://example.com/clip.mp4")
     with pytest.raises(InvalidImageError, match="no regular file"):
         read_frames(tmp_path)
-    with pytest.raises(InvalidImageError, match="list is no video"):
+    with pytest.raises(InvalidImageError, match="got list"):
         read_frames([1, 2])  # type: ignore[arg-type]
 
 
 def test_large_frames_are_refused(mp4: bytes, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48 - 1)
-    with pytest.raises(InvalidImageError, match="3,072 pixels"):
+    with pytest.raises(InvalidImageError, match="got 3,072"):
         read_frames(mp4)
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"count": 0}, "count is 0"),
-        ({"count": 2.5}, "count is 2.5"),
-        ({"stride": 0}, "stride is 0"),
-        ({"seconds": 0.0}, "seconds is 0.0"),
-        ({"seconds": float("nan")}, "seconds is nan"),
-        ({"stride": 2, "seconds": 1.0}, "Both"),
+        ({"count": 0}, "got 0"),
+        ({"count": 2.5}, "got 2.5"),
+        ({"stride": 0}, "stride.*got 0"),
+        ({"seconds": 0.0}, "got 0.0"),
+        ({"seconds": float("nan")}, "got nan"),
+        ({"stride": 2, "seconds": 1.0}, "stride=2 and seconds"),
     ],
 )
 def test_impossible_numbers(options: dict[str, Any], message: str):
