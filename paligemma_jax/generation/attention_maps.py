@@ -84,12 +84,12 @@ def _attention(
     encoded = model.encode_images(images)
     region = Region(queries, encoded.shape[1], encoded.shape[1] + tokens.shape[1])
 
-    def see(seen: Any, weights: jax.Array, layer: Layer) -> Any:
-        return summary.see(region, seen, weights, layer)
+    def update(state: Any, weights: jax.Array, layer: Layer) -> Any:
+        return summary.update(region, state, weights, layer)
 
-    start = summary.start(model.config.llm, region)
-    _, seen = model.watch(encoded, tokens, mask_ar, mask_input, see, start)
-    return summary.finish(region, seen)
+    state = summary.init(model.config.llm, region)
+    _, state = model.hidden_with_attention(encoded, tokens, mask_ar, mask_input, update, state)
+    return summary.result(region, state)
 
 
 def _with_answers(

@@ -230,7 +230,7 @@ def packed_logprobs(
     cache: KVCache,
 ) -> Float[Array, "B T"]:
     """Log-probability (nats) of `targets`, each after its token; logits exist for 64 at a time."""
-    hidden = model.branch(tokens, segment_ids, cache)
+    hidden = model.packed_continuations(tokens, segment_ids, cache)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     size = min(HEAD_TOKENS, hidden.shape[0])
     fill = -hidden.shape[0] % size

@@ -1,4 +1,4 @@
-"""What to keep of the attention of all layers and heads: small frozen rules for `watch`.
+"""Summaries of the attention of all layers and heads, for `PaliGemma.hidden_with_attention`.
 
 Letters: B batch, N heads, L layers, S sequence (image tokens, then text), A queries, K keys kept.
 
@@ -36,15 +36,15 @@ class Region:
 
 @runtime_checkable
 class AttentionSummary(Protocol):
-    """Folds over layers: `start`, `see` at every layer, first to last, then `finish`."""
+    """Folds over layers: `init`, `update` at every layer, first to last, then `result`."""
 
-    def start(self, config: GemmaConfig, region: Region) -> Any: ...
+    def init(self, config: GemmaConfig, region: Region) -> Any: ...
 
-    def see(
-        self, region: Region, seen: Any, weights: Float[Array, "B N S S"], layer: Layer
+    def update(
+        self, region: Region, state: Any, weights: Float[Array, "B N S S"], layer: Layer
     ) -> Any: ...
 
-    def finish(self, region: Region, seen: Any) -> Float[Array, "B ... A K"]: ...
+    def result(self, region: Region, state: Any) -> Float[Array, "B ... A K"]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,27 +54,27 @@ class MeanAttention:
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
 
-    def start(self, config: GemmaConfig, region: Region) -> tuple[jax.Array, jax.Array]:
-        """Each layer's share of the mean, and the mean so far; raises ConfigError."""
-        share = np.zeros(config.depth, np.float32)
-        share[_chosen("layer", self.layers, config.depth)] = 1
+    def init(self, config: GemmaConfig, region: Region) -> tuple[jax.Array, jax.Array]:
+        """Each layer's fraction of the mean, and the mean so far; raises ConfigError."""
+        fractions = np.zeros(config.depth, np.float32)
+        fractions[_chosen("layer", self.layers, config.depth)] = 1
         _chosen("head", self.heads, config.num_heads)
         rows, queries = region.queries.shape
-        return jnp.asarray(share / share.sum()), jnp.zeros((rows, queries, region.keys))
+        return jnp.asarray(fractions / fractions.sum()), jnp.zeros((rows, queries, region.keys))
 
-    def see(
+    def update(
         self,
         region: Region,
-        seen: tuple[jax.Array, jax.Array],
+        state: tuple[jax.Array, jax.Array],
         weights: Float[Array, "B N S S"],
         layer: Layer,
     ) -> tuple[jax.Array, jax.Array]:
-        share, mean = seen
+        fractions, mean = state
         heads = _chosen("head", self.heads, weights.shape[1])
-        return share, mean + share[layer] * jnp.mean(region.cut(weights)[:, heads], axis=1)
+        return fractions, mean + fractions[layer] * jnp.mean(region.cut(weights)[:, heads], axis=1)
 
-    def finish(self, region: Region, seen: tuple[jax.Array, jax.Array]) -> Float[Array, "B A K"]:
-        return seen[1]
+    def result(self, region: Region, state: tuple[jax.Array, jax.Array]) -> Float[Array, "B A K"]:
+        return state[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,42 +85,42 @@ class AttentionRollout:
     half of what a layer passes on and leaves out values, norms and MLPs.
     """
 
-    def start(self, config: GemmaConfig, region: Region) -> jax.Array:
+    def init(self, config: GemmaConfig, region: Region) -> jax.Array:
         eye = jnp.eye(region.length)
         return jnp.broadcast_to(eye, (region.queries.shape[0], *eye.shape))
 
-    def see(
+    def update(
         self,
         region: Region,
-        seen: Float[Array, "B S S"],
+        state: Float[Array, "B S S"],
         weights: Float[Array, "B N S S"],
         layer: Layer,
     ) -> Float[Array, "B S S"]:
-        return (jnp.einsum("BTS,BSU->BTU", jnp.mean(weights, axis=1), seen) + seen) / 2
+        return (jnp.einsum("BTS,BSU->BTU", jnp.mean(weights, axis=1), state) + state) / 2
 
-    def finish(self, region: Region, seen: Float[Array, "B S S"]) -> Float[Array, "B A K"]:
-        return region.cut(seen)
+    def result(self, region: Region, state: Float[Array, "B S S"]) -> Float[Array, "B A K"]:
+        return region.cut(state)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EveryHead:
-    """Nothing summed up: the weights of each layer and head, [B, L, N, A, K]."""
+    """The weights of each layer and head, [B, L, N, A, K]."""
 
-    def start(self, config: GemmaConfig, region: Region) -> jax.Array:
+    def init(self, config: GemmaConfig, region: Region) -> jax.Array:
         rows, queries = region.queries.shape
         return jnp.zeros((config.depth, rows, config.num_heads, queries, region.keys))
 
-    def see(
+    def update(
         self,
         region: Region,
-        seen: Float[Array, "L B N A K"],
+        state: Float[Array, "L B N A K"],
         weights: Float[Array, "B N S S"],
         layer: Layer,
     ) -> Float[Array, "L B N A K"]:
-        return seen.at[layer].set(region.cut(weights))
+        return state.at[layer].set(region.cut(weights))
 
-    def finish(self, region: Region, seen: Float[Array, "L B N A K"]) -> Float[Array, "B L N A K"]:
-        return seen.swapaxes(0, 1)
+    def result(self, region: Region, state: Float[Array, "L B N A K"]) -> Float[Array, "B L N A K"]:
+        return state.swapaxes(0, 1)
 
 
 def _chosen(what: str, numbers: tuple[int, ...] | None, count: int) -> np.ndarray:
@@ -129,8 +129,7 @@ def _chosen(what: str, numbers: tuple[int, ...] | None, count: int) -> np.ndarra
         return np.arange(count)
     if not numbers or not all(-count <= number < count for number in numbers):
         raise ConfigError(
-            f"{what}s={numbers!r} does not fit a decoder of {count} {what}s. Numbers from 0 to "
-            f"{count - 1}, or from -{count} to -1 counted from the end, fit. Choose for example "
-            f"MeanAttention({what}s=({count - 1},))."
+            f"Expected {what}s from 0 to {count - 1}, or from -{count} to -1 counted from the end, "
+            f"got {numbers!r}."
         )
     return np.unique(np.asarray(numbers) % count)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from paligemma_jax.config import GemmaConfig
 from paligemma_jax.models.attention import attention, attention_weights, rotary_embedding, soft_cap
-from paligemma_jax.models.kv_cache import KVCache, empty_cache, empty_layers, empty_stacked
+from paligemma_jax.models.kv_cache import KVCache
 from paligemma_jax.models.layers import (
     Dropout,
     DType,
@@ -76,7 +76,7 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One decoder layer; Gemma 2 normalises again after attention and after the MLP."""
+    """One decoder layer; Gemma 2 normalizes again after attention and after the MLP."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Block(nnx.Module):
     def weights(
         self, q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], mask: Mask, layer: Layer
     ) -> Float[Array, "B N T S"]:
-        """What attention weighs the values with, head by head, before any rounding."""
+        """Attention weights of the values, head by head, in float32."""
         return attention_weights(q, k.astype(q.dtype), mask.visible(layer), self.softcap)
 
     def finish(
@@ -120,7 +120,7 @@ class Block(nnx.Module):
         layer: Layer,
         dropout: Dropout | None = None,
     ) -> Float[Array, "B T W"]:
-        """The rest of the layer, once it is known which keys and values to look at.
+        """The rest of the layer, given the keys and values to attend to.
 
         Dropout is big_vision's: after the second norm of attention, before that of the MLP.
         """
@@ -140,7 +140,7 @@ def make_block(config: GemmaConfig, rngs: nnx.Rngs, *, dtype: DType, param_dtype
     return Block(config, attn, FeedForward(config, rngs=rngs, **kw), **kw)
 
 
-Seen = TypeVar("Seen")
+State = TypeVar("State")
 
 
 class Head(Linear):
@@ -202,8 +202,8 @@ def _look_up_jvp(
 class Gemma(nnx.Module):
     """Decoder over embeddings; three ways through: forward, prefill (fills a cache), extend.
 
-    `watch` is forward with a view of its attention. `layers` is one block whose weights are stacked
-    on a leading axis, or, after `unstack_layers`, a list of blocks.
+    `with_attention` is forward with its attention weights. `layers` is one block whose weights are
+    stacked on a leading axis, or, after `unstack_layers`, a list of blocks.
     """
 
     def __init__(
@@ -227,10 +227,10 @@ class Gemma(nnx.Module):
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         """A cache with nothing in it, stored as the layers are."""
-        c = self.config
-        empty = empty_layers if isinstance(self.layers, nnx.List) else empty_stacked
-        layers = empty(c.depth, batch, c.num_kv_heads, slots, c.head_dim, self.dtype)
-        return empty_cache(layers, batch, slots)
+        c, stacked = self.config, not isinstance(self.layers, nnx.List)
+        return KVCache.empty(
+            c.depth, batch, c.num_kv_heads, slots, c.head_dim, self.dtype, stacked=stacked
+        )
 
     def __call__(
         self,
@@ -240,7 +240,7 @@ class Gemma(nnx.Module):
         dropout: Dropout | None = None,
         remat: Remat = "none",
     ) -> Float[Array, "B T W"]:
-        """Normalised hidden states of a whole sequence."""
+        """Normalized hidden states of a whole sequence."""
 
         def apply(block: Block, x: jax.Array, layer: Layer) -> jax.Array:
             q, k, v = block.project(x, positions)
@@ -249,26 +249,26 @@ class Gemma(nnx.Module):
 
         return self.final_norm(scan_layers(self.layers, apply, x, remat))
 
-    def watch(
+    def with_attention(
         self,
         x: Float[Array, "B T W"],
         positions: Int[Array, "B T"],
         mask: Mask,
-        see: Callable[[Seen, jax.Array, Layer], Seen],
-        seen: Seen,
-    ) -> tuple[Float[Array, "B T W"], Seen]:
-        """As `__call__`, folding `seen = see(seen, weights f32[B, N, T, T], layer)` over layers."""
+        update: Callable[[State, jax.Array, Layer], State],
+        state: State,
+    ) -> tuple[Float[Array, "B T W"], State]:
+        """As `__call__`, with `state = update(state, weights f32[B, N, T, T], layer)` at each."""
 
         def apply(
-            block: Block, carry: tuple[jax.Array, Seen], layer: Layer
-        ) -> tuple[jax.Array, Seen]:
-            x, seen = carry
+            block: Block, carry: tuple[jax.Array, State], layer: Layer
+        ) -> tuple[jax.Array, State]:
+            x, state = carry
             q, k, v = block.project(x, positions)
-            seen = see(seen, block.weights(q, k, mask, layer), layer)
-            return block.finish(x, q, k, v, mask, layer), seen
+            state = update(state, block.weights(q, k, mask, layer), layer)
+            return block.finish(x, q, k, v, mask, layer), state
 
-        x, seen = scan_layers(self.layers, apply, (x, seen))
-        return self.final_norm(x), seen
+        x, state = scan_layers(self.layers, apply, (x, state))
+        return self.final_norm(x), state
 
     def prefill(
         self, x: Float[Array, "B T W"], positions: Int[Array, "B T"], mask: Mask, cache: KVCache
@@ -288,7 +288,7 @@ class Gemma(nnx.Module):
     def extend(
         self, x: Float[Array, "B T W"], positions: Int[Array, "B T"], mask: Mask, cache: KVCache
     ) -> tuple[Float[Array, "B T W"], KVCache]:
-        """Appends T tokens to the cache and lets them look at all slots that `mask` allows."""
+        """Appends T tokens to the cache and lets them attend to all slots that `mask` allows."""
 
         def apply(
             block: Block, carry: tuple[jax.Array, KVCache], layer: Layer
@@ -301,7 +301,7 @@ class Gemma(nnx.Module):
         x, cache = fold_layers(self.layers, apply, (x, cache))
         return self.final_norm(x), cache
 
-    def branch(
+    def continuations(
         self, x: Float[Array, "B T W"], positions: Int[Array, "B T"], mask: Mask, cache: KVCache
     ) -> Float[Array, "B T W"]:
         """As `extend`, but leaves the cache alone: keys are its S slots, then the T tokens."""

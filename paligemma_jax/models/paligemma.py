@@ -1,18 +1,9 @@
 """PaliGemma (arXiv 2407.07726): SigLIP image tokens and text tokens through one Gemma decoder.
 
-Letters: B batch, N images an example, P patches an image, T text tokens, S cache slots, W decoder
+Also its functional form (`GraphDef`), and models made from weights without random ones.
+
+Letters: B batch, N images a sequence, P patches an image, T text tokens, S cache slots, W decoder
 width, V vocabulary, M attention masks (1, or 2 with a sliding window: even layers, odd layers).
-
-Nested parameters as flat paths, and back.
-
-The functional form of a model: what it is without its arrays, and its arrays.
-
-graphdef, params = model.split()
-logits = jax.jit(graphdef.apply)(params, images, tokens, mask_ar)
-
-A model from its weights and back, without ever making random ones.
-
-`params` is a plain nested dict of arrays, e.g. params["llm"]["layers"]["attn"]["q_einsum"]["w"].
 """
 
 import dataclasses
@@ -26,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.models.gemma import Gemma, Seen
+from paligemma_jax.models.gemma import Gemma, State
 from paligemma_jax.models.kv_cache import KVCache
 from paligemma_jax.models.layers import Dropout, DType, Remat
 from paligemma_jax.models.masks import Layer, PrefixMask, SlotMask
@@ -58,7 +49,7 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class GraphDef:
-    """What is left of a model, of whatever form, without its arrays; hashable.
+    """A model, of whatever form, without its arrays; hashable.
 
     `paths` are those of the model's tree, in its order: "llm/layers/attn/q_einsum/w".
     """
@@ -68,7 +59,7 @@ class GraphDef:
     paths: tuple[str, ...]
 
     def apply(self, params: Mapping[str, Any], *args: Any) -> Any:
-        """What the model with these parameters answers: logits of images, tokens and mask_ar.
+        """Logits of images, tokens and mask_ar by the model with these parameters.
 
         Raises as `merge`.
         """
@@ -83,7 +74,7 @@ class GraphDef:
         return self.merge_flat(flatten(params))
 
     def check(self, params: Mapping[str, Any]) -> None:
-        """Raises ConfigError that names all parameters that are missing or too many.
+        """Raises ConfigError that names all parameters that are missing or unexpected.
 
         Shapes are not looked at.
         """
@@ -94,9 +85,8 @@ class GraphDef:
             count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
             listing = "\n  ".join(problems)
             raise ConfigError(
-                f"The parameters do not fit the model ({count}):\n  {listing}\nThose of a model "
-                "of the same configuration and form fit. Take them from one: graphdef, params = "
-                "model.split()"
+                f"The parameters do not match the model ({count}):\n  {listing}\nTake them from "
+                "a model of the same configuration and form: graphdef, params = model.split()"
             )
 
     def merge_flat(self, arrays: Mapping[str, Any]) -> Any:
@@ -206,22 +196,23 @@ class PaliGemma(nnx.Module):
         hidden = self.llm(x, mask.query_positions, mask, dropout, remat)
         return hidden[:, image_tokens.shape[1] :]
 
-    def watch(
+    def hidden_with_attention(
         self,
         image_tokens: Float[Array, "B NP W"],
         tokens: Int[Array, "B T"],
         mask_ar: Int[Array, "B T"],
         mask_input: Bool[Array, "B T"],
-        see: Callable[[Seen, jax.Array, Layer], Seen],
-        seen: Seen,
-    ) -> tuple[Float[Array, "B T W"], Seen]:
-        """As `hidden`, and what `see` made of every layer's attention; see `Gemma.watch`.
+        update: Callable[[State, jax.Array, Layer], State],
+        state: State,
+    ) -> tuple[Float[Array, "B T W"], State]:
+        """As `hidden`, and what `update` made of every layer's attention weights.
 
-        Queries and keys are image tokens, then text; padding (`mask_input` False) is seen by none.
+        See `Gemma.with_attention`. Queries and keys are image tokens, then text; no query attends
+        to padding (`mask_input` False).
         """
         x, mask = self._sequence(image_tokens, tokens, mask_ar, mask_input)
-        hidden, seen = self.llm.watch(x, mask.query_positions, mask, see, seen)
-        return hidden[:, image_tokens.shape[1] :], seen
+        hidden, state = self.llm.with_attention(x, mask.query_positions, mask, update, state)
+        return hidden[:, image_tokens.shape[1] :], state
 
     def attention_masks(
         self, mask_ar: Int[Array, "B S"], input_mask: Bool[Array, "B S"]
@@ -239,13 +230,13 @@ class PaliGemma(nnx.Module):
         mask_input: Bool[Array, "B T"],
         slots: int,
     ) -> tuple[Float[Array, "B V"], KVCache]:
-        """Logits after each row's last prompt token, and a cache of `slots` slots to go on with.
+        """Logits after each last prompt token, and a cache of `slots` slots to go on with.
 
-        Rows may differ in length: padding on the right, `mask_input` False there.
+        Prompts may differ in length: padding on the right, `mask_input` False there.
         """
         x, mask = self._sequence(image_tokens, tokens, mask_ar, mask_input)
         cache = self.llm.empty_cache(x.shape[0], slots)
-        cache = cache.claim(mask.query_valid, mask.query_positions)
+        cache = cache.reserve(mask.query_valid, mask.query_positions)
         hidden, cache = self.llm.prefill(x, mask.query_positions, mask, cache)
         last = image_tokens.shape[1] + jnp.sum(mask_input, axis=1) - 1
         hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
@@ -254,9 +245,9 @@ class PaliGemma(nnx.Module):
     def extend(
         self, tokens: Int[Array, " B"], cache: KVCache
     ) -> tuple[Float[Array, "B V"], KVCache]:
-        """Logits after one more token a row."""
+        """Logits after one more token of each sequence."""
         positions = jnp.max(jnp.where(cache.valid, cache.positions, -1), axis=1)[:, None] + 1
-        cache = cache.claim(jnp.ones((tokens.shape[0], 1), bool), positions)
+        cache = cache.reserve(jnp.ones((tokens.shape[0], 1), bool), positions)
         visible = cache.valid[:, None, :]
         logits, cache = self._extend(tokens[:, None], positions, visible, cache)
         return logits[:, 0], cache
@@ -268,36 +259,36 @@ class PaliGemma(nnx.Module):
         visible: Bool[Array, "B T S"],
         cache: KVCache,
     ) -> tuple[Float[Array, "B T V"], KVCache]:
-        """Logits after each of T more tokens a row, which need not follow one another.
+        """Logits after each of T more tokens, which need not follow one another.
 
-        They take the next T slots; `visible` says which slots each may look at, its own among them,
+        They take the next T slots; `visible` says which slots each attends to, its own among them,
         and `positions` where in the sequence it stands.
         """
-        cache = cache.claim(jnp.ones(tokens.shape, bool), positions)
+        cache = cache.reserve(jnp.ones(tokens.shape, bool), positions)
         return self._extend(tokens, positions, visible, cache)
 
-    def branch(
-        self, tokens: Int[Array, "B T"], group: Int[Array, "B T"], cache: KVCache
+    def packed_continuations(
+        self, tokens: Int[Array, "B T"], segment_ids: Int[Array, "B T"], cache: KVCache
     ) -> Float[Array, "B T W"]:
-        """Final hidden states of several continuations of each prompt, side by side in one row.
+        """Final hidden states of several continuations of each prompt, packed into one sequence.
 
-        Tokens with equal `group` stand together and make one continuation: each sees the whole
-        cache, and of its own continuation itself and what stands before. The cache stays as it is,
-        ready for more of them.
+        Tokens with equal `segment_ids` stand together and make one continuation: each attends to
+        the whole cache, and of its own continuation to itself and what stands before. The cache
+        stays as it is, ready for more of them.
         """
-        same = group[:, :, None] == group[:, None, :]
+        same = segment_ids[:, :, None] == segment_ids[:, None, :]
         own = same & jnp.tril(jnp.ones(same.shape[1:], bool))
         last = jnp.max(jnp.where(cache.valid, cache.positions, -1), axis=1)
         positions = last[:, None] + jnp.sum(own, axis=2)
         prompt = jnp.broadcast_to(cache.valid[:, None, :], (*tokens.shape, cache.valid.shape[1]))
         keys = jnp.concatenate([cache.positions, positions], axis=1)
         mask = self._slot_mask(jnp.concatenate([prompt, own], axis=2), positions, keys)
-        return self.llm.branch(self.llm.embedder.encode(tokens), positions, mask, cache)
+        return self.llm.continuations(self.llm.embedder.encode(tokens), positions, mask, cache)
 
     def _extend(
         self, tokens: jax.Array, positions: jax.Array, visible: jax.Array, cache: KVCache
     ) -> tuple[jax.Array, KVCache]:
-        """Logits of tokens whose slots are claimed already."""
+        """Logits of tokens whose slots are reserved already."""
         mask = self._slot_mask(visible, positions, cache.positions)
         x = self.llm.embedder.encode(tokens)
         hidden, cache = self.llm.extend(x, positions, mask, cache)
@@ -311,7 +302,7 @@ class PaliGemma(nnx.Module):
     def _sequence(
         self, image_tokens: jax.Array, tokens: jax.Array, mask_ar: jax.Array, mask_input: jax.Array
     ) -> tuple[jax.Array, PrefixMask]:
-        """Embeddings of images followed by text, and what they may look at."""
+        """Embeddings of images followed by text, and their mask."""
         x = jnp.concatenate(
             [image_tokens.astype(self.dtype), self.llm.embedder.encode(tokens)], axis=1
         )

@@ -59,7 +59,7 @@ def test_each_token_is_seen_from_the_place_before_it(
 
     c = tiny_model.config.llm
     size = 2 * PATCHES + tokens.shape[1]
-    _, weights = tiny_model.watch(
+    _, weights = tiny_model.hidden_with_attention(
         tiny_model.encode_images(images),
         jnp.asarray(tokens),
         jnp.asarray(mask_ar),
@@ -91,7 +91,7 @@ def test_rollout_by_its_definition(tiny_model: PaliGemma):
     tokens = jnp.asarray([[*batch.tokens[0], *answer]])
     mask_ar = jnp.asarray([[0, 0, 0, 1, 1]])
     encoded = tiny_model.encode_images(jnp.asarray(batch.images))
-    _, layers = tiny_model.watch(
+    _, layers = tiny_model.hidden_with_attention(
         encoded,
         tokens,
         mask_ar,
@@ -120,7 +120,7 @@ def test_no_picture(tiny_model: PaliGemma, batch: Batch):
 
 @pytest.mark.parametrize("summary", [MeanAttention(layers=(3,)), MeanAttention(heads=())])
 def test_layers_and_heads_that_are_not_there(tiny_model: PaliGemma, batch: Batch, summary):
-    with pytest.raises(ConfigError, match="does not fit a decoder of"):
+    with pytest.raises(ConfigError, match="Expected (heads|layers) from"):
         image_attention_maps(tiny_model, batch, ANSWERS, summary=summary)
 
 

@@ -208,9 +208,9 @@ def test_sequences_that_are_ended_get_no_more_tokens(tiny_model, batch, path):
 
 def test_memory_is_reused_and_what_was_written_stays_readable(tiny_model, batch):
     state = start(tiny_model, batch)
-    place = jax.tree.leaves(state.cache.layers)[0].unsafe_buffer_pointer()
+    place = jax.tree.leaves(state.cache.k)[0].unsafe_buffer_pointer()
     after = continue_decoding(tiny_model, state, 2)
-    assert jax.tree.leaves(after.cache.layers)[0].unsafe_buffer_pointer() == place
+    assert jax.tree.leaves(after.cache.k)[0].unsafe_buffer_pointer() == place
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.cache))
     assert np.asarray(state.progress.tokens)[:, 0].all()
 

@@ -1,40 +1,38 @@
-"""The key-value cache, stored in one stack or layer by layer."""
+"""The cache: what is written is read back, stacked or layer by layer."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma_jax.models.kv_cache import (
-    KVCache,
-    LayerKeyValues,
-    StackedKeyValues,
-    empty_cache,
-    empty_layers,
-    empty_stacked,
-)
+from paligemma_jax.models.kv_cache import KVCache
 
 SHAPE = dict(depth=2, batch=1, kv_heads=1, slots=6, head_dim=2)
 
 
-@pytest.fixture(params=[empty_stacked, empty_layers])
-def cache(request: pytest.FixtureRequest) -> KVCache:
-    return empty_cache(request.param(**SHAPE, dtype=jnp.bfloat16), 1, 6)
+def empty(stacked: bool, batch: int = 1) -> KVCache:
+    return KVCache.empty(**(SHAPE | {"batch": batch}), dtype=jnp.bfloat16, stacked=stacked)
 
 
-def test_kinds_have_their_shapes():
-    stacked = empty_stacked(**SHAPE, dtype=jnp.bfloat16)
-    assert isinstance(stacked, StackedKeyValues) and stacked.k.shape == (2, 1, 1, 6, 2)
-    layers = empty_layers(**SHAPE, dtype=jnp.float32)
-    assert isinstance(layers, LayerKeyValues) and [x.shape for x in layers.v] == [(1, 1, 6, 2)] * 2
+@pytest.fixture(params=[True, False], ids=["stacked", "layers"])
+def stacked(request: pytest.FixtureRequest) -> bool:
+    return request.param
 
 
-def test_keeps_what_is_written_where_it_is_written(cache: KVCache):
+def test_shapes():
+    assert jnp.shape(empty(True).k) == (2, 1, 1, 6, 2)
+    assert [x.shape for x in empty(False).v] == [(1, 1, 6, 2)] * 2
+
+
+def test_keeps_what_is_written_where_it_is_written(stacked: bool):
+    cache = empty(stacked)
     prompt, token = jnp.ones((1, 1, 3, 2)), jnp.full((1, 1, 1, 2), 5.0)
-    cache = cache.claim(jnp.array([[True, True, False]]), jnp.array([[0, 1, 1]]))
+    cache = cache.reserve(jnp.array([[True, True, False]]), jnp.array([[0, 1, 1]]))
     cache = cache.write(1, prompt, 2 * prompt).advance(3)
     one = jnp.ones((1, 1), bool)
-    cache = cache.claim(one, jnp.array([[2]])).write(1, token, 2 * token).advance(1)
+    cache = cache.reserve(one, jnp.array([[2]])).write(1, token, 2 * token).advance(1)
     k, v = cache.read(1)
     assert k.dtype == v.dtype == jnp.bfloat16
     np.testing.assert_array_equal(k[0, 0, :, 0], [1, 1, 1, 5, 0, 0])
@@ -46,13 +44,10 @@ def test_keeps_what_is_written_where_it_is_written(cache: KVCache):
     assert cache.nbytes == 2 * 2 * 6 * 2 * 2
 
 
-@pytest.mark.parametrize("empty", [empty_stacked, empty_layers])
-def test_rows_may_have_a_length_each(empty):
-    shape = SHAPE | {"batch": 2}
-    cache = empty_cache(empty(**shape, dtype=jnp.float32), 2, 6)
-    cache = KVCache(cache.layers, cache.valid, cache.positions, jnp.array([1, 3]))
+def test_sequences_may_have_a_length_each(stacked: bool):
+    cache = dataclasses.replace(empty(stacked, 2), length=jnp.array([1, 3]))
     new = jnp.arange(1.0, 9.0).reshape(2, 1, 2, 2)
-    cache = cache.claim(jnp.ones((2, 2), bool), jnp.array([[1, 2], [3, 4]])).write(0, new, -new)
+    cache = cache.reserve(jnp.ones((2, 2), bool), jnp.array([[1, 2], [3, 4]])).write(0, new, -new)
     k, v = cache.read(0)
     np.testing.assert_array_equal(k[0, 0, :, 0], [0, 1, 3, 0, 0, 0])
     np.testing.assert_array_equal(k[1, 0, :, 0], [0, 0, 0, 5, 7, 0])
@@ -60,11 +55,12 @@ def test_rows_may_have_a_length_each(empty):
     np.testing.assert_array_equal(cache.valid.sum(axis=1), [2, 2])
 
 
-@pytest.mark.parametrize("empty", [empty_stacked, empty_layers])
-def test_rows_repeated_stand_side_by_side(empty):
-    cache = empty_cache(empty(**(SHAPE | {"batch": 2}), dtype=jnp.float32), 2, 6)
+def test_repeated_sequences_stand_side_by_side(stacked: bool):
+    cache = empty(stacked, 2)
     new = jax.random.normal(jax.random.key(0), (2, 1, 6, 2))
-    cache = cache.claim(jnp.eye(2, 6, dtype=bool), jnp.ones((2, 6), jnp.int32)).write(0, new, -new)
+    cache = cache.reserve(jnp.eye(2, 6, dtype=bool), jnp.ones((2, 6), jnp.int32)).write(
+        0, new, -new
+    )
     many = cache.repeat(3)
     for copy in range(6):
         row = copy // 3

@@ -178,7 +178,7 @@ def test_cache_has_the_dtype_of_the_activations(tiny_config: PaliGemmaConfig):
     images, tokens, _ = conversations(1)
     model = random_model(tiny_config, dtype=jnp.bfloat16)
     _, cache = run_prefill(model, images, tokens, slots=12)
-    assert {leaf.dtype for leaf in jax.tree.leaves(cache.layers)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves((cache.k, cache.v))} == {jnp.dtype(jnp.bfloat16)}
     assert int(cache.length) == SIGLIP.num_patches + WIDTH
     np.testing.assert_array_equal(cache.valid.sum(axis=1), np.array(LENGTHS) + SIGLIP.num_patches)
 

@@ -59,7 +59,7 @@ def test_prefill_and_extend(pair: tuple[PaliGemma, PaliGemma]):
         model: PaliGemma, logits: jax.Array, cache: KVCache
     ) -> tuple[jax.Array, KVCache, jax.Array]:
         group = jnp.array([[0, 0, 1], [0, 1, 1]])
-        branches = model.branch(text[0][:, :3], group, cache)
+        branches = model.packed_continuations(text[0][:, :3], group, cache)
         return *model.extend(jnp.argmax(logits, axis=1).astype(jnp.int32), cache), branches
 
     def run(model: PaliGemma) -> tuple[jax.Array, ...]:
@@ -81,7 +81,7 @@ def test_watch(pair: tuple[PaliGemma, PaliGemma]):
     def run(model: PaliGemma) -> tuple[jax.Array, jax.Array]:
         images = model.encode_images(jnp.asarray(random_images(2)))
         seen = jnp.zeros((model.config.llm.depth,))
-        return model.watch(
+        return model.hidden_with_attention(
             images,
             text[0],
             text[1],

@@ -30,7 +30,9 @@ def watch(
     c = model.config.llm
     start = (jnp.zeros((c.depth, rows, c.num_heads, length, length)),)
     tokens, mask_ar, mask_input = text
-    hidden, (weights,) = model.watch(encoded, tokens, mask_ar, mask_input, collect, start)
+    hidden, (weights,) = model.hidden_with_attention(
+        encoded, tokens, mask_ar, mask_input, collect, start
+    )
     before = ((0, 0), (encoded.shape[1], 0))
     masks = model.attention_masks(
         jnp.pad(text[1], before), jnp.pad(text[2], before, constant_values=True)
