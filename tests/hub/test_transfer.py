@@ -102,17 +102,6 @@ def test_what_is_there_does_not_fit(hub: FakeHub, target: Path, meter: Meter, ch
     assert target.read_bytes() == CONTENT and meter.done == len(CONTENT)
 
 
-def test_cut_without_end_stops_and_keeps_what_came(hub: FakeHub, target: Path, meter: Meter):
-    hub.faults["/model.npz"] = [Cut(1000), *[Cut(0)] * 20]
-    with pytest.raises(FetchError, match="1,000 of 5,120,000 bytes"):
-        fetch(f"{hub.url}/model.npz", target, meter)
-    assert target.with_name("model.npz.partial").stat().st_size == 1000
-    assert not target.exists()
-    hub.faults.clear()
-    fetch(f"{hub.url}/model.npz", target, meter)
-    assert target.read_bytes() == CONTENT
-
-
 @pytest.mark.parametrize("told", [False, True])
 def test_damaged_twice_leaves_nothing(hub: FakeHub, target: Path, meter: Meter, told: bool):
     hub.faults["/model.npz"] = [Flipped(), Flipped()]
@@ -150,22 +139,6 @@ def test_redirect_to_an_unsafe_place_is_not_followed(
     hub.redirects["/one"] = place
     with pytest.raises((CheckpointError, FetchError), match="no safe address|not allowed"):
         fetch(f"{hub.url}/one", target, meter)
-
-
-def test_no_server(target: Path, meter: Meter, waits: list[float]):
-    with pytest.raises(FetchError, match="refused"):
-        fetch("http://127.0.0.1:9/model.npz", target, meter)
-    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0]
-
-
-def test_too_little_space_is_noticed_before(
-    hub: FakeHub, target: Path, meter: Meter, monkeypatch: pytest.MonkeyPatch
-):
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(http.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(CheckpointError, match="GB free"):
-        fetch(f"{hub.url}/model.npz", target, meter)
-    assert siblings(target) == []
 
 
 def test_git_digest(tmp_path: Path):

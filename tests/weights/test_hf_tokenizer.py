@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.processing.tokenizer import PieceType, Tokenizer, bpe_model, read_pieces
+from paligemma_jax.processing.tokenizer import PieceType, Tokenizer, bpe_model
 from paligemma_jax.weights.hf_tokenizer import tokenizer_files
 
 TEXTS = (
@@ -31,15 +31,6 @@ def test_it_comes_back_the_same(tokenizer: Tokenizer):
         assert again.encode(text) == tokenizer.encode(text)
     # And once more: nothing is lost that this side does not use.
     assert tokenizer_files(again.to_bytes())["tokenizer.json"] == files["tokenizer.json"]
-
-
-def test_pieces_are_read_as_they_were_written(tokenizer: Tokenizer):
-    pieces = read_pieces(tokenizer.to_bytes())
-    assert [text for text, _, _ in pieces] == [
-        tokenizer.piece(id) for id in range(tokenizer.vocab_size)
-    ]
-    assert read_pieces(bpe_model(pieces)) == pieces
-    assert pieces[3][2] is PieceType.UNKNOWN and pieces[-1][2] is PieceType.USER_DEFINED
 
 
 def test_added_tokens(tokenizer: Tokenizer):

@@ -68,12 +68,6 @@ def test_a_store_moves(copy: Path, store: Path, tmp_path: Path, all_arrays, monk
     assert all(a.tobytes() == moved[name].tobytes() for name, a in all_arrays(store).items())
 
 
-def test_casting_while_reading(store: Path, all_arrays):
-    bfloat16 = all_arrays(store)
-    for name, array in all_arrays(store, "float32").items():
-        np.testing.assert_array_equal(array, bfloat16[name].astype(np.float32))
-
-
 def test_narrowing_while_reading(published: Path, tmp_path: Path, all_arrays, npz, flip):
     """Rounded as numpy rounds, and digests are those of what is stored."""
     arrays = all_arrays(published / "model.npz", "float32")

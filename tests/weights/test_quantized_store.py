@@ -1,4 +1,4 @@
-"""Stores of few bits: as rounding on loading gives them, checked, and refused if they are not."""
+"""Quantized native checkpoints: as quantizing on loading gives them, checked, or refused."""
 
 import dataclasses
 import json
@@ -192,7 +192,7 @@ def test_weights_that_are_not_finite_are_noticed_before(source: Path, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["nan"]
 
 
-def test_all_that_does_not_fit_is_told(copy: Path, edit_json):
+def test_every_problem_is_named(copy: Path, edit_json):
     qkv = "llm/layers/attn/qkv/matrix"
     with edit_json(copy / MANIFEST) as manifest:
         arrays = manifest["arrays"]
@@ -223,7 +223,7 @@ def test_unknown_recipes(copy: Path, edit_json):
     for words in (
         "no kind of weight 'head'",
         "no format 'int3' (of mlp)",
-        "no format 4 (of table)",
+        "4 (of embedding)",
     ):
         assert words in str(error.value)
     assert "nothing is said of image" in str(error.value)
