@@ -44,7 +44,7 @@ class HuggingFace:
 
     def first_token(self, images: np.ndarray, tokens: np.ndarray) -> Callable[[], np.ndarray]:
         """As of `Subject`."""
-        inputs = model_inputs(self._model, images, tokens, np.zeros_like(tokens))
+        inputs = model_inputs(self._model, images, tokens)
 
         def call() -> np.ndarray:
             logits = self._forward(**inputs, use_cache=True, logits_to_keep=1).logits
@@ -56,14 +56,14 @@ class HuggingFace:
         self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
     ) -> Callable[[], np.ndarray]:
         """As of `Subject`."""
-        inputs = model_inputs(self._model, images, tokens, np.zeros_like(tokens))
+        inputs = model_inputs(self._model, images, tokens)
         return self._complete(lambda: self._generate(inputs, new_tokens))
 
     def decode(
         self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
     ) -> Callable[[], Sample]:
         """As of `Subject`."""
-        inputs = model_inputs(self._model, images, tokens, np.zeros_like(tokens))
+        inputs = model_inputs(self._model, images, tokens)
 
         def call() -> Sample:
             started = _Started(self._on_gpu)
@@ -91,7 +91,7 @@ class HuggingFace:
 
     def logits(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """As of `Subject`; always eager."""
-        inputs = model_inputs(self._model, images, tokens, np.zeros_like(tokens))
+        inputs = model_inputs(self._model, images, tokens)
 
         def call() -> np.ndarray:
             logits = self._model(**inputs, logits_to_keep=1).logits[:, -1]
@@ -102,7 +102,7 @@ class HuggingFace:
 
     def peak_bytes(self) -> int:
         """As of `Subject`."""
-        return peak_bytes(self._on_gpu)
+        return peak_bytes(self._model)
 
     def _maybe_compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if not self._compiled:
@@ -130,16 +130,6 @@ class HuggingFace:
 
         return whole
 
-    def try_static_cache(self) -> None:
-        """One token with a static cache and without compilation, which would take minutes first."""
-        self._options = {"cache_implementation": "static", "disable_compile": True}
-        size = self._model.config.vision_config.image_size
-        images, tokens = np.zeros((1, size, size, 3), np.float32), np.full((1, 1), 2, np.int32)
-        try:
-            self.generate(images, tokens, 2)()
-        except Exception as e:  # whatever transformers' own code runs into
-            raise _cannot_compile(e) from e
-
 
 class _Started:
     """A stopping criterion that stops nothing, and starts a watch after the first token."""
@@ -159,16 +149,11 @@ class _Started:
 
 
 def load_huggingface(weights: Path, dtype: str, *, compiled: bool = False) -> HuggingFace:
-    """Loads the Hugging Face directory `weights` onto the GPU, if torch sees one.
+    """Loads the Hugging Face directory `weights`; raises as `load_model` does.
 
-    Raises:
-      MissingExtraError: without torch or transformers.
-      ConfigError: if `compiled` and a static cache does not work: with PaliGemma 2.
+    Compiled, every call raises ConfigError where a static cache does not work: with PaliGemma 2.
     """
-    model = load_model(weights, dtype).eval()
-    if compiled:
-        HuggingFace(model, compiled=False).try_static_cache()
-    return HuggingFace(model, compiled=compiled)
+    return HuggingFace(load_model(weights, dtype).eval(), compiled=compiled)
 
 
 def load_model(weights: Path, dtype: str) -> Any:
@@ -194,20 +179,22 @@ def load_model(weights: Path, dtype: str) -> Any:
 
 
 def model_inputs(
-    model: Any, images: np.ndarray, tokens: np.ndarray, token_types: np.ndarray
+    model: Any, images: np.ndarray, tokens: np.ndarray, token_types: np.ndarray | None = None
 ) -> "dict[str, torch.Tensor]":
     """What PaliGemmaProcessor makes of images f32[B, H, W, 3] and tokens i32[B, T].
 
-    Token types i32[B, T] are 0 in the prefix, which sees all of itself, and 1 in the suffix.
+    Token types i32[B, T] are 0 in the prefix, which sees all of itself (all of it, if None), and 1
+    in the suffix.
     """
     import torch
 
     config, device = model.config, model.device
-    image_tokens = np.full(
-        (len(tokens), config.text_config.num_image_tokens), config.image_token_id
-    )
+    patches = config.text_config.num_image_tokens
+    image_tokens = np.full((len(tokens), patches), config.image_token_id)
     ids = np.concatenate([image_tokens, tokens], axis=1).astype(np.int64)
-    types = np.concatenate([np.zeros_like(image_tokens), token_types], axis=1).astype(np.int64)
+    types = np.zeros_like(ids)
+    if token_types is not None:
+        types[:, patches:] = token_types
     return {
         "input_ids": torch.tensor(ids, device=device),
         "attention_mask": torch.ones(ids.shape, dtype=torch.int64, device=device),
@@ -224,11 +211,11 @@ def pixel_values(model: Any, images: np.ndarray) -> "torch.Tensor":
     return pixels.to(model.device, model.dtype)
 
 
-def peak_bytes(on_gpu: bool) -> int:
-    """Peak memory: of the GPU, else of the process."""
+def peak_bytes(model: Any) -> int:
+    """Peak memory: of the GPU that the model is on, else of the process."""
     import torch
 
-    return torch.cuda.max_memory_allocated() if on_gpu else peak_resident()
+    return torch.cuda.max_memory_allocated() if model.device.type == "cuda" else peak_resident()
 
 
 def _cannot_compile(error: Exception) -> ConfigError:

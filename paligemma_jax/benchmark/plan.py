@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from paligemma_jax.benchmark import SIZES, TRAINING, Implementation, Precision, Task
 from paligemma_jax.benchmark.cases import (
@@ -26,6 +27,7 @@ HUGGING_FACE = Implementation.HUGGING_FACE
 COMPILED = Implementation.HUGGING_FACE_COMPILED
 F32, BF16 = Precision.FLOAT32, Precision.BFLOAT16
 INTEGERS = (Precision.INT8, Precision.INT4)
+_replace = dataclasses.replace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Suite:
     def without(self, implementations: Sequence[Implementation]) -> "Suite":
         """For machines where some implementations are not installed."""
         left = tuple(i for i in self.implementations if i not in implementations)
-        return dataclasses.replace(self, implementations=left)
+        return _replace(self, implementations=left)
 
     def runs(self, repeat: int) -> list[Run]:
         """The processes of one repeat; every other repeat goes the other way around."""
@@ -168,118 +170,74 @@ class Suite:
 
 
 _TRIAL = Effort(2, 2, 0)
+_ALL = (OURS, BIG_VISION_STYLE, HUGGING_FACE)
 _TINY = Suite(
-    "tiny",
-    (OURS, BIG_VISION_STYLE, HUGGING_FACE),
-    (F32,),
-    cases=(Decode(1, 32, _TRIAL), EncodeImages(1, _TRIAL), FirstToken(1, _TRIAL)),
-    ours_once=(LongDecode(1, 4, 16, _TRIAL), MixedLengths(), DecodeMemory()),
-    repeats=1,
-    small=True,
-)
+    "tiny", _ALL, (F32,), (Decode(1, 32, _TRIAL), EncodeImages(1, _TRIAL), FirstToken(1, _TRIAL)),
+    ours_once=(LongDecode(1, 4, 16, _TRIAL), MixedLengths(), DecodeMemory()), repeats=1, small=True,
+)  # fmt: skip
+_ONCE, _TWICE = Effort(1, 1, 0), Effort(2, 2)
 _CPU = Suite(
-    PROXY,
-    (OURS, BIG_VISION_STYLE, HUGGING_FACE),
-    (F32, BF16),
-    quantized=(Precision.INT8,),
-    cases=(Decode(1, 32, Effort(3, 3)), FirstToken(1), EncodeImages(1, Effort(seconds=2))),
-    once=(
-        FirstToken(8, Effort(1, 1, 0)),
-        Decode(8, 32, Effort(2, 2)),
-        EncodeImages(8, Effort(2, 2)),
-    ),
-    ours_once=(LongDecode(), MixedLengths(), DecodeMemory(32)),
-)
+    PROXY, _ALL, (F32, BF16),
+    (Decode(1, 32, Effort(3, 3)), FirstToken(1), EncodeImages(1, Effort(seconds=2))),
+    once=(FirstToken(8, _ONCE), Decode(8, 32, _TWICE), EncodeImages(8, _TWICE)),
+    ours_once=(LongDecode(), MixedLengths(), DecodeMemory(32)), quantized=(Precision.INT8,),
+)  # fmt: skip
 
 # On GPUs compiling takes longest, so there are few shapes, and memory is that of the same programs.
 # What matters most comes first, since the time may be up before the end.
-_FIRST_3B = Suite(
-    "paligemma-3b-pt-224",
-    (OURS, HUGGING_FACE),
-    (BF16,),
-    cases=(Decode(1), FirstToken(1), EncodeImages(1)),
-    ours_once=(DecodeMemory(64),),
-    repeats=1,
-    starts=0,
-    seconds=100,
-)
-_MORE_3B = dataclasses.replace(
-    _FIRST_3B,
-    cases=(Decode(8), FirstToken(8), EncodeImages(8)),
-    ours_once=(Decode(64), EncodeImages(32), LongDecode(), MixedLengths()),
-    starts=1,
+_3B, _3B_OF_2, _28B = "paligemma-3b-pt-224", "paligemma2-3b-pt-224", "paligemma2-28b-pt-224"
+_FIRST = Suite(
+    _3B, (OURS, HUGGING_FACE), (BF16,), (Decode(1), FirstToken(1), EncodeImages(1)),
+    ours_once=(DecodeMemory(64),), repeats=1, starts=0, seconds=100,
+)  # fmt: skip
+_MORE = _replace(
+    _FIRST, cases=(Decode(8), FirstToken(8), EncodeImages(8)),
+    ours_once=(Decode(64), EncodeImages(32), LongDecode(), MixedLengths()), starts=1,
     compared=False,
-)
+)  # fmt: skip
 _LARGE = Suite(
-    "paligemma2-10b-pt-224",
-    (OURS,),
-    (BF16,),
-    cases=(Decode(1), FirstToken(1), Decode(8), FirstToken(8)),
-    ours_once=(DecodeMemory(64), Decode(64)),
-    checkpoint=False,
-    repeats=1,
-    starts=0,
-    seconds=60,
+    "paligemma2-10b-pt-224", (OURS,), (BF16,), (Decode(1), FirstToken(1), Decode(8), FirstToken(8)),
+    ours_once=(DecodeMemory(64), Decode(64)), checkpoint=False, repeats=1, starts=0, seconds=60,
+)  # fmt: skip
+_QUANTIZED = _replace(
+    _LARGE, model=_3B, dtypes=(), quantized=INTEGERS, cases=(Decode(1), Decode(8)), ours_once=()
 )
-_QUANTIZED = dataclasses.replace(
-    _LARGE,
-    model="paligemma-3b-pt-224",
-    dtypes=(),
-    quantized=INTEGERS,
-    cases=(Decode(1), Decode(8)),
-    ours_once=(),
-)
-_HIGH_RESOLUTION = dataclasses.replace(
+_HIGH_RESOLUTION = _replace(
     _LARGE, cases=(FirstToken(1), FirstToken(8), Decode(1)), ours_once=(), seconds=40
 )
+_COMPILED = _replace(
+    _FIRST, implementations=(COMPILED,), cases=(Decode(1), FirstToken(1)), ours_once=(),
+    compared=False,
+)  # fmt: skip
 _GPU = [
-    _FIRST_3B,
-    dataclasses.replace(_FIRST_3B, model="paligemma2-3b-pt-224"),
+    _FIRST,
+    _replace(_FIRST, model=_3B_OF_2),
     _LARGE,
-    dataclasses.replace(_LARGE, model="paligemma2-28b-pt-224", seconds=90),
-    dataclasses.replace(
-        _FIRST_3B,
-        implementations=(COMPILED,),
-        cases=(Decode(1), FirstToken(1)),
-        ours_once=(),
-        compared=False,
-    ),
-    dataclasses.replace(_HIGH_RESOLUTION, model="paligemma-3b-pt-448"),
-    dataclasses.replace(_HIGH_RESOLUTION, model="paligemma-3b-pt-896"),
+    _replace(_LARGE, model=_28B, seconds=90),
+    _COMPILED,
+    _replace(_HIGH_RESOLUTION, model="paligemma-3b-pt-448"),
+    _replace(_HIGH_RESOLUTION, model="paligemma-3b-pt-896"),
     _QUANTIZED,
-    dataclasses.replace(_QUANTIZED, model="paligemma2-28b-pt-224", cases=(Decode(1),)),
-    _MORE_3B,
-    dataclasses.replace(
-        _MORE_3B, model="paligemma2-3b-pt-224", ours_once=(Decode(64), EncodeImages(32)), starts=0
-    ),
+    _replace(_QUANTIZED, model=_28B, cases=(Decode(1),)),
+    _MORE,
+    _replace(_MORE, model=_3B_OF_2, ours_once=(Decode(64), EncodeImages(32)), starts=0),
 ]
 
 
-def _training(
-    model: str, dtype: Precision, batch: int, effort: Effort, repeats: int, seconds: float = 1.0
-) -> Suite:
-    return Suite(
-        model,
-        (OURS, HUGGING_FACE),
-        (dtype,),
-        cases=tuple(TrainSteps(lora, batch, effort=effort) for lora in (False, True)),
-        repeats=repeats,
-        starts=0,
-        small=model == "tiny",
-        seconds=seconds,
-    )
+def _training(model: str, dtype: Precision, batch: int, effort: Effort, **about: Any) -> Suite:
+    cases = tuple(TrainSteps(lora, batch, effort=effort) for lora in (False, True))
+    return Suite(model, (OURS, HUGGING_FACE), (dtype,), cases, starts=0, **about)
 
 
-_TRAIN_GPU = _training("paligemma-3b-pt-224", BF16, 32, Effort(4, 12, 8.0), 2, 150.0)
-INFERENCE_SIZES: dict[str, list[Suite]] = {"tiny": [_TINY], "cpu": [_CPU], "gpu": _GPU}
-TRAINING_SIZES: dict[str, list[Suite]] = {
-    "tiny": [_training("tiny", F32, 2, _TRIAL, 1)],
-    # A small batch: a step of so many weights takes a CPU seconds.
-    "cpu": [_training(PROXY, F32, 2, Effort(2, 2), 3)],
-    "gpu": [_TRAIN_GPU, dataclasses.replace(_TRAIN_GPU, model="paligemma2-3b-pt-224")],
+_TRAIN_GPU = _training(_3B, BF16, 32, Effort(4, 12, 8.0), repeats=2, seconds=150.0)
+INFERENCE_SIZES = {"tiny": [_TINY], "cpu": [_CPU], "gpu": _GPU}
+TRAINING_SIZES = {
+    "tiny": [_training("tiny", F32, 2, _TRIAL, repeats=1, small=True)],
+    "cpu": [_training(PROXY, F32, 2, _TWICE)],  # a step of so many weights takes seconds
+    "gpu": [_TRAIN_GPU, _replace(_TRAIN_GPU, model=_3B_OF_2)],
 }
 # What a run of everything else has time for at its end.
-AFTER_INFERENCE = {"gpu": [dataclasses.replace(_TRAIN_GPU, repeats=1)]}
+AFTER_INFERENCE = {"gpu": [_replace(_TRAIN_GPU, repeats=1)]}
 
 
 def plan(
@@ -310,7 +268,7 @@ def plan(
         _check_trainable(dtypes, (F32, BF16))
         groups.append(
             [
-                dataclasses.replace(suite, cases=tuple(c for c in suite.cases if c.task in trained))
+                _replace(suite, cases=tuple(c for c in suite.cases if c.task in trained))
                 for suite in TRAINING_SIZES[size]
             ]
         )
@@ -321,9 +279,9 @@ def plan(
             suites = _of_implementations(suites, implementations)
         if dtypes:  # instead of its own, in the suites that do more than decode with integers
             given = {"dtypes": tuple(dtypes), "quantized": ()}
-            suites = [dataclasses.replace(suite, **given) for suite in suites if suite.dtypes]
+            suites = [_replace(suite, **given) for suite in suites if suite.dtypes]
         if repeats:
-            suites = [dataclasses.replace(suite, repeats=repeats) for suite in suites]
+            suites = [_replace(suite, repeats=repeats) for suite in suites]
         planned += _quick(suites) if quick else suites
     return planned
 
@@ -343,7 +301,7 @@ def _quick(suites: Sequence[Suite]) -> list[Suite]:
     for suite in suites:
         first.setdefault(suite.model, suite)
     return [
-        dataclasses.replace(
+        _replace(
             suite.without([BIG_VISION_STYLE]),
             repeats=1,
             starts=0,
@@ -360,7 +318,7 @@ def _of_models(suites: Sequence[Suite], models: Sequence[str] | None) -> list[Su
     for model in models or ():
         own = [suite for suite in suites if suite.model == model]
         like = [suite for suite in suites if suite.model == suites[0].model]
-        chosen += own or [dataclasses.replace(suite, model=model) for suite in like]
+        chosen += own or [_replace(suite, model=model) for suite in like]
     for suite in chosen:
         find_model(suite.model)
     return [*suites] if models is None else chosen
@@ -382,5 +340,5 @@ def _of_implementations(
         )
         seen.add(suite.model)
         if own:
-            narrowed.append(dataclasses.replace(suite, implementations=own))
+            narrowed.append(_replace(suite, implementations=own))
     return narrowed

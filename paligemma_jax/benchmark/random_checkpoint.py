@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,21 +144,16 @@ def write_weights(
     seed: int = 0,
     dtype: str = "bfloat16",
     shard_bytes: int = 5_000_000_000,
-    rename: Callable[[str], str] = published_key,
 ) -> None:
-    """Writes the safetensors files of a directory as published, one tensor at a time.
-
-    `rename` maps canonical keys to another layout. One shard makes a single model.safetensors.
-    """
+    """Writes the safetensors files of a directory as published, one tensor at a time."""
     tensors = RandomTensors(config, seed=seed, dtype=dtype)
-    specs = {
-        rename(k): TensorSpec(shape, FLOATS[dtype]) for k, (*_, shape) in tensors.entries.items()
-    }
+    shapes = {published_key(key): shape for key, (*_, shape) in tensors.entries.items()}
+    specs = {key: TensorSpec(shape, FLOATS[dtype]) for key, shape in shapes.items()}
     with write_shards(directory, specs, shard_bytes) as shards:
         for key in tensors.entries:
             row = 0
             for block in tensors.blocks(key):
-                shards.write(rename(key), block, row)
+                shards.write(published_key(key), block, row)
                 row += len(block)
 
 

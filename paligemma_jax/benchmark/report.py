@@ -62,23 +62,11 @@ class BenchmarkResult:
             "on_cpu": self.on_cpu,
             "environment": self.environment,
             "notes": list(self.notes),
-            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
+            "comparisons": [dataclasses.asdict(comparison) for comparison in self.comparisons],
             "measurements": [dataclasses.asdict(m) for m in self.measurements],
             "targets": [dataclasses.asdict(target) for target in self.targets],
-            "results": [result.to_dict() for result in self.results],
+            "results": [dataclasses.asdict(result) for result in self.results],
         }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "BenchmarkResult":
-        """Inverse of `to_dict`; measurements and targets are worked out again."""
-        return cls(
-            values["size"],
-            values["on_cpu"],
-            values["environment"],
-            tuple(CaseResult.from_dict(result) for result in values["results"]),
-            tuple(Comparison.from_dict(comparison) for comparison in values["comparisons"]),
-            tuple(values["notes"]),
-        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes JSON; a file of that name is replaced when the new one is complete."""

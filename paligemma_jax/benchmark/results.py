@@ -60,15 +60,13 @@ class CaseResult:
         about = {name: getattr(run, name) for name in ("model", "task", "implementation", "dtype")}
         return cls(**about, repeat=run.repeat, case=case, **found)
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CaseResult":
-        """Inverse of `to_dict`."""
-        tuples = {k: tuple(values[k]) for k in ("seconds", "other_cpu", "flops", "bytes")}
-        return cls(**{**values, **tuples, **_enums(values)})
+        """Inverse of `dataclasses.asdict`, by way of JSON."""
+        enums = {"task": Task, "implementation": Implementation, "dtype": Precision}
+        tuples = dict.fromkeys(("seconds", "other_cpu", "flops", "bytes"), tuple)
+        changed = {name: make(values[name]) for name, make in (enums | tuples).items()}
+        return cls(**{**values, **changed})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +91,6 @@ class Comparison:
     equal: bool
     difference: float
     details: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Comparison":
-        """Inverse of `to_dict`."""
-        return cls(**{**values, **_enums(values)})
 
     def __str__(self) -> str:
         what = "outputs" if self.task is Task.INFERENCE else f"losses ({self.task})"
@@ -341,11 +330,3 @@ def _equal(result: CaseResult, comparisons: Sequence[Comparison]) -> bool | None
         and result.implementation in (Implementation.OURS, comparison.implementation)
     ]
     return all(about) if about else None
-
-
-def _enums(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "task": Task(values["task"]),
-        "implementation": Implementation(values["implementation"]),
-        "dtype": Precision(values["dtype"]),
-    }

@@ -184,7 +184,7 @@ class HuggingFaceTrainer:
 
     def peak_bytes(self) -> int:
         """As of `Trainer`."""
-        return huggingface.peak_bytes(self._device == "cuda")
+        return huggingface.peak_bytes(self._model)
 
     def numbers(self) -> dict[str, float]:
         """As of `Trainer`: nothing."""

@@ -5,6 +5,7 @@ whatever else is printed goes to standard error.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pickle
@@ -18,9 +19,9 @@ import jax
 import numpy as np
 
 from paligemma_jax.benchmark import BASELINES, Implementation
-from paligemma_jax.benchmark.cases import Case, Context, MeasureRoofline, Outcome, Start, TrainSteps
+from paligemma_jax.benchmark.cases import Case, Context, MeasureRoofline, Start, TrainSteps
 from paligemma_jax.benchmark.measure import peak_resident
-from paligemma_jax.benchmark.plan import Job, Run
+from paligemma_jax.benchmark.plan import Job
 from paligemma_jax.benchmark.results import CaseResult
 from paligemma_jax.benchmark.subjects import find_model, open_subject
 from paligemma_jax.errors import PaliGemmaError
@@ -89,20 +90,9 @@ def _measure(job: Job, case: Case, context: Context) -> CaseResult:
         numbers |= context.subject.numbers()
     if outcome.outputs:
         np.savez(job.outputs, allow_pickle=False, **outcome.outputs)
-    return _result(job.run, case, context, outcome, numbers, compiled)
-
-
-def _result(
-    run: Run,
-    case: Case,
-    context: Context,
-    outcome: Outcome,
-    numbers: dict[str, float],
-    found: dict[str, Any],
-) -> CaseResult:
-    work = case.work(context.config, run.dtype)
+    work = case.work(context.config, job.run.dtype)
     return CaseResult.of(
-        run,
+        job.run,
         case.name,
         seconds=tuple(sample.seconds for sample in outcome.samples),
         other_cpu=tuple(sample.other_cpu for sample in outcome.samples),
@@ -111,7 +101,7 @@ def _result(
         flops=tuple(part.flops for part in work),
         bytes=tuple(part.bytes for part in work),
         numbers={name: float(number) for name, number in numbers.items()},
-        **found,
+        **compiled,
     )
 
 
@@ -158,7 +148,7 @@ def main() -> None:
     os.dup2(2, 1)  # libraries may print
 
     def report(result: CaseResult) -> None:
-        print(json.dumps(result.to_dict()), file=out, flush=True)
+        print(json.dumps(dataclasses.asdict(result)), file=out, flush=True)
 
     run_job(job, report)
 

@@ -6,7 +6,6 @@ tests/weights.
 
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.processing.tokenizer import LOC_PIECES, SEG_PIECES, PieceType, bpe_model
 from paligemma_jax.weights.big_vision import big_vision_name
 from paligemma_jax.weights.hf_config import hf_generation, hf_preprocessor, padded_rows
-from paligemma_jax.weights.huggingface import EMBEDDING, part_shape, published_key
+from paligemma_jax.weights.huggingface import EMBEDDING, part_shape
 from paligemma_jax.weights.tensors import (
     FLOATS,
     aligned_empty,
@@ -120,15 +119,10 @@ def write_hugging_face(
     seed: int = 0,
     dtype: str = "bfloat16",
     shard_bytes: int = 5_000_000_000,
-    rename: Callable[[str], str] = published_key,
 ) -> None:
-    """A directory as published: old key layout, shards with an index, sparse configs.
-
-    `rename` maps canonical keys to another layout.
-    """
+    """A directory as published: old key layout, shards with an index, sparse configs."""
     directory.mkdir(parents=True, exist_ok=True)
-    about: dict[str, Any] = {"seed": seed, "dtype": dtype}
-    write_weights(directory, config, shard_bytes=shard_bytes, rename=rename, **about)
+    write_weights(directory, config, seed=seed, dtype=dtype, shard_bytes=shard_bytes)
     configs = {
         "config": hub_config(config, dtype),
         "generation_config": hf_generation(config),

@@ -98,7 +98,7 @@ def test_inputs_are_the_processors(tmp_path: Path):
     # Its own answer to it is all prefix and no padding.
     tokens = wanted["input_ids"][:, config.img.num_patches :].numpy().astype(np.int32)
     pixels = image[None].astype(np.float32) / 127.5 - 1
-    given = model_inputs(baseline._model, pixels, tokens, np.zeros_like(tokens))
+    given = model_inputs(baseline._model, pixels, tokens)
     assert set(given) == set(wanted) - {"labels"}
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert given[name].dtype == wanted[name].dtype
@@ -116,12 +116,6 @@ def test_compiled_gives_the_same(weights1: Path):
     np.testing.assert_array_equal(
         compiled.generate(images, tokens, 8)(), eager.generate(images, tokens, 8)()
     )
-
-
-def test_static_cache_of_paligemma_2(tmp_path: Path):
-    folder = write_checkpoint(tmp_path / "weights", model_of(GEMMA2))
-    with pytest.raises(ConfigError, match="static cache.*--implementation huggingface"):
-        load_huggingface(folder, "float32", compiled=True)
 
 
 def test_failure_of_the_compiler_is_explained(weights1: Path, monkeypatch: pytest.MonkeyPatch):
