@@ -186,10 +186,10 @@ def check_data(
 
 @dataclasses.dataclass(frozen=True)
 class _Inspected:
-    """What one record is like: `place` names it, `images` are checksums of pixels."""
+    """What one record is like: `where` names it, `images` are checksums of pixels."""
 
     index: int
-    place: str
+    where: str
     problems: tuple[Problem, ...]
     labels: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
@@ -234,31 +234,31 @@ class _Inspector:
         return [self._transformed(good[i], self._source[good[i]]) for i in sorted(order.tolist())]
 
     def _inspect(self, index: int) -> _Inspected:
-        place = f"record {index}"
+        where = f"record {index}"
         try:
             record = self._source[index]
-            place = record.id
+            where = record.id
             problems = _text_problems(record)
             opened = [self._open(image) for image in record.images]
             for image in opened:
                 if image.error:
-                    problems.append(Problem(ProblemKind.IMAGE, place, image.error))
+                    problems.append(Problem(ProblemKind.IMAGE, where, image.error))
                 elif record.size is not None and image.size != record.size:
                     found, expected = ("{} x {}".format(*s) for s in (image.size, record.size))
                     text = f"it is {found}, and the data says {expected}"
-                    problems.append(Problem(ProblemKind.SIZE, place, text))
+                    problems.append(Problem(ProblemKind.SIZE, where, text))
             if any(image.error for image in opened):
-                return _Inspected(index, place, tuple(problems))
+                return _Inspected(index, where, tuple(problems))
             tokens = self._count_tokens(self._transformed(index, record))
         except (PaliGemmaError, OSError) as e:
-            return _Inspected(index, place, (Problem(ProblemKind.UNREADABLE, place, str(e)),))
+            return _Inspected(index, where, (Problem(ProblemKind.UNREADABLE, where, str(e)),))
         if tokens is not None and self._length is not None and tokens > self._length + 1:
             text = f"{tokens} tokens, at most {self._length + 1}"
-            problems.append(Problem(ProblemKind.TOO_LONG, place, text))
+            problems.append(Problem(ProblemKind.TOO_LONG, where, text))
         images = tuple(image.checksum for image in opened)
         return _Inspected(
             index=index,
-            place=place,
+            where=where,
             problems=tuple(problems),
             labels=tuple(thing.label for thing in parse_answer(record.suffix).objects),
             images=images,
@@ -345,13 +345,13 @@ def _duplicates(found: Sequence[_Inspected]) -> list[Problem]:
     first: dict[str, str] = {}
     problems = []
     for one in found:
-        if one.key and first.setdefault(one.key, one.place) != one.place:
+        if one.key and first.setdefault(one.key, one.where) != one.where:
             text = f"the same as {first[one.key]}"
-            problems.append(Problem(ProblemKind.DUPLICATE, one.place, text))
-    ids = collections.Counter(one.place for one in found if one.key)
+            problems.append(Problem(ProblemKind.DUPLICATE, one.where, text))
+    ids = collections.Counter(one.where for one in found if one.key)
     return problems + [
-        Problem(ProblemKind.DUPLICATE, place, f"the id of {count} records")
-        for place, count in ids.items()
+        Problem(ProblemKind.DUPLICATE, where, f"the id of {count} records")
+        for where, count in ids.items()
         if count > 1
     ]
 
@@ -363,10 +363,10 @@ def _shared(
     problems = []
     for one in found:
         for image in one.images:
-            split, place = first_use.setdefault(image, (name, one.place))
+            split, where = first_use.setdefault(image, (name, one.where))
             if split != name:
-                text = f"its image is that of {place}"
-                problems.append(Problem(ProblemKind.SHARED, one.place, text))
+                text = f"its image is that of {where}"
+                problems.append(Problem(ProblemKind.SHARED, one.where, text))
     return problems
 
 
@@ -387,9 +387,9 @@ def _split_lines(split: SplitReport) -> Iterator[str]:
             yield f"  {'*' if kind.stops_training else '-'} {len(found):,} {kind.value}"
         for problem in found[:_SHOWN_PROBLEMS]:
             # An error names its place already.
-            place = "" if problem.text.startswith(problem.place) else f"{problem.place}: "
+            where = "" if problem.text.startswith(problem.where) else f"{problem.where}: "
             text = " ".join(problem.text.split())
-            yield f"      {place}{text if len(text) <= 300 else text[:297] + '...'}"
+            yield f"      {where}{text if len(text) <= 300 else text[:297] + '...'}"
         if len(found) > _SHOWN_PROBLEMS:
             yield f"      and {len(found) - _SHOWN_PROBLEMS:,} more"
     yield ""

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 class CocoObject:
     """An object: its class, its box clipped to the image, and its mask as it is written."""
 
-    place: str
+    where: str
     label: str
     corners: Corners
     segmentation: Any
@@ -44,7 +44,7 @@ class CocoObject:
 class CocoImage:
     """An image of width x height pixels and its objects, in the file's order."""
 
-    place: str
+    where: str
     name: str
     width: int
     height: int
@@ -91,7 +91,7 @@ def read_coco(path: str | os.PathLike[str], names: Mapping[str, str] | None = No
     labels = _labels(path, data, names or {})
     images: dict[Any, CocoImage] = {}
     for entry in data["images"]:
-        place = f"{short_name(path)}:image {_get(entry, 'id')}"
+        where = f"{short_name(path)}:image {_get(entry, 'id')}"
         try:
             width, height = int(entry["width"]), int(entry["height"])
             name, key = entry["file_name"], entry["id"]
@@ -102,13 +102,13 @@ def read_coco(path: str | os.PathLike[str], names: Mapping[str, str] | None = No
                 f"{path}: expected an image with an id of its own, file_name, width and height, "
                 f"got {str(entry)[:120]}"
             ) from e
-        images[key] = CocoImage(place, name, width, height, ())
+        images[key] = CocoImage(where, name, width, height, ())
     if not images:
         raise DatasetError(f"{path} has no images. Export it again.")
     objects: dict[Any, list[CocoObject]] = {key: [] for key in images}
     problems: list[Problem] = []
     for entry in data["annotations"]:
-        place = f"{short_name(path)}:annotation {_get(entry, 'id')}"
+        where = f"{short_name(path)}:annotation {_get(entry, 'id')}"
         image, label = images.get(_get(entry, "image_id")), labels.get(_get(entry, "category_id"))
         try:
             if image is None or label is None:
@@ -119,12 +119,12 @@ def read_coco(path: str | os.PathLike[str], names: Mapping[str, str] | None = No
             box = box_corners(entry.get("bbox"), "xywh", image.width, image.height)
             corners, clipped = clip(box)
         except DatasetError as e:
-            problems.append(Problem(ProblemKind.BOX, place, f"{e} Skipped."))
+            problems.append(Problem(ProblemKind.BOX, where, f"{e} Skipped."))
             continue
         if clipped:
-            problems.append(Problem(ProblemKind.BOX, place, clipped))
+            problems.append(Problem(ProblemKind.BOX, where, clipped))
         objects[entry["image_id"]].append(
-            CocoObject(place, label, corners, entry.get("segmentation"))
+            CocoObject(where, label, corners, entry.get("segmentation"))
         )
     filled = (dataclasses.replace(image, objects=tuple(objects[k])) for k, image in images.items())
     checksum = hashlib.sha256(content).hexdigest()[:32]
@@ -207,11 +207,11 @@ class CocoSource:
         self._checksum = file.checksum
         # Text alone goes to worker processes: a parsed file can be gigabytes.
         self._entries = [
-            (image.place, image.name, (image.width, image.height), format_answer(found))
+            (image.where, image.name, (image.width, image.height), format_answer(found))
             for image, found in zip(file.images, boxes, strict=True)
         ]
         if self.problems:
-            first = f"{self.problems[0].place}: {self.problems[0].text}"
+            first = f"{self.problems[0].where}: {self.problems[0].text}"
             _log.warning(
                 "%s: skipped or clipped %d boxes or masks, the first: %s",
                 self.path, len(self.problems), first,
@@ -221,13 +221,13 @@ class CocoSource:
         return len(self._entries)
 
     def __getitem__(self, index: int) -> Record:
-        place, name, size, suffix = self._entries[check_index(index, len(self), self.path)]
+        where, name, size, suffix = self._entries[check_index(index, len(self), self.path)]
         try:
             image = self.images.path_of(name)
         except DatasetError as e:
-            raise DatasetError(f"{place}: {e}") from e
+            raise DatasetError(f"{where}: {e}") from e
         ask = prompts.detect if self._task == "detect" else prompts.segment
-        return Record((image,), ask(self.classes), suffix, place, size=size)
+        return Record((image,), ask(self.classes), suffix, where, size=size)
 
     def fingerprint(self) -> str:
         """Of the file's contents and the task."""
@@ -258,7 +258,7 @@ def _encode(file: CocoFile, codec: MaskCodec) -> tuple[list[list[Box]], tuple[Pr
                 if not mask.any():
                     raise InvalidMaskError("the mask is empty.")
             except InvalidMaskError as e:
-                problems.append(Problem(ProblemKind.BOX, thing.place, f"{e} Skipped."))
+                problems.append(Problem(ProblemKind.BOX, thing.where, f"{e} Skipped."))
                 continue
             waiting.append((number, thing.label, mask))
             if len(waiting) == _MASK_BATCH:

@@ -106,8 +106,8 @@ class Outlined:
         """The columns of images."""
         return self.reader.image_fields
 
-    def __call__(self, example: Example, place: str) -> Record:
-        record = self.reader(example, place)
+    def __call__(self, example: Example, record_id: str) -> Record:
+        record = self.reader(example, record_id)
         box = _fractions(column(example, self.box), self.box)
         top, left, bottom, right = (int(v * (self.size - 1)) for v in box.tolist())
         drawn = []
@@ -140,7 +140,7 @@ class ObjectReader(ImageColumns):
     masks: str = "objects.segmentation"
     codec: MaskCodec | None = dataclasses.field(default=None, compare=False, repr=False)
 
-    def __call__(self, example: Example, place: str) -> Record:
+    def __call__(self, example: Example, record_id: str) -> Record:
         images = _loaded(images_in(example, self.image))
         if len(images) != 1:
             raise DatasetError(f"{self.image!r}: expected one image, got {len(images)}")
@@ -168,7 +168,7 @@ class ObjectReader(ImageColumns):
                 prefix = prompts.segment(labels)
                 masks = [_mask_of(value, image.height, image.width) for value in values]
                 boxes = encode_masks(self.codec, masks, names)
-            return Record((image,), prefix, format_answer(boxes), place, size=image.size)
+            return Record((image,), prefix, format_answer(boxes), record_id, size=image.size)
         except (DatasetError, InvalidMaskError, InvalidPromptError) as e:
             raise DatasetError(f"{field!r}: {e}") from e
 
@@ -227,7 +227,7 @@ class Referring(ImageColumns):
         default_factory=dict, init=False, compare=False, repr=False
     )
 
-    def __call__(self, example: Example, place: str) -> Record:
+    def __call__(self, example: Example, record_id: str) -> Record:
         masks, given = list(column(example, self.masks)), list(column(example, self.boxes))
         texts = list(column(example, self.expressions))
         if not len(masks) == len(given) == len(texts) or not masks:
@@ -243,7 +243,7 @@ class Referring(ImageColumns):
         )
         expressions, suffix = objects[0]
         images = images_in(example, self.image)
-        return ReferringRecord(images, expressions[0], suffix, place, objects=objects)
+        return ReferringRecord(images, expressions[0], suffix, record_id, objects=objects)
 
     def _suffixes(self, masks: list[Any], boxes: list[np.ndarray]) -> list[str]:
         keys = [_mask_key(mask, box) for mask, box in zip(masks, boxes, strict=True)]

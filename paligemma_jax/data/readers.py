@@ -27,7 +27,7 @@ class Reader(Protocol):
         """Columns that may hold the names of image files."""
         ...
 
-    def __call__(self, example: Example, place: str, /) -> Record: ...
+    def __call__(self, example: Example, record_id: str, /) -> Record: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +59,16 @@ class Fields(ImageColumns):
         named = super().image_fields
         return (*named, *(f"{name}s" for name in named))
 
-    def __call__(self, example: Example, place: str) -> Record:
+    def __call__(self, example: Example, record_id: str) -> Record:
         name = self.image
         if isinstance(name, str) and name not in example and f"{name}s" in example:
             name = f"{name}s"
         given = example.get(self.id)
         known = is_whole(given) or (isinstance(given, str) and given)
         prefix, answers = text_in(example, self.prefix), texts_in(example, self.suffix)
-        return record_of(images_in(example, name), prefix, answers, str(given) if known else place)
+        return record_of(
+            images_in(example, name), prefix, answers, str(given) if known else record_id
+        )
 
 
 _OPTIONS = re.compile(r"Options: (\(A\) .*)\nAnswer:", re.DOTALL)
@@ -149,11 +151,11 @@ def texts_of(value: Any, name: str) -> tuple[str, ...]:
 
 
 def record_of(
-    images: tuple[ImageSource, ...], prefix: str, answers: tuple[str, ...], place: str
+    images: tuple[ImageSource, ...], prefix: str, answers: tuple[str, ...], record_id: str
 ) -> Record:
     """A record of one answer or several."""
     several = len(answers) > 1
-    return Record(images, prefix, answers[0], place, answers=answers if several else ())
+    return Record(images, prefix, answers[0], record_id, answers=answers if several else ())
 
 
 def is_whole(value: Any) -> bool:

@@ -121,7 +121,7 @@ class Problem:
     """One problem: where it is, such as "train.jsonl:17", and what it is."""
 
     kind: ProblemKind
-    place: str
+    where: str
     text: str
 
 

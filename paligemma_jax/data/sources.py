@@ -103,7 +103,7 @@ class JsonlSource:
 
     def __getitem__(self, index: int) -> Record:
         index = check_index(index, len(self), self.path)
-        place = f"{short_name(self.path)}:{self._numbers[index]}"
+        record_id = f"{short_name(self.path)}:{self._numbers[index]}"
         with self.path.open("rb") as file:
             if _stamp(file.fileno()) != self._stamp:
                 raise DatasetError(
@@ -116,7 +116,7 @@ class JsonlSource:
             example = _json_object(line)
             for name in set(self.reader.image_fields) & set(example):
                 example[name] = self.images.paths_of(example[name])
-            return self.reader(example, place)
+            return self.reader(example, record_id)
         except DatasetError as e:
             raise DatasetError(f"{self.path}:{self._numbers[index]}: {e}") from e
 
@@ -191,22 +191,22 @@ class SequenceSource:
 
     def __getitem__(self, index: int) -> Record:
         index = check_index(index, len(self), self.name)
-        place = f"{self.name}:{index}"
+        record_id = f"{self.name}:{index}"
         try:
             example = self.examples[index]
         except Exception as e:  # a dataset that decodes images fails with whatever they hold
-            raise DatasetError(f"{place} cannot be read: {type(e).__name__}: {e}") from e
+            raise DatasetError(f"{record_id} cannot be read: {type(e).__name__}: {e}") from e
         if isinstance(example, Record):
             return example
         if not isinstance(example, Mapping):
             raise DatasetError(
-                f"{place}: expected a Record or a dict such as {_OBJECT}, got "
+                f"{record_id}: expected a Record or a dict such as {_OBJECT}, got "
                 f"{type(example).__name__}"
             )
         try:
-            return self.reader(example, place)
+            return self.reader(example, record_id)
         except DatasetError as e:
-            raise DatasetError(f"{place}: {e}") from e
+            raise DatasetError(f"{record_id}: {e}") from e
 
     def __repr__(self) -> str:
         return f"SequenceSource({type(self.examples).__name__} of {len(self)}, name={self.name!r})"
@@ -263,18 +263,18 @@ class TfdsSource:
         return len(self._data)
 
     def __getitem__(self, index: int) -> Record:
-        place = f"{self.split}:{check_index(index, len(self), f'{self.path} {self.split}')}"
+        record_id = f"{self.split}:{check_index(index, len(self), f'{self.path} {self.split}')}"
         try:
             example = self._data[index]
         except Exception as e:  # array_record's own checksums raise several kinds
             raise DatasetError(
-                f"{self.path}: {place} cannot be read: {_first_line(e)} Prepare or copy the data "
-                "set again."
+                f"{self.path}: {record_id} cannot be read: {_first_line(e)} Prepare or copy the "
+                "data set again."
             ) from e
         try:
-            return self.reader(plain_example(example, self._features), place)
+            return self.reader(plain_example(example, self._features), record_id)
         except DatasetError as e:
-            raise DatasetError(f"{self.path}: {place}: {e}") from e
+            raise DatasetError(f"{self.path}: {record_id}: {e}") from e
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TfdsSource, (self.path, self.split, self.reader)  # opened anew in each process
@@ -402,8 +402,8 @@ def find_splits(path: str | os.PathLike[str]) -> dict[str, Path]:
         inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         raise DatasetError(f"{path} holds no data of a known layout, but {inside}. {_KNOWN}")
     order = ("train", *_VALIDATION, "test")
-    place = {name: order.index(name) if name in order else len(order) for name in found}
-    return {name: found[name] for name in sorted(found, key=lambda name: (place[name], name))}
+    rank = {name: order.index(name) if name in order else len(order) for name in found}
+    return {name: found[name] for name in sorted(found, key=lambda name: (rank[name], name))}
 
 
 def _annotation_files(path: Path) -> Iterator[tuple[str, Path]]:

@@ -171,10 +171,12 @@ class PromptReader(ImageColumns):
     prompt: str = "caption en"
     answers: str = "caption"
 
-    def __call__(self, example: Example, place: str) -> Record:
+    def __call__(self, example: Example, record_id: str) -> Record:
         value = column(example, self.answers)
         answers = (str(value),) if is_whole(value) else texts_of(value, self.answers)
-        return record_of(images_in(example, self.image), fill(self.prompt, example), answers, place)
+        return record_of(
+            images_in(example, self.image), fill(self.prompt, example), answers, record_id
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,11 +197,13 @@ class TaskReader:
         """The columns of images."""
         return IMAGE_FIELDS
 
-    def __call__(self, example: Example, place: str) -> Record:
+    def __call__(self, example: Example, record_id: str) -> Record:
         task = find(self.task)
         given = {"question": self.question, task.answers: self.answers}
         fields = task.fields(example, {field: name for field, name in given.items() if name})
-        return record_of(images_of(example), task.prompt_of(fields), task.answers_of(fields), place)
+        return record_of(
+            images_of(example), task.prompt_of(fields), task.answers_of(fields), record_id
+        )
 
 
 def find(name: str) -> Task:

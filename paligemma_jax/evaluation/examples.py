@@ -287,8 +287,8 @@ def _coco(task: EvaluationTask, path: Path) -> Iterator[_Load]:
             {"label": thing.label, "box": (np.array(thing.corners)[[1, 0, 3, 2]] * size).tolist()}
             for thing in one.objects
         ]
-        fields = {"id": one.place, "labels": list(file.classes), "objects": objects}
-        return one.place, fields, (folder.path_of(one.name),), folder.root
+        fields = {"id": one.where, "labels": list(file.classes), "objects": objects}
+        return one.where, fields, (folder.path_of(one.name),), folder.root
 
     return (functools.partial(load, one) for one in file.images)
 

@@ -31,7 +31,7 @@ def _line(tmp_path: Path, write_image):
 def problems(report) -> dict[ProblemKind, list[str]]:
     found: dict[ProblemKind, list[str]] = {}
     for one in report.problems:
-        found.setdefault(one.kind, []).append(f"{one.place}: {one.text}")
+        found.setdefault(one.kind, []).append(f"{one.where}: {one.text}")
     return found
 
 

@@ -76,7 +76,7 @@ def test_boxes_are_clipped_and_skipped_with_a_warning(tmp_path: Path, caplog):
     source = CocoSource(write(tmp_path / "x.json", coco(annotations)))
     boxes = parse_answer(source[0].suffix).objects
     assert len(boxes) == 2 and boxes[0].x1 == 0 and round(boxes[0].x2, 1) == 0.2
-    told = {problem.place.rpartition(" ")[2]: problem.text for problem in source.problems}
+    told = {problem.where.rpartition(" ")[2]: problem.text for problem in source.problems}
     assert list(told) == ["1", "2", "3", "4", "5", "6", "7"]
     assert "leaves the image; clipped" in told["1"] and "has no area" in told["2"]
     assert "outside of the image" in told["3"] and "four numbers" in told["4"]
