@@ -299,5 +299,5 @@ def test_rows_that_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.Monkey
         read_examples(find_task("refcoco_seg"), folder, split="test_de")
     row = prepared(BUILT["aokvqa_mc"], monkeypatch) | {"multiple_choice_correct_idx": -1}
     folder = give([row], tmp_path / "other", monkeypatch)
-    with pytest.raises(DatasetError, match="test data has none"):
+    with pytest.raises(DatasetError, match="test data has no"):
         read_examples(find_task("aokvqa_mc"), folder, split="test_de")
