@@ -38,11 +38,8 @@ def test_scores_and_files(run: Run, says: Says, data: Path):
     first, *rest = done.out.splitlines()
     assert first.startswith("GQA: acc 66.67 (")
     assert "    paligemma-3b-224     65.61" in done.out
-    assert [Path(line).name for line in rest[-3:]] == [
-        "metrics.json",
-        "report.html",
-        "submission.json",
-    ]
+    names = [Path(line).name for line in rest[-3:]]
+    assert names == ["metrics.json", "report.html", "submission.json"]
     assert calls == [[f"answer en what colour is {i}?" for i in range(3)]]
     # All is there: the model is not asked again.
     again = run("eval", "--task", "gqa", "--data", data, "--out", out, "--json")
@@ -98,3 +95,9 @@ def test_shards_of_several_processes(run: Run, says: Says, data: Path):
     assert together["counts"] == alone["counts"] and together["value"] == alone["value"]
     assert run(*common, "--shard", "0/2").code == 2
     assert "expected I/N" in run(*common, "--out", out, "--shard", "2/2").err
+
+
+def test_a_mesh(run: Run, store: Path, data: Path):
+    command = ["eval", "--task", "gqa", "--data", data, "--model", store, "--batch-size", "1"]
+    done = run(*command, "--mesh", "data=2", "--max-new-tokens", "4")
+    assert done.code == 0 and done.out.startswith("GQA: acc"), done.err
