@@ -149,7 +149,7 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     method.add_argument("--stream", action="store_true", help="print text as it is generated")
 
 
-def add_max_new_tokens(parser: argparse.ArgumentParser, default: int = 128) -> None:
+def add_max_new_tokens(parser: argparse.ArgumentParser, default: int) -> None:
     """The length of what is generated; `default` is that of the library."""
     help = f"maximum number of new tokens (default: {default})"
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help=help)

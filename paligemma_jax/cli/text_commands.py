@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paligemma_jax.cli import options
 from paligemma_jax.cli.files import Input, check_arguments, count_inputs, read_inputs
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from paligemma_jax.generation.results import Generation
     from paligemma_jax.generation.scoring import Classification, ScoredAnswer
     from paligemma_jax.pipeline import Pipeline
-
-Generated: TypeAlias = "tuple[list[Generation], list[str]]"  # and the pieces of the first
 
 _LANGUAGES = """\
 Published models know 34 languages, among them en, es, de, fr, zh; the demo model en, es, de, fr.
@@ -117,6 +115,18 @@ labels and their probabilities: paligemma classify.
 _FIELDS = "text, tokens, logprob, finish_reason, prompt_tokens, image_tokens"
 
 
+class Generated(NamedTuple):
+    """What was generated for a prompt, best first, and the pieces of the best one's tokens."""
+
+    generations: "list[Generation]"
+    pieces: list[str]
+
+    @property
+    def text(self) -> str:
+        """The best text."""
+        return self.generations[0].text
+
+
 def add_text_commands(commands: Any) -> None:
     """Adds the parsers of caption, answer, ocr, count and generate."""
     json = options.json_lines(_FIELDS)
@@ -139,12 +149,11 @@ def add_text_commands(commands: Any) -> None:
     )  # fmt: skip
     options.add_images(ocr)
     count = options.add_command(
-        commands, "count", run_count, "count objects in images",
+        commands, "count", run_prompt, "count objects in images",
         "Counts objects of one kind in each image.", _COUNT,
         json=options.json_lines(f"{_FIELDS}, count"),
     )  # fmt: skip
     options.add_images(count, ("things", "what to count, after all images"))
-    options.add_max_new_tokens(count)
     generate = options.add_command(
         commands, "generate", run_prompt, "generate from your own prompt",
         "Answers a prompt of PaliGemma's own language about each image, or about all together.",
@@ -152,58 +161,45 @@ def add_text_commands(commands: Any) -> None:
     )  # fmt: skip
     words = "prompt", "in quotes, after all images"
     options.add_images(generate, words, frames=True, multi_image=True)
-    for parser in (caption, answer, ocr, generate):
-        options.add_generation(parser)
     for parser in (caption, answer, ocr, count, generate):
+        options.add_generation(parser)
         options.add_model(parser)
 
 
 def run_prompt(args: argparse.Namespace) -> int:
-    """`paligemma caption`, `answer`, `ocr` and `generate`; returns the exit code."""
+    """`paligemma caption`, `answer`, `ocr`, `count` and `generate`; returns the exit code."""
     from paligemma_jax.processing import prompts
 
-    check_arguments(args, {"answer": "question", "generate": "prompt"}.get(args.command))
+    words = {"answer": "question", "count": "things", "generate": "prompt"}.get(args.command)
+    check_arguments(args, words)
+    _check_generation(args)
     if args.command == "caption":
         prompt = prompts.caption(args.language)
     elif args.command == "answer":
         prompt = prompts.answer(args.question, args.language)
+    elif args.command == "count":
+        prompt = prompts.count(args.things)
     else:
         prompt = prompts.ocr() if args.command == "ocr" else args.prompt
-    _check_generation(args)
     if args.stream:
         return _stream_images(args, prompt)
 
-    def ask(pipeline: "Pipeline", inputs: list[Input]) -> "list[Generated]":
+    def ask(pipeline: "Pipeline", inputs: list[Input]) -> list[Generated]:
         images = [model_images(pipeline, one) for one in inputs]
         indices = [one.index for one in inputs]
         return _generate(args, pipeline, images, [prompt] * len(inputs), indices)
 
-    return run_on_images(args, prompt, ask, lambda _, generated: _show(args, generated))
-
-
-def run_count(args: argparse.Namespace) -> int:
-    """`paligemma count`; returns the exit code."""
-    from paligemma_jax.processing import prompts
-
-    check_arguments(args, "things")
-    prompt = prompts.count(args.things)
-
-    def ask(pipeline: "Pipeline", inputs: list[Input]) -> "list[Generation]":
-        return pipeline.generate(
-            [model_images(pipeline, one) for one in inputs],
-            [prompt] * len(inputs),
-            batch_size=args.batch_size,
-            **options.generation_options(args),
-        )
-
-    def show(one: Input, result: "Generation") -> Shown:
-        number = prompts.parse_number(result.text)
-        if number is None:
-            raise UnexpectedAnswerError(
-                f"{one.name}: expected a number, got {result.text!r}. For the model's own words: "
-                "paligemma answer IMAGE QUESTION"
-            )
-        return str(number), _fields(args, result) | {"count": number}
+    def show(one: Input, generated: Generated) -> Shown:
+        text, fields = _show(args, generated)
+        if args.command == "count":
+            number = prompts.parse_number(generated.text)
+            if number is None:
+                raise UnexpectedAnswerError(
+                    f"{one.name}: expected a number, got {generated.text!r}. For the model's own "
+                    "words: paligemma answer IMAGE QUESTION"
+                )
+            text, fields["count"] = str(number), number
+        return text, fields
 
     return run_on_images(args, prompt, ask, show)
 
@@ -215,16 +211,18 @@ def model_images(pipeline: "Pipeline", one: Input) -> Any:
 
 def _check_generation(args: argparse.Namespace) -> None:
     """Errors in options come before a model is loaded."""
-    if args.stream and (args.json or args.logprobs):
-        args.usage_error("argument --stream: not allowed with --json or --logprobs")
+    if args.stream and (args.json or args.logprobs or args.command == "count"):
+        args.usage_error("argument --stream: not allowed with --json, --logprobs or count")
     from paligemma_jax.generation.config import resolve_config
 
-    method = "generate"
+    resolve_config(_method(args)[0], None, options.generation_options(args))
+
+
+def _method(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The method of `Pipeline` that the options ask for, and an argument that only it takes."""
     if args.best_of is not None:
-        method = "best_of"
-    elif args.num_beams is not None:
-        method = "beam_search"
-    resolve_config(method, None, options.generation_options(args))
+        return "best_of", {"n": args.best_of}
+    return ("generate" if args.num_beams is None else "beam_search"), {}
 
 
 def _generate(
@@ -233,24 +231,21 @@ def _generate(
     images: Sequence[Any] | None,
     prompts: Sequence[str],
     indices: Sequence[int],
-) -> "list[Generated]":
-    """Generations for each prompt, best first; prompt i samples from the seed + indices[i]."""
-    settings = options.generation_options(args) | {"batch_size": args.batch_size}
+) -> list[Generated]:
+    """Generates for each prompt; prompt i samples from the seed + indices[i]."""
+    method, settings = _method(args)
+    settings |= options.generation_options(args) | {"batch_size": args.batch_size}
     if args.answer_prefix:
         settings["answer_prefixes"] = [args.answer_prefix] * len(prompts)
-    if args.num_beams is not None:
-        found = pipeline.beam_search(images, prompts, **settings)
-    else:
+    if method != "beam_search":
         settings["seed"] = [settings.get("seed", 0) + index for index in indices]
-        if args.best_of is not None:
-            found = pipeline.best_of(images, prompts, n=args.best_of, **settings)
-        else:
-            found = [[one] for one in pipeline.generate(images, prompts, **settings)]
+    found = getattr(pipeline, method)(images, prompts, **settings)
+    ranked = [[one] for one in found] if method == "generate" else found
     piece = pipeline.processor.tokenizer.piece
-    return [(one, [piece(token) for token in one[0].tokens]) for one in found]
+    return [Generated(row, [piece(token) for token in row[0].tokens]) for row in ranked]
 
 
-def _show(args: argparse.Namespace, generated: "Generated") -> Shown:
+def _show(args: argparse.Namespace, generated: Generated) -> Shown:
     """The best generation as text, and all of them as fields."""
     generations, pieces = generated
     best = generations[0]
@@ -270,9 +265,9 @@ def _fields(args: argparse.Namespace, generation: "Generation") -> dict[str, Any
     fields = {name: getattr(generation, name) for name in _FIELDS.split(", ")}
     asked = {
         "score": generation.score is not None,
-        "stop": getattr(args, "stop", None),
-        "logprobs": getattr(args, "logprobs", False),
-        "top_logprobs": getattr(args, "top_logprobs", None),
+        "stop": args.stop,
+        "logprobs": args.logprobs,
+        "top_logprobs": args.top_logprobs,
     }
     return fields | {name: getattr(generation, name) for name, given in asked.items() if given}
 

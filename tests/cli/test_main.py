@@ -78,6 +78,7 @@ def test_version(run: Run):
         (["caption", "a.png", "--num-beams", "2", "--best-of", "2"], "not allowed with"),
         (["caption", "a.png", "--stream", "--json"], "--json"),
         (["text", "ocr", "--stream", "--logprobs"], "--logprobs"),
+        (["count", "a.png", "cats", "--stream"], "count"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(run: Run, argv: list[str], word: str):
