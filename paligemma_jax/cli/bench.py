@@ -59,8 +59,8 @@ def add_bench(commands: Any) -> None:
         "may be repeated",
     )  # fmt: skip
     add(
-        "--implementation", action="append", choices=list(Implementation),
-        help="only this one; may be repeated",
+        "--implementation", action="append", choices=list(Implementation), metavar="NAME",
+        help=f"only this one of {', '.join(Implementation)}; may be repeated",
     )  # fmt: skip
     add("--dtype", action="append", choices=list(Precision), help="only this one; may be repeated")
     add(
