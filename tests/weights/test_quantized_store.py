@@ -226,7 +226,7 @@ def test_unknown_recipes(copy: Path, edit_json):
         "4 (of embedding)",
     ):
         assert words in str(error.value)
-    assert "nothing is said of image" in str(error.value)
+    assert "image is missing" in str(error.value)
 
 
 class Large(TensorSource):
