@@ -2,7 +2,7 @@
 
     python -m tests.gpu.on_gpu FOLDER
 
-First the questions of `gpu_questions`, in a process of their own, then `paligemma bench --size gpu`
+First the questions of `gpu_probe`, in a process of their own, then `paligemma bench --size gpu`
 for the rest of the time. What is known is in FOLDER at any time, should the machine go away.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from paligemma_jax.benchmark.bench import bench, find_accelerator
 from paligemma_jax.errors import ConfigError
-from tests.gpu import gpu_probe as gpu_questions
+from tests.gpu import gpu_probe
 
 FILES = ("answers.json", "answers.md", "bench.json", "bench.md")
 MINUTES = 9.5
@@ -34,14 +34,11 @@ def measure_all(
     began = time.monotonic()
     if size == "gpu" and find_accelerator() is None:
         raise ConfigError(
-            "There is no GPU that JAX can use here. What CPUs can tell: paligemma bench --size cpu"
+            "expected a GPU that JAX can use, got none. On CPUs run: paligemma bench --size cpu"
         )
     there = [name for name in FILES if (folder / name).exists()]
     if there:
-        raise ConfigError(
-            f"{folder} has {there[0]} already, from a run before. A new directory fits. Name "
-            f"another one, or remove it: rm -r {folder}"
-        )
+        raise ConfigError(f"{folder} has {there[0]} of an earlier run. Name another directory")
     folder.mkdir(parents=True, exist_ok=True)
     _ask(folder, questions)
     left = minutes - (time.monotonic() - began) / 60
@@ -51,7 +48,7 @@ def measure_all(
 
 def _ask(folder: Path, arguments: Sequence[str]) -> None:
     """The questions; what goes wrong with them does not stop the rest."""
-    command = [sys.executable, "-m", gpu_questions.__name__, "--seconds", str(ASKING)]
+    command = [sys.executable, "-m", gpu_probe.__name__, "--seconds", str(ASKING)]
     command += ["--json", str(folder / "answers.json"), *arguments]
     path = folder / "answers.md"
     with path.open("w") as said, contextlib.suppress(subprocess.TimeoutExpired):
@@ -59,7 +56,7 @@ def _ask(folder: Path, arguments: Sequence[str]) -> None:
         subprocess.run(command, stdout=subprocess.DEVNULL, stderr=said, timeout=ASKING + SLACK)
     answered = [line for line in path.read_text().splitlines() if line.startswith("|")]
     if answered:
-        path.write_text("\n".join([*gpu_questions.HEAD, *answered]) + "\n")
+        path.write_text("\n".join([*gpu_probe.HEAD, *answered]) + "\n")
     print(path.read_text(), file=sys.stderr, flush=True)
 
 
