@@ -116,11 +116,11 @@ def encode(
 def prompt_batches(
     model: PaliGemma,
     processor: Processor,
-    images: Sequence[Any] | None,
-    prompts: Sequence[str],
+    images: Any,
+    prompts: Any,
     *,
-    answer_prefixes: Sequence[str] | None = None,
-    batch_size: int = BATCH_SIZE,
+    answer_prefixes: Any = None,
+    batch_size: Any = BATCH_SIZE,
     allow_urls: bool = False,
 ) -> Iterator[PromptBatch]:
     """All prompts as few batches, those with equally many images together.
