@@ -61,26 +61,26 @@ def test_an_answer_of_at_least_so_many_tokens(pali, asked, greedy):
 
 
 def test_going_on_from_a_beginning(pali, asked, greedy):
-    beginnings = ["a red circle,", "", "", "ein"]
-    rows = pali.generate(*asked, max_new_tokens=LIMIT, answer_prefixes=beginnings)
-    assert (beginnings[0] + rows[0].text).startswith(greedy[0].text)
-    assert (beginnings[3] + rows[3].text).startswith(greedy[3].text)
+    prefixes = ["a red circle,", "", "", "ein"]
+    rows = pali.generate(*asked, max_new_tokens=LIMIT, answer_prefixes=prefixes)
+    assert (prefixes[0] + rows[0].text).startswith(greedy[0].text)
+    assert (prefixes[3] + rows[3].text).startswith(greedy[3].text)
     assert [row.tokens for row in rows[1:3]] == [row.tokens for row in greedy[1:3]]
 
 
 def test_answers_alone_are_those_in_any_batch(pali, asked):
     """Drawn, begun and stopped: prompt i draws from seed + i, wherever it is."""
     options: dict[str, Any] = dict(max_new_tokens=LIMIT, stop=["circle", "xx"], **WILD)
-    beginnings = ["a", "", "b", "ein"]
-    together = pali.generate(*asked, seed=5, answer_prefixes=beginnings, **options)
+    prefixes = ["a", "", "b", "ein"]
+    together = pali.generate(*asked, seed=5, answer_prefixes=prefixes, **options)
     assert len({row.tokens for row in together}) == 4
-    small = pali.generate(*asked, seed=5, beginnings=beginnings, batch_size=1, **options)
+    small = pali.generate(*asked, seed=5, answer_prefixes=prefixes, batch_size=1, **options)
     assert [row.tokens for row in small] == [row.tokens for row in together]
     back = pali.generate(
         asked[0][::-1],
         asked[1][::-1],
         seed=[8, 7, 6, 5],
-        answer_prefixes=beginnings[::-1],
+        answer_prefixes=prefixes[::-1],
         **options,
     )
     assert [row.tokens for row in back] == [row.tokens for row in together[::-1]]
