@@ -1,12 +1,32 @@
-"""The layers against their formulas in numpy."""
+"""The layers against their formulas in NumPy, dropout, and how layers and matmuls are run."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
-from paligemma_jax.models.layers import LayerNorm, RMSNorm, normal_init
+from paligemma_jax.models import layers
+from paligemma_jax.models.attention import attention
+from paligemma_jax.models.layers import (
+    Dropout,
+    Jitted,
+    LayerNorm,
+    RMSNorm,
+    fold_layers,
+    in_row_blocks,
+    init_stacked,
+    normal_init,
+    scan_layers,
+)
 from paligemma_jax.models.linear import Dense, Einsum, EinsumAxes
+from paligemma_jax.models.masks import Layer, PrefixMask
+from paligemma_jax.models.paligemma import PaliGemma, abstract_params, from_params
+from tests.tiny import GEMMA, tiny_config
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -88,3 +108,157 @@ def test_initial_weights_have_variance_one_over_fan_in():
     weights = normal_init(jax.random.key(0), (400, 100), fan_in=25, dtype=jnp.float32)
     assert abs(float(jnp.std(weights)) - 0.2) < 0.004
     assert abs(float(jnp.mean(weights))) < 0.004
+
+
+KEY = jax.random.key(1)
+
+
+def test_a_share_is_dropped_and_the_rest_scaled_up():
+    dropped = np.asarray(Dropout(KEY, 0.25)(jnp.ones((100, 200))))
+    assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
+    assert abs((dropped == 0).mean() - 0.25) < 0.02
+    x = jnp.ones((3, 4), jnp.bfloat16)
+    assert Dropout(KEY, 0.0)(x) is x and Dropout(KEY, 0.5)(x).dtype == x.dtype
+
+
+def test_places_have_keys_of_their_own():
+    x, dropout = jnp.ones((50, 50)), Dropout(KEY, 0.5)
+    first, again, other = (np.asarray(dropout.fold_in(place)(x)) for place in (0, 0, 1))
+    assert (first == again).all() and 0.4 < (first != other).mean() < 0.6
+
+
+def test_it_follows_the_norm_of_attention_and_precedes_that_of_the_mlp(tiny_model: PaliGemma):
+    graphdef, stacked = nnx.split(tiny_model.llm.layers)
+    block: Any = nnx.merge(graphdef, jax.tree.map(lambda w: w[1], stacked))
+    x = jax.random.normal(jax.random.key(2), (2, 5, 16))
+    mask = PrefixMask.of(jnp.zeros((2, 5), jnp.int32), jnp.ones((2, 5), bool))
+    dropout = Dropout(KEY, 0.5)
+    q, k, v = block.project(x, mask.query_positions)
+    mixed = attention(q, k, v, mask, 1, block.softcap)
+    middle = x + dropout.fold_in(0)(block.post_attention_norm(block.attn.output(mixed)))
+    mlp = dropout.fold_in(1)(block.mlp(block.pre_ffw_norm(middle)))
+    wanted = middle + block.post_ffw_norm(mlp)
+    found = block.finish(x, q, k, v, mask, 1, dropout)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+WIDTH, DEPTH = 16, 5
+
+
+def apply(layer: Einsum, x: jax.Array, index: Layer) -> jax.Array:
+    return jnp.tanh(layer("bi,io->bo", x)) + index
+
+
+def test_folding_is_scanning():
+    for dtype in (jnp.float32, jnp.bfloat16):
+        kw = dict(dtype=dtype, param_dtype=dtype)
+        layers = init_stacked(
+            lambda rngs, kw=kw: Einsum((WIDTH, WIDTH), EinsumAxes((0,)), rngs=rngs, **kw),
+            DEPTH,
+            nnx.Rngs(0),
+        )
+        x = jax.random.normal(jax.random.key(0), (3, WIDTH), dtype)
+        one = jax.jit(lambda layers, x: scan_layers(layers, apply, x))(layers, x)
+        other = jax.jit(lambda layers, x: fold_layers(layers, apply, x))(layers, x)
+        np.testing.assert_allclose(np.float32(one), np.float32(other), atol=2e-2)
+
+
+def test_decoding_in_bfloat16_does_not_widen_all_layers():
+    """Temporary memory of a step is far below the weights, whose float32 copy would be twice."""
+    config = tiny_config(GEMMA)
+    llm = dataclasses.replace(config.llm, width=256, depth=12, mlp_dim=1024)
+    config = dataclasses.replace(config, llm=llm)
+    params = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_params(config, jnp.bfloat16)
+    )
+    layers = sum(leaf.size * 2 for leaf in jax.tree.leaves(params["llm"]["layers"]))
+
+    def prefill(params, tokens):
+        model = from_params(config, params, jnp.bfloat16)
+        none = jnp.zeros((1, 0, llm.width), jnp.bfloat16)
+        return model.prefill(none, tokens, tokens * 0, tokens == tokens, 16)
+
+    def steps(params, token, leaves):
+        model = from_params(config, params, jnp.bfloat16)
+
+        def body(carry):
+            token, cache, left = carry
+            logits, cache = model.extend(token, cache)
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32), cache, left - 1
+
+        start = (token, jax.tree.unflatten(structure, leaves), 8)
+        return jax.lax.while_loop(lambda carry: carry[2] > 0, body, start)[0]
+
+    tokens = jnp.ones((1, 4), jnp.int32)
+    _, cache = jax.jit(prefill)(params, tokens)
+    leaves, structure = jax.tree.flatten(cache)
+    programs = ((prefill, (params, tokens)), (steps, (params, tokens[:, 0], leaves)))
+    for program, args in programs:
+        analysis = jax.jit(program).lower(*args).compile().memory_analysis()
+        assert analysis is not None
+        assert analysis.temp_size_in_bytes < layers, program.__name__
+
+
+@pytest.mark.parametrize("count", [1, 64, 128, 130, 700])
+def test_blocks(monkeypatch: pytest.MonkeyPatch, count: int):
+    monkeypatch.setattr(layers, "BLOCK", 128 * 5)
+    rng = np.random.default_rng(0)
+    w, scale = rng.normal(size=(count, 5)), rng.normal(size=(count, 1))
+    x = rng.normal(size=(3, 5))
+    sizes = []
+
+    def product(w: jax.Array, scale: jax.Array) -> jax.Array:
+        sizes.append(len(w))
+        return w @ x.T * scale
+
+    y = in_row_blocks(product, jnp.asarray(w), jnp.asarray(scale), columns=5)
+    np.testing.assert_allclose(y, w @ x.T * scale, rtol=1e-4, atol=1e-5)
+    assert max(sizes) <= 128
+
+
+@pytest.fixture(autouse=True)
+def _asks_again() -> Iterator[None]:
+    layers._has_options.cache_clear()
+    yield
+    layers._has_options.cache_clear()
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(layers, "backend", lambda: request.param)
+    return request.param
+
+
+def _programs(function: Jitted) -> list[int]:
+    return [getattr(f, "_cache_size")() for f in (function._plain, function._with_options)]  # noqa: B009
+
+
+def _double(**how: Any) -> Jitted:
+    def double(x: jax.Array, times: int = 2) -> jax.Array:
+        """Doc."""
+        return x * times
+
+    return Jitted(double, **how)
+
+
+def test_as_jit(device: str):
+    twice = _double(static_argnames=("times",))
+    assert twice(jnp.ones(3)).tolist() == [2, 2, 2]
+    assert twice(jnp.ones(3), times=3).tolist() == [3, 3, 3]
+    assert _programs(twice) == ([2, 0] if device == "cpu" else [0, 2])
+    assert twice.lower(jnp.ones(3)).compile()(jnp.ones(3)).tolist() == [2, 2, 2]
+    assert twice.__doc__ == "Doc."
+
+
+def test_inside_of_another_function(device: str):
+    twice = _double()
+    assert jax.jit(lambda x: twice(twice(x)))(jnp.ones(1)) == 4
+    assert jax.grad(lambda x: twice(x))(1.0) == 2
+
+
+def test_options_that_XLA_does_not_know_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(layers, "backend", lambda: "gpu")
+    monkeypatch.setattr(layers, "_OPTIONS", {"xla_gpu_of_yesterday": True})
+    twice = _double()
+    assert twice(jnp.ones(1)) == 2
+    assert _programs(twice) == [1, 0]
