@@ -1,9 +1,7 @@
-"""What a model looked at, token by token, laid over its pictures.
+"""Attention maps laid over images, and tokens as words.
 
 The maps come from `generation.image_attention_maps`. They show where attention went, which is no
 explanation of the answer (arXiv 1902.10186).
-
-Tokens as words in a picture or a terminal.
 """
 
 import unicodedata
@@ -21,26 +19,28 @@ PANEL = 192  # pixels of a panel's longer side
 _GAP, _FONT, _LINE, _BAR = 8, 14, 20, 12
 _NARROWEST = 320  # pixels, for the words below the panels
 _NOTES = (
-    "%: share of the attention that went to the pictures, the rest to text.",
+    "%: fraction of the attention that went to the images, the rest to text.",
     "Where attention went is no explanation of the answer.",
 )
 
 
 def draw_attention_map(
-    image: Image.Image, heat: Float[np.ndarray, "gh gw"], *, ceiling: Number | None = None
+    image: Image.Image, weights: Float[np.ndarray, "gh gw"], *, ceiling: Number | None = None
 ) -> Image.Image:
-    """The picture in grey under one map, smoothed between the centres of patches; same size.
+    """The image in gray under one map, smoothed between the centres of patches; same size.
 
-    Colours go from 0 (violet) to `ceiling` (yellow), which is the map's maximum if None.
+    Colors go from 0 (violet) to `ceiling` (yellow), which is the map's maximum if None.
     """
-    top = float(np.max(heat, initial=0.0)) if ceiling is None else ceiling
-    values = np.asarray(heat, np.float32) / top if top > 0 else np.zeros(heat.shape, np.float32)
+    top = float(np.max(weights, initial=0.0)) if ceiling is None else ceiling
+    values = (
+        np.asarray(weights, np.float32) / top if top > 0 else np.zeros(weights.shape, np.float32)
+    )
     smooth = Image.fromarray(values).resize(image.size, Image.Resampling.BILINEAR)
     strength = np.clip(np.asarray(smooth), 0, 1)
-    # The picture shows through where there is little to see, and less where there is much.
-    grey = np.asarray(image.convert("L"), np.float32)[..., None]
+    # The image shows through where there is little to see, and less where there is much.
+    gray = np.asarray(image.convert("L"), np.float32)[..., None]
     cover = 0.5 + 0.3 * strength[..., None]
-    mixed = cover * viridis(strength) + (1 - cover) * grey
+    mixed = cover * viridis(strength) + (1 - cover) * gray
     return Image.fromarray(np.round(mixed).astype(np.uint8))
 
 
@@ -53,33 +53,33 @@ def draw_attention_maps(
     panel: int = PANEL,
     ceiling: Number | None = None,
 ) -> Image.Image:
-    """A sheet of the pictures alone, then under a map for each token, and the token below.
+    """A sheet of the images alone, then under a map for each token, and the token below.
 
     Args:
-      images: the pictures that the model saw, one or N.
-      maps: shares of attention, as `image_attention_maps` gives them for a row.
+      images: the images that the model saw, one or N.
+      maps: fractions of attention, as `image_attention_maps` gives them for a row.
       tokens: what to write under the panels; see `token_labels`.
       columns: panels side by side; None is as many as fit 1,200 pixels.
-      panel: longer side of one picture in pixels.
-      ceiling: the share of one patch that is drawn yellow; None is the maximum of each panel, so
+      panel: longer side of one image in pixels.
+      ceiling: the fraction of one patch that is drawn yellow; None is the maximum of each panel, so
         that panels show their own places best but do not compare. float(maps.max()) makes them.
 
     Raises:
-      InvalidImageError: if the number of pictures is not N.
+      InvalidImageError: if the number of images is not N.
       InvalidPromptError: if the number of words is not T.
     """
-    pictures = [images] if isinstance(images, Image.Image) else list(images)
-    _check(pictures, maps, tokens)
-    pictures = [_fit(picture, panel) for picture in pictures]
-    blocks = [_block(pictures, "the picture" if len(pictures) == 1 else "the pictures")]
-    for heat, token in zip(maps, tokens, strict=True):
-        top = float(heat.max()) if ceiling is None else ceiling
+    images = [images] if isinstance(images, Image.Image) else list(images)
+    _check(images, maps, tokens)
+    images = [_fit(image, panel) for image in images]
+    blocks = [_block(images, "the image" if len(images) == 1 else "the images")]
+    for weights, token in zip(maps, tokens, strict=True):
+        top = float(weights.max()) if ceiling is None else ceiling
         drawn = [
-            draw_attention_map(picture, one, ceiling=top)
-            for picture, one in zip(pictures, heat, strict=True)
+            draw_attention_map(image, one, ceiling=top)
+            for image, one in zip(images, weights, strict=True)
         ]
-        blocks.append(_block(drawn, f"{token}  {heat.sum():.0%}"))
-    gap = _GAP if len(pictures) == 1 else 3 * _GAP  # what belongs together stands together
+        blocks.append(_block(drawn, f"{token}  {weights.sum():.0%}"))
+    gap = _GAP if len(images) == 1 else 3 * _GAP  # what belongs together stands together
     width, height = max(block.width for block in blocks) + gap, blocks[0].height + _GAP
     across = min(columns or max(1, 1200 // width), len(blocks))
     rows = -(-len(blocks) // across)
@@ -94,27 +94,27 @@ def draw_attention_maps(
     return sheet
 
 
-def _block(pictures: Sequence[Image.Image], words: str) -> Image.Image:
+def _block(images: Sequence[Image.Image], words: str) -> Image.Image:
     """Pictures side by side with words below."""
-    width = sum(picture.width for picture in pictures) + 2 * (len(pictures) - 1)
-    height = max(picture.height for picture in pictures)
+    width = sum(image.width for image in images) + 2 * (len(images) - 1)
+    height = max(image.height for image in images)
     block = Image.new("RGB", (width, height + _LINE), "white")
     x = 0
-    for picture in pictures:
-        block.paste(picture, (x, 0))
-        x += picture.width + 2
+    for image in images:
+        block.paste(image, (x, 0))
+        x += image.width + 2
     _write(block, words, width / 2, height + _LINE / 2, "mm")
     return block
 
 
 def _legend(width: int, ceiling: Number | None) -> Image.Image:
-    """The colours from 0 to the ceiling, and what the numbers mean."""
+    """The colors from 0 to the ceiling, and what the numbers mean."""
     most = "the panel's highest patch" if ceiling is None else f"{ceiling:.1%} of the attention"
     lines = [line for note in _NOTES for line in _wrap(note, width)]
     legend = Image.new("RGB", (width, _LINE * (len(lines) + 1)), "white")
     length = min(120, width // 3)
-    colours = np.broadcast_to(viridis(np.linspace(0, 1, length)), (_BAR, length, 3))
-    legend.paste(Image.fromarray(np.ascontiguousarray(colours)), (14, (_LINE - _BAR) // 2))
+    colors = np.broadcast_to(viridis(np.linspace(0, 1, length)), (_BAR, length, 3))
+    legend.paste(Image.fromarray(np.ascontiguousarray(colors)), (14, (_LINE - _BAR) // 2))
     _write(legend, "0", 0, _LINE / 2, "lm")
     _write(legend, most, 20 + length, _LINE / 2, "lm")
     for number, line in enumerate(lines, 1):
@@ -141,22 +141,21 @@ def _write(image: Image.Image, text: str, x: Number, y: Number, anchor: str) -> 
     ImageDraw.Draw(image).text((x, y), words, fill=INK, font=font, anchor=anchor)
 
 
-def _fit(picture: Image.Image, longest: int) -> Image.Image:
-    scale = longest / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+def _fit(image: Image.Image, longest: int) -> Image.Image:
+    scale = longest / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _check(pictures: Sequence[Image.Image], maps: np.ndarray, tokens: Sequence[str]) -> None:
-    if len(pictures) != maps.shape[1]:
+def _check(images: Sequence[Image.Image], maps: np.ndarray, tokens: Sequence[str]) -> None:
+    if len(images) != maps.shape[1]:
         raise InvalidImageError(
-            f"{len(pictures)} pictures do not go with maps of {maps.shape[1]}. The pictures that "
-            "the model saw fit, in their order. Call draw_attention_maps(images, maps, tokens)"
+            f"Expected the {maps.shape[1]} images of the maps, in their order, got {len(images)}."
         )
     if len(tokens) != maps.shape[0]:
         raise InvalidPromptError(
-            f"{len(tokens)} words do not go with {maps.shape[0]} maps. One for each token fits. "
-            "Make them with: token_labels(tokenizer, answer.tokens)"
+            f"Expected a label for each of {maps.shape[0]} maps, got {len(tokens)}. Make them "
+            "with: token_labels(tokenizer, answer.tokens)"
         )
 
 

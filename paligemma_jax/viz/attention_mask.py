@@ -1,12 +1,7 @@
-"""Which token may see which: the attention mask of a prompt, as text and as a picture.
+"""The attention mask of a prompt, as text, image or SVG: which token attends to which.
 
-The masks are computed by the model's own `attention_masks`, so the picture shows what it does.
-
-Many tokens as few cells: pictures, padding and the middle of long texts are folded.
-
-Attention masks laid out for a picture or an SVG.
-
-Attention masks for the terminal, in Unicode blocks.
+The masks are computed by the model's own `attention_masks`. Many tokens become few cells: images,
+padding and the middle of long texts are folded.
 """
 
 import dataclasses
@@ -23,24 +18,24 @@ from PIL import Image
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.drawing import Drawing, Number, Rect, Words, em_width
-from paligemma_jax.errors import ConfigError, InvalidPromptError
+from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.paligemma import PaliGemma, abstract_model
-from paligemma_jax.processing.processor import Batch, Processor, prompt_arrays
+from paligemma_jax.processing.processor import Processor, prompt_arrays
 from paligemma_jax.processing.tokenizer import Tokenizer
 from paligemma_jax.viz.attention_maps import cells_wide, cut, token_labels
 
 Kind = Literal["image", "prompt", "answer", "padding"]
 KINDS: tuple[Kind, ...] = ("image", "prompt", "answer", "padding")
-FEWEST_CELLS = 10  # three for each kind, one for padding
+MIN_CELLS = 10  # three for each kind, one for padding
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskToken:
-    """One place of the sequence; `picture` counts from 1 and is 0 outside pictures."""
+    """One place of the sequence; `image` counts from 1 and is 0 outside images."""
 
     kind: Kind
     label: str
-    picture: int = 0
+    image: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,20 +54,20 @@ class Cell:
 
 
 def fold(tokens: Sequence[MaskToken], most: int) -> tuple[Cell, ...]:
-    """Cells of `tokens`, at most `most` (or `FEWEST_CELLS` if that is more).
+    """Cells of `tokens`, at most `most` (or `MIN_CELLS` if that is more).
 
-    A picture is one cell and so is all padding. If that is too many, the longest of pictures,
+    A image is one cell and so is all padding. If that is too many, the longest of images,
     prompt and answer is folded in its middle.
     """
     by_kind = {kind: _cells(tokens, kind) for kind in KINDS}
-    room = {kind: len(cells) for kind, cells in by_kind.items()}
-    while sum(room.values()) > max(most, FEWEST_CELLS):
-        room[max(room, key=lambda kind: room[kind])] -= 1
-    return tuple(cell for kind in KINDS for cell in _fold_middle(by_kind[kind], room[kind]))
+    count = {kind: len(cells) for kind, cells in by_kind.items()}
+    while sum(count.values()) > max(most, MIN_CELLS):
+        count[max(count, key=lambda kind: count[kind])] -= 1
+    return tuple(cell for kind in KINDS for cell in _fold_middle(by_kind[kind], count[kind]))
 
 
-def shares(mask: np.ndarray, cells: Sequence[Cell]) -> np.ndarray:
-    """f32[cells, cells]: the share of token pairs in which row sees column; mask bool[S, S]."""
+def visible_fractions(mask: np.ndarray, cells: Sequence[Cell]) -> np.ndarray:
+    """f32[cells, cells]: of all token pairs, in how many row attends to column; mask bool[S, S]."""
     starts = [cell.start for cell in cells]
     sizes = np.array([cell.size for cell in cells])
     if not starts:
@@ -83,7 +78,7 @@ def shares(mask: np.ndarray, cells: Sequence[Cell]) -> np.ndarray:
 
 
 def _cells(tokens: Sequence[MaskToken], kind: Kind) -> list[Cell]:
-    """One cell for each text token, each picture, and all padding."""
+    """One cell for each text token, each image, and all padding."""
     places = [i for i, token in enumerate(tokens) if token.kind == kind]
     if not places:
         return []
@@ -93,20 +88,20 @@ def _cells(tokens: Sequence[MaskToken], kind: Kind) -> list[Cell]:
         return [Cell(kind, label, start, stop)]
     if kind != "image":
         return [Cell(kind, tokens[i].label, i, i + 1) for i in places]
-    pictures = tokens[places[-1]].picture
-    ends = [i + 1 for i in places if i == places[-1] or tokens[i + 1].picture > tokens[i].picture]
+    images = tokens[places[-1]].image
+    ends = [i + 1 for i in places if i == places[-1] or tokens[i + 1].image > tokens[i].image]
     starts = [places[0], *ends[:-1]]
     return [
-        Cell(kind, f"img{n if pictures > 1 else ''}×{stop - start}", start, stop)
+        Cell(kind, f"img{n if images > 1 else ''}×{stop - start}", start, stop)
         for n, (start, stop) in enumerate(zip(starts, ends, strict=True), 1)
     ]
 
 
-def _fold_middle(cells: list[Cell], room: int) -> list[Cell]:
-    if len(cells) <= room:
+def _fold_middle(cells: list[Cell], count: int) -> list[Cell]:
+    if len(cells) <= count:
         return cells
-    before = room // 2
-    after = room - before - 1
+    before = count // 2
+    after = count - before - 1
     middle = cells[before : len(cells) - after]
     start, stop = middle[0].start, middle[-1].stop
     kind = middle[0].kind
@@ -115,22 +110,22 @@ def _fold_middle(cells: list[Cell], room: int) -> list[Cell]:
     return [*cells[:before], folded, *cells[len(cells) - after :]]
 
 
-# Three of Okabe and Ito (jfly.uni-koeln.de/color) and dark grey: told apart by colour-blind people,
+# Three of Okabe and Ito (jfly.uni-koeln.de/color) and dark grey: told apart by color-blind people,
 # tests say by how much. Blue, green and orange differ in lightness too.
-COLOURS: dict[Kind, str] = {
+COLORS: dict[Kind, str] = {
     "image": "#0072B2",
     "prompt": "#E69F00",
     "answer": "#009E73",
     "padding": "#444444",
 }
-MASK_DRAWING_UNSEEN = "#EEEEEE"
+UNSEEN_COLOR = "#EEEEEE"
 _PALE: dict[Kind, str] = {  # half way to UNSEEN
     "image": "#77B0D0",
     "prompt": "#EAC777",
     "answer": "#77C7B0",
     "padding": "#999999",
 }
-TITLE = "Attention mask: the token of a row sees the coloured columns"
+TITLE = "Attention mask: the token of a row sees the colored columns"
 _UNIT, _GAP, _BAR, _EDGE = 22, 1, 7, 16
 _LABEL, _FONT, _LINE = 14, 12, 20  # columns of the longest label; pixels
 _SIDE_BY_SIDE = 700  # width in pixels up to which two panels stand beside each other
@@ -155,9 +150,9 @@ def mask_drawing(
         x = _EDGE + (number * step if beside else 0)
         y = top + (0 if beside else number * (extent + 2 * _LINE))
         shapes.append(Words(x, y - _LINE / 2, name, _FONT))
-        seen = shares(mask, cells)
+        seen = visible_fractions(mask, cells)
         partly |= bool(((seen > 0) & (seen < 1)).any())
-        shapes += _mask_drawing_panel(cells, seen, x, y, margin)
+        shapes += _draw_panel(cells, seen, x, y, margin)
     bottom = top + (extent + 2 * _LINE) * (1 if beside else len(masks)) - _LINE
     kinds: list[Kind] = [kind for kind in KINDS if any(cell.kind == kind for cell in cells)]
     legend, bottom = _legend(kinds, partly, width, bottom)
@@ -166,7 +161,7 @@ def mask_drawing(
     )
 
 
-def _mask_drawing_panel(
+def _draw_panel(
     cells: Sequence[Cell], seen: np.ndarray, left: Number, top: Number, margin: int
 ) -> Iterator[Rect | Words]:
     """Labels, a bar of each axis that says what is what, and the cells."""
@@ -174,8 +169,8 @@ def _mask_drawing_panel(
     for cell, start in zip(cells, starts, strict=False):
         size = _size(cell) - _GAP
         x, y = left + start, top + start
-        yield Rect(x, top + margin - _BAR - 3, size, _BAR, COLOURS[cell.kind])
-        yield Rect(left + margin - _BAR - 3, y, _BAR, size, COLOURS[cell.kind])
+        yield Rect(x, top + margin - _BAR - 3, size, _BAR, COLORS[cell.kind])
+        yield Rect(left + margin - _BAR - 3, y, _BAR, size, COLORS[cell.kind])
         label, before = cut(cell.label, _LABEL), margin - _BAR - 8
         yield Words(left + before, y + size / 2, label, _FONT, "end")
         if em_width(label, _FONT) <= size:
@@ -185,39 +180,39 @@ def _mask_drawing_panel(
     for row, y in zip(range(len(cells)), starts, strict=False):
         for column, x in zip(range(len(cells)), starts, strict=False):
             looking, looked_at = cells[row], cells[column]
-            share = float(seen[row, column])
+            fraction = float(seen[row, column])
             width, height = _size(looked_at) - _GAP, _size(looking) - _GAP
-            sentence = _sentence(looking, looked_at, share)
+            sentence = _sentence(looking, looked_at, fraction)
             x1, y1 = left + x, top + y
-            if share < 1:
-                yield Rect(x1, y1, width, height, MASK_DRAWING_UNSEEN, sentence)
-            if share > 0:
-                colour = COLOURS[looked_at.kind]
-                if share < 1 and looking.size > 1:
-                    colour = _PALE[looked_at.kind]
-                elif share < 1:
+            if fraction < 1:
+                yield Rect(x1, y1, width, height, UNSEEN_COLOR, sentence)
+            if fraction > 0:
+                color = COLORS[looked_at.kind]
+                if fraction < 1 and looking.size > 1:
+                    color = _PALE[looked_at.kind]
+                elif fraction < 1:
                     # A window cuts off the oldest tokens: what is left stands at the right.
-                    part = min(max(2.0, width * share), width - 2.0)
+                    part = min(max(2.0, width * fraction), width - 2.0)
                     x1, width = x1 + width - part, part
-                yield Rect(x1, y1, width, height, colour, sentence)
+                yield Rect(x1, y1, width, height, color, sentence)
 
 
 def _legend(
     kinds: Sequence[Kind], partly: bool, width: Number, y: Number
 ) -> tuple[list[Rect | Words], Number]:
-    """Coloured squares with words, wrapped to `width`; the place below them."""
-    entries = [(kind, COLOURS[kind], 0) for kind in kinds]
-    entries.append(("not seen", MASK_DRAWING_UNSEEN, 0))
+    """Colored squares with words, wrapped to `width`; the place below them."""
+    entries = [(kind, COLORS[kind], 0) for kind in kinds]
+    entries.append(("not seen", UNSEEN_COLOR, 0))
     if partly:
-        entries.append(("some of the folded tokens are seen", COLOURS["image"], 7))
+        entries.append(("some of the folded tokens are seen", COLORS["image"], 7))
     shapes: list[Rect | Words] = []
     x = _EDGE
-    for text, colour, part in entries:
+    for text, color, part in entries:
         needed = 24 + em_width(text, _FONT)
         if x + needed > width and x > _EDGE:
             x, y = _EDGE, y + _LINE
-        shapes.append(Rect(x, y, 14, 14, MASK_DRAWING_UNSEEN))
-        shapes.append(Rect(x + part, y, 14 - part, 14, colour))
+        shapes.append(Rect(x, y, 14, 14, UNSEEN_COLOR))
+        shapes.append(Rect(x + part, y, 14 - part, 14, color))
         shapes.append(Words(x + 19, y + 7, text, _FONT))
         x += int(needed) + 12
     return shapes, y + _LINE
@@ -233,8 +228,10 @@ def _size(cell: Cell) -> int:
     return _UNIT * (1 if cell.size == 1 else 3 if cell.kind == "image" else 2)
 
 
-def _sentence(looking: Cell, looked_at: Cell, share: float) -> str:
-    verb = "sees" if share == 1 else f"sees {share:.0%} of" if share > 0 else "does not see"
+def _sentence(looking: Cell, looked_at: Cell, fraction: float) -> str:
+    verb = (
+        "sees" if fraction == 1 else f"sees {fraction:.0%} of" if fraction > 0 else "does not see"
+    )
     return f"{looking.kind} {looking.label} {verb} {looked_at.kind} {looked_at.label}"
 
 
@@ -244,7 +241,7 @@ def _description(tokens: Sequence[MaskToken], layers: Sequence[str]) -> str:
     return f"{', '.join(counts)} tokens. {'; '.join(layers)}. Text: {text}"
 
 
-SEEN, PART, MASK_TEXT_UNSEEN = "██", "▒▒", " ·"
+_SEEN, _PART, _UNSEEN = "██", "▒▒", " ·"
 LABEL = 12  # widest name of a row
 HEIGHT = 9  # tallest name of a column; "<loc0123>" fits
 _REGION = 8
@@ -258,14 +255,14 @@ def mask_text(
     cells = fold(tokens, (width - _REGION - LABEL - 1 - 4) // 2)
     lines: list[str] = []
     for mask, name in zip(masks, layers, strict=True):
-        lines += [name, *_mask_text_panel(cells, shares(mask, cells)), ""]
-    legend = f"{SEEN} the token of the row sees that of the column   {MASK_TEXT_UNSEEN} does not"
-    if any(PART in line for line in lines):
-        legend += f"   {PART} sees some of the folded"
+        lines += [name, *_text_panel(cells, visible_fractions(mask, cells)), ""]
+    legend = f"{_SEEN} the token of the row sees that of the column   {_UNSEEN} does not"
+    if any(_PART in line for line in lines):
+        legend += f"   {_PART} sees some of the folded"
     return "\n".join(line.rstrip() for line in [*lines, legend])
 
 
-def _mask_text_panel(cells: Sequence[Cell], seen: np.ndarray) -> Iterator[str]:
+def _text_panel(cells: Sequence[Cell], seen: np.ndarray) -> Iterator[str]:
     label_width = max((cells_wide(cut(cell.label, LABEL)) for cell in cells), default=0)
     margin = " " * (_REGION + label_width + 1)
     height = min(HEIGHT, max((len(cell.label) for cell in cells), default=0))
@@ -297,12 +294,12 @@ def _upright(label: str, height: int) -> list[str]:
     return [letter + " " * (2 - cells_wide(letter)) for letter in padded]
 
 
-def _block(share: float) -> str:
-    return SEEN if share == 1 else PART if share > 0 else MASK_TEXT_UNSEEN
+def _block(fraction: float) -> str:
+    return _SEEN if fraction == 1 else _PART if fraction > 0 else _UNSEEN
 
 
 WIDTH = 100  # columns of a terminal
-MOST_CELLS = 48
+MAX_CELLS = 48
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -310,7 +307,7 @@ class AttentionMaskView:
     """The masks of one sequence; `print` shows them.
 
     Attributes:
-      tokens: every place of the sequence: pictures, prompt, answer, padding.
+      tokens: every place of the sequence: images, prompt, answer, padding.
       masks: one bool[S, S] for each kind of layer; row i sees column j where [i, j] is True.
       layers: which layers each mask belongs to, in words.
     """
@@ -326,20 +323,20 @@ class AttentionMaskView:
         """Blocks for a terminal of `width` columns; what does not fit is folded."""
         return mask_text(self.tokens, self.masks, self.layers, width)
 
-    def to_image(self, most_cells: int = MOST_CELLS) -> Image.Image:
-        """An RGB picture; sequences of more than `most_cells` cells are folded.
+    def to_image(self, max_cells: int = MAX_CELLS) -> Image.Image:
+        """An RGB image; sequences of more than `max_cells` cells are folded.
 
         Characters that its font lacks are written without their accent or as \\uXXXX; the SVG has
         them.
         """
-        return mask_drawing(self.tokens, self.masks, self.layers, most_cells).to_image()
+        return mask_drawing(self.tokens, self.masks, self.layers, max_cells).to_image()
 
-    def to_svg(self, most_cells: int = MOST_CELLS) -> str:
+    def to_svg(self, max_cells: int = MAX_CELLS) -> str:
         """An SVG with title and description, and a sentence on every cell for who points at it."""
-        return mask_drawing(self.tokens, self.masks, self.layers, most_cells).to_svg()
+        return mask_drawing(self.tokens, self.masks, self.layers, max_cells).to_svg()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a .svg, a .txt, or a picture by its ending; raises ConfigError, OSError."""
+        """Writes a .svg, a .txt, or a image by its ending; raises ConfigError, OSError."""
         path = Path(path)
         ending = path.suffix.lower()
         if ending in (".svg", ".txt"):
@@ -349,8 +346,7 @@ class AttentionMaskView:
             self.to_image().save(path)
         else:
             raise ConfigError(
-                f"{path} does not say what to write. A name that ends in .png, .svg or .txt fits. "
-                f"Choose for example: {path.stem or 'mask'}.png"
+                f"Expected a file name that ends in .png, .svg or .txt, got {str(path)!r}."
             )
 
 
@@ -363,7 +359,7 @@ def attention_mask(
     images: int = 1,
     length: int | None = None,
 ) -> AttentionMaskView:
-    """The mask of a prompt about some pictures, without any weights.
+    """The mask of a prompt about some images, without any weights.
 
     Args:
       config: the architecture; `llm.sliding_window` decides about local layers.
@@ -371,41 +367,20 @@ def attention_mask(
       prompt: as the model gets it, such as "detect cat".
       answer: None for the prompt alone (what inference begins with); text for the layout of
         training: prompt, answer, eos.
-      images: number of pictures.
+      images: number of images.
       length: text tokens to pad to; None is no padding.
 
     Raises:
       InvalidPromptError: for text that does not fit `length`.
-      ConfigError: for a negative number of pictures.
+      ConfigError: for a negative number of images.
     """
     ids = processor.prompt_ids(prompt)
     more: list[int] = []
     if answer is not None:
         more = [*processor.tokenizer.encode(answer), processor.tokenizer.eos_id]
-    arrays = prompt_arrays(ids, more, len(ids) + len(more) if length is None else length, "error")
-    return _view(
-        config,
-        processor.tokenizer,
-        arrays["text"],
-        arrays["mask_ar"],
-        arrays["mask_input"].astype(bool),
-        images,
-    )
-
-
-def attention_mask_of(
-    config: PaliGemmaConfig, tokenizer: Tokenizer, batch: Batch, row: int = 0
-) -> AttentionMaskView:
-    """The mask of one row of a batch; raises InvalidPromptError if there is no such row."""
-    rows = batch.tokens.shape[0]
-    if not 0 <= row < rows:
-        raise InvalidPromptError(
-            f"The batch has no row {row}. Rows from 0 to {rows - 1} fit. Choose row=0."
-        )
-    images = 0 if batch.images is None else batch.images.shape[1]
-    text = (np.asarray(x)[row] for x in (batch.tokens, batch.mask_ar, batch.mask_input))
-    tokens, mask_ar, mask_input = text
-    return _view(config, tokenizer, tokens, mask_ar, mask_input.astype(bool), images)
+    arrays = prompt_arrays(ids, more, len(ids) + len(more) if length is None else length)
+    text = (arrays["text"], arrays["mask_ar"], arrays["mask_input"].astype(bool))
+    return _view(config, processor.tokenizer, *text, images)
 
 
 def _view(
@@ -416,9 +391,9 @@ def _view(
     mask_input: np.ndarray,
     images: int,
 ) -> AttentionMaskView:
-    """tokens, mask_ar i32[T] and mask_input bool[T] of the text behind `images` pictures."""
+    """tokens, mask_ar i32[T] and mask_input bool[T] of the text behind `images` images."""
     if images < 0:
-        raise ConfigError(f"{images} pictures cannot be drawn. 0 or more fit. Choose images=1.")
+        raise ConfigError(f"Expected 0 images or more, got {images}.")
     before = (images * config.img.num_patches, 0)
     valid = np.pad(mask_input, before, constant_values=True)
     masks = _model(config).attention_masks(

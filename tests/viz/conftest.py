@@ -1,4 +1,4 @@
-"""Shared by the tests of pictures: the demo model's processor, and what colour-blind people see."""
+"""Shared by the tests of images: the demo model's processor, and what color-blind people see."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ _WHITE = np.array([0.9505, 1.0, 1.089])
 
 
 def seen_lab(rgb: np.ndarray, deficiency: str) -> np.ndarray:
-    """CIE L*a*b* of 8-bit RGB [n, 3] as seen with a colour vision deficiency."""
+    """CIE L*a*b* of 8-bit RGB [n, 3] as seen with a color vision deficiency."""
     unit = np.asarray(rgb, float) / 255
     linear = np.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
     seen = np.clip(linear @ np.array(DEFICIENCIES[deficiency]).T, 0, 1)

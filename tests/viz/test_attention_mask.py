@@ -1,26 +1,28 @@
-"""Pictures of attention masks say what the model does."""
+"""Attention masks drawn and folded say what the model does."""
 
-import dataclasses
 import itertools
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from paligemma_jax import PaliGemmaConfig, Processor
 from paligemma_jax.errors import ConfigError, InvalidPromptError
-from paligemma_jax.processing.processor import Batch
 from paligemma_jax.viz.attention_maps import cells_wide
 from paligemma_jax.viz.attention_mask import (
-    COLOURS,
-    MASK_DRAWING_UNSEEN,
+    COLORS,
+    MIN_CELLS,
+    UNSEEN_COLOR,
+    Kind,
+    MaskToken,
     attention_mask,
-    attention_mask_of,
+    fold,
+    visible_fractions,
 )
-from tests.goldens import big_vision
 from tests.tiny import tiny_config
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -46,25 +48,13 @@ def test_rows_of_the_text(processor: Processor):
     ]
 
 
-@pytest.mark.parametrize("name", ["pg1", "pg2", "pg1_multi"])
-def test_masks_are_the_golden_ones(name: str, processor: Processor):
-    """big_vision's own masks, of training and so without padding's."""
-    golden = big_vision(name)
-    images = golden["image"] if golden["image"].ndim == 5 else golden["image"][:, None]
-    text, mask_ar = golden["text"][:, :-1], golden["mask_ar"][:, :-1]
-    batch = Batch(images, text, mask_ar, np.ones(text.shape, bool))
-    for row in range(len(text)):
-        view = attention_mask_of(golden.config, processor.tokenizer, batch, row)
-        np.testing.assert_array_equal(view.masks[0], golden["train_attn_mask"][row])
-
-
 def test_prompt_alone_sees_itself_whole(processor: Processor):
     view = attention_mask(windowed(None), processor, "detect red circle")
     assert view.masks[0].all() and not any(token.kind == "answer" for token in view.tokens)
 
 
 @pytest.mark.parametrize("images", [0, 1, 3])
-def test_number_of_pictures(images: int, processor: Processor):
+def test_number_of_images(images: int, processor: Processor):
     view = attention_mask(windowed(None), processor, "caption en", "a", images=images)
     assert sum(token.kind == "image" for token in view.tokens) == 4 * images
     labels = {0: [], 1: ["img×4"], 3: ["img1×4", "img2×4", "img3×4"]}[images]
@@ -119,20 +109,20 @@ def test_svg_can_be_read_and_says_everything(processor: Processor):
     assert "prompt <bos> does not see answer <eos>" in titles
 
 
-def test_image_has_the_colours_of_the_legend(processor: Processor):
+def test_image_has_the_colors_of_the_legend(processor: Processor):
     view = attention_mask(windowed(None), processor, "detect red", "red", length=8)
     image = view.to_image()
     assert image.mode == "RGB"
     pixels = np.unique(np.asarray(image).reshape(-1, 3), axis=0)
     found = {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in pixels.tolist()}
-    assert {*COLOURS.values(), MASK_DRAWING_UNSEEN} <= found
+    assert {*COLORS.values(), UNSEEN_COLOR} <= found
 
 
-def test_colours_are_told_apart_by_colour_blind_people(seen):
-    colours = [*COLOURS.values(), MASK_DRAWING_UNSEEN]
-    lab = seen(np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours]))
-    for one, other in itertools.combinations(range(len(colours)), 2):
-        assert np.linalg.norm(lab[one] - lab[other]) > 12, (colours[one], colours[other])
+def test_colors_are_told_apart_by_color_blind_people(seen):
+    colors = [*COLORS.values(), UNSEEN_COLOR]
+    lab = seen(np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colors]))
+    for one, other in itertools.combinations(range(len(colors)), 2):
+        assert np.linalg.norm(lab[one] - lab[other]) > 12, (colors[one], colors[other])
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg", ".txt", ".webp"])
@@ -151,21 +141,56 @@ def test_save(ending: str, tmp_path: Path, processor: Processor):
 
 def test_what_does_not_fit(tmp_path: Path, processor: Processor):
     view = attention_mask(windowed(None), processor, "ocr")
-    with pytest.raises(ConfigError, match="does not say what to write"):
+    with pytest.raises(ConfigError, match="ends in .png"):
         view.save(tmp_path / "mask")
     with pytest.raises(InvalidPromptError):
         attention_mask(windowed(None), processor, "detect red circle", BOX, length=3)
-    with pytest.raises(ConfigError, match="-1 pictures"):
+    with pytest.raises(ConfigError, match="got -1"):
         attention_mask(windowed(None), processor, "ocr", images=-1)
-    batch = processor(None, ["ocr"])
-    with pytest.raises(InvalidPromptError, match="no row 7"):
-        attention_mask_of(windowed(None), processor.tokenizer, batch, 7)
 
 
-def test_view_of_a_batch_is_that_of_its_prompt(processor: Processor):
-    batch = dataclasses.replace(processor(None, ["ocr", "detect red circle"]), images=None)
-    view = attention_mask_of(windowed(None), processor.tokenizer, batch, 1)
-    length = batch.tokens.shape[1]
-    wanted = attention_mask(windowed(None), processor, "detect red circle", images=0, length=length)
-    assert view.tokens == wanted.tokens
-    np.testing.assert_array_equal(view.masks, jnp.asarray(wanted.masks))
+def sequence(images: int, patches: int, prompt: int, answer: int, padding: int):
+    tokens = [MaskToken("image", f"img{n}", n + 1) for n in range(images) for _ in range(patches)]
+    parts: list[tuple[Kind, int]]
+    parts = [("prompt", prompt), ("answer", answer), ("padding", padding)]
+    for kind, count in parts:
+        tokens += [MaskToken(kind, f"{kind[0]}{i}") for i in range(count)]
+    return tokens
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 12),
+    st.integers(1, 5),
+    st.integers(0, 30),
+    st.integers(0, 30),
+    st.integers(0, 9),
+    st.integers(1, 60),
+)
+def test_cells_hold_each_token_once(images, patches, prompt, answer, padding, most):
+    tokens = sequence(images, patches, prompt, answer, padding)
+    cells = fold(tokens, most)
+    assert [i for cell in cells for i in range(cell.start, cell.stop)] == list(range(len(tokens)))
+    assert all(tokens[i].kind == c.kind for c in cells for i in range(c.start, c.stop))
+    assert len(cells) <= max(most, MIN_CELLS)
+    mask = np.random.default_rng(0).random((len(tokens),) * 2) < 0.5
+    seen = visible_fractions(mask, cells)
+    sizes = np.array([cell.size for cell in cells], float)
+    assert ((seen >= 0) & (seen <= 1)).all()
+    np.testing.assert_allclose((seen * np.outer(sizes, sizes)).sum(), mask.sum(), rtol=1e-5)
+
+
+def test_labels():
+    labels = [cell.label for cell in fold(sequence(2, 256, 2, 1, 3), 48)]
+    assert labels == ["img1×256", "img2×256", "p0", "p1", "a0", "pad×3"]
+    assert [cell.label for cell in fold(sequence(1, 4, 1, 1, 0), 48)] == ["img×4", "p0", "a0"]
+
+
+@pytest.mark.parametrize("images, prompt, answer", [(60, 3, 3), (1, 60, 3), (1, 3, 60)])
+def test_the_longest_part_is_folded_in_its_middle(images: int, prompt: int, answer: int):
+    tokens = sequence(images, 2, prompt, answer, 0)
+    cells = fold(tokens, 20)
+    assert len(cells) == 20
+    folded = [cell for cell in cells if cell.size > 2]
+    assert len(folded) == 1 and "×" in folded[0].label
+    assert cells[0].start == 0 and cells[-1].label == f"a{answer - 1}"
