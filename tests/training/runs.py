@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 import paligemma_jax as pg
+from paligemma_jax.models.paligemma import flatten
 from paligemma_jax.processing.image import ImagePreprocessing
 from paligemma_jax.training.config import TrainConfig
 from paligemma_jax.training.optimizer import Constant, Steps
+from paligemma_jax.weights.load import load_params
 from tests.tiny import GEMMA, random_model, tiny_config
 
 TOKENIZER = Path(__file__).parents[2] / "checkpoints" / "demo" / "tokenizer.model"
@@ -24,6 +26,11 @@ def write_tiny_store(path: Path) -> Path:
     processor = pg.Processor(tokenizer, ImagePreprocessing(config.img.image_size))
     pg.Pipeline(random_model(config), processor).save(path)
     return path
+
+
+def stored_weights(path: Path) -> dict[str, np.ndarray]:
+    """Every weight of a checkpoint by its path."""
+    return {name: np.asarray(leaf) for name, leaf in flatten(load_params(path)[1]).items()}
 
 
 def records(count: int = 12) -> list[dict[str, Any]]:

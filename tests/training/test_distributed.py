@@ -19,14 +19,14 @@ from paligemma_jax.models.sharding import Axes
 from paligemma_jax.training.logging import read_metrics
 from paligemma_jax.training.optimizer import Steps
 from paligemma_jax.training.trainer import Progress, train
-from paligemma_jax.weights.safetensors_io import read_header
-from tests.training.runs import tiny_run
+from paligemma_jax.weights.safetensors_io import read_tensors
+from tests.training.runs import stored_weights, tiny_run
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
-from tests.training.runs import tiny_run
+from tests.training.runs import stored_weights, tiny_run
 from paligemma_jax.training.config import parse_arg
 
 def get_config(arg: str = ""):
@@ -111,8 +111,7 @@ def losses(workdir: Path) -> dict[int, float]:
 
 
 def weights(workdir: Path) -> dict[str, np.ndarray]:
-    with pg.weights.open_checkpoint(workdir / "model") as checkpoint:
-        return dict(checkpoint.tensors())
+    return stored_weights(workdir / "model")
 
 
 def assert_close(workdir: Path, expected: Path) -> None:
@@ -196,8 +195,7 @@ def test_weights_in_parts_and_adapters_are_gathered(config: str, store: Path, tm
     assert f"{together}/adapter: the adapters alone" in first
     train(tiny_run(store, mesh=mesh, lora=lora, trainable=trainable), alone)
     assert_close(together, alone)
-    tensors = [path / "adapter" / "adapter_model.safetensors" for path in (together, alone)]
-    found, wanted = (read_header(path) for path in tensors)
+    found, wanted = (read_tensors(path / "adapter") for path in (together, alone))
     assert found.keys() == wanted.keys() and any("lora" not in name for name in found)
     for name in wanted:
         np.testing.assert_allclose(

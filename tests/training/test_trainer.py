@@ -25,7 +25,7 @@ from paligemma_jax.training.logging import read_metrics
 from paligemma_jax.training.optimizer import Epochs, Steps
 from paligemma_jax.training.step import DivergedError
 from paligemma_jax.training.trainer import FineTuneResult, train
-from tests.training.runs import records, tiny_run
+from tests.training.runs import records, stored_weights, tiny_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,8 +94,7 @@ def losses(workdir: Path) -> dict[int, float]:
 
 
 def weights(workdir: Path) -> Mapping[str, np.ndarray]:
-    with pg.weights.open_checkpoint(workdir / "model") as checkpoint:
-        return dict(checkpoint.tensors())
+    return stored_weights(workdir / "model")
 
 
 def require_same_run(workdir: Path, whole: Path) -> None:
@@ -243,9 +242,8 @@ def test_adapters_are_saved_alone_and_merged_and_the_best_state_is_the_result(
         best=Best("validation_loss"),
     )
     result = train(config, tmp_path)
-    before, after = weights(tmp_path), {}
-    with pg.weights.open_checkpoint(store) as checkpoint:
-        after = dict(checkpoint.tensors())
+    before = weights(tmp_path)
+    after = stored_weights(store)
     changed = {name for name in after if not np.array_equal(before[name], after[name])}
     assert changed and all(name.startswith("llm/layers/attn/") for name in changed)
     assert result.adapter is not None and (result.adapter / "adapter_config.json").is_file()
@@ -259,8 +257,7 @@ def test_what_is_trained_beside_adapters_is_kept(quantize: str | None, store: Pa
     trainable = f"{TRAINABLE}|{head}|{scale}"
     config = tiny_run(store, lora=lora, trainable=trainable, quantize=quantize, samples=0)
     result = train(config, tmp_path)
-    with pg.weights.open_checkpoint(store) as checkpoint:
-        before = dict(checkpoint.tensors())
+    before = stored_weights(store)
     after = weights(tmp_path)
     changed = {name for name in after if not np.array_equal(before[name], after[name])}
     assert changed == {head, scale, "llm/layers/attn/q_einsum/w"}
