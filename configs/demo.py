@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
         short_length=21,
         long_length=55,
         pair_length=14,
-        supersampled_share=0.5,  # scenes drawn at twice the size and then resized, as users' are
-        text_share=0.5,  # scenes that are drawn again until something is written in them
+        supersampled_fraction=0.5,  # scenes drawn at twice the size and then resized, as users' are
+        text_fraction=0.5,  # scenes that are drawn again until something is written in them
         short_weights=dict(count=0.34, colour=0.1, where=0.14, exists=0.12, ocr=0.5),
         long_weights=dict(
             caption_en=0.13,
@@ -59,12 +59,12 @@ def get_config() -> ConfigDict:
 
     # Muon on matrices, Adam on the rest; warm-up, plateau, linear decay to zero.
     config.optimizer = dict(
-        peak=2.5e-3,
-        adam_peak=1e-3,
+        learning_rate=2.5e-3,
+        adam_learning_rate=1e-3,
         weight_decay=0.01,
         warmup_steps=100,
-        decay_share=0.55,
-        grad_clip_norm=1.0,
+        cooldown=0.55,
+        max_grad_norm=1.0,
     )
     # Neighbouring <loc> bins share the target of a coordinate: a Gaussian of so many bins.
     config.loc_sigma = 6.0

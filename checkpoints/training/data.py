@@ -1,18 +1,10 @@
-"""Training batches of the synthetic world: batch i is a pure function of the seed and i.
+"""Training data of the synthetic world: batches, what patches show, the vocabulary, a sheet of it.
 
-Letters: I pictures, R rows of one group, T text tokens.
+Batch i is a pure function of the seed and i. The published encoders come pretrained; the demo's
+starts from nothing, so that a linear probe on its patch features is taught the kind, color, box and
+character under each patch, and pages full of words, about which nothing is asked, are added.
 
-Pages full of words: nothing is asked about them, the encoder learns to read from them.
-
-What each image patch of a scene shows: dense targets that teach the encoder to see.
-
-The published encoders come pretrained (SigLIP on web images); ours starts from nothing, so while it
-trains a linear probe on its patch features names the kind, colour, box and character under each
-patch. The probe is not part of the model.
-
-Builds the demo model's SentencePiece vocabulary from the world's own prompts and answers.
-
-Draws many demo scenes with their boxes and answers onto one picture, to look at them.
+Letters: I images, B examples of one group, T text tokens, P patches.
 """
 
 import argparse
@@ -25,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import sentencepiece
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from checkpoints.training.prompts import MaskCodes, sample_examples, sample_segment
+from paligemma_jax.data.contact_sheet import Panel, contact_sheet
 from paligemma_jax.demo.render import draw_image, render
 from paligemma_jax.demo.scene import (
     COLORS,
@@ -38,10 +31,8 @@ from paligemma_jax.demo.scene import (
     PLATE_EDGE,
     TRAINING,
     Box,
-    Scene,
     Shape,
     Text,
-    held_out_scenes,
     ink_shape,
     load_font,
     sample_pair,
@@ -49,9 +40,18 @@ from paligemma_jax.demo.scene import (
     sample_text,
     split_rng,
 )
-from paligemma_jax.demo.tasks import LANGUAGES, SAMPLERS, Example, examples, same_answer
+from paligemma_jax.demo.tasks import (
+    LANGUAGES,
+    SAMPLERS,
+    Example,
+    examples,
+    location_tokens,
+    same_answer,
+)
+from paligemma_jax.drawing import INK
 from paligemma_jax.processing.tokenizer import LOC_PIECES, SEG_PIECES, Tokenizer, append_user_pieces
 
+_FOREIGN = ("es", "de", "fr")  # ends of tasks
 _TRIES = 16  # words thrown at a page; about five find room
 
 
@@ -80,18 +80,18 @@ _EM = 128
 def patch_targets(
     shapes: Iterable[Shape], texts: Iterable[Text], side: int
 ) -> dict[str, np.ndarray]:
-    """Classes i32[P] `kind`, `colour`, `character`, and `box` f32[P, 4] (y1, x1, y2, x2 in 0..1).
+    """Classes i32[P] `kind`, `color`, `character`, and `box` f32[P, 4] (y1, x1, y2, x2 in 0..1).
 
     A patch belongs to the object whose box holds its centre; P = side * side, row by row.
     """
     middle = (np.arange(side) + 0.5) / side
     y, x = np.repeat(middle, side), np.tile(middle, side)
-    kind, colour, character = (np.zeros(side * side, np.int32) for _ in range(3))
+    kind, color, character = (np.zeros(side * side, np.int32) for _ in range(3))
     box = np.zeros((side * side, 4), np.float32)
     for shape in shapes:
         patches = _inside(y, x, shape.box)
         kind[patches] = 1 + KINDS.index(shape.kind)
-        colour[patches] = 1 + COLOR_NAMES.index(shape.color)
+        color[patches] = 1 + COLOR_NAMES.index(shape.color)
         box[patches] = shape.box
     for text in texts:
         patches = _inside(y, x, text.box)
@@ -101,13 +101,13 @@ def patch_targets(
             tall = text.capital
             cell = (cy - tall / 2, cx - width / 2, cy + tall / 2, cx + width / 2)
             character[_inside(y, x, cell)] = 1 + CHARACTERS.index(letter)
-    return {"kind": kind, "colour": colour, "character": character, "box": box}
+    return {"kind": kind, "color": color, "character": character, "box": box}
 
 
 def glyphs(text: Text) -> list[tuple[str, float, float, float]]:
     """Each character with the centre (y, x) and the width of its cell, normalised."""
     font = load_font(text.font, _EM)
-    capital = _EM * _capital_share(text.font)
+    capital = _EM * _capital_fraction(text.font)
     left = font.getbbox(text.string)[0]
     width = ink_shape(text.font, text.string)[0]
     y1, x1, y2, x2 = text.box
@@ -122,7 +122,7 @@ def glyphs(text: Text) -> list[tuple[str, float, float, float]]:
     return result
 
 
-def _capital_share(font: str) -> float:
+def _capital_fraction(font: str) -> float:
     """Height of a capital letter over the em."""
     _, top, _, bottom = load_font(font, _EM).getbbox("H")
     return (bottom - top) / _EM
@@ -152,22 +152,22 @@ class BatchConfig:
     short_length: int
     long_length: int
     pair_length: int
-    supersampled_share: float
-    text_share: float
+    supersampled_fraction: float
+    text_fraction: float
     short_weights: Mapping[str, float]
     long_weights: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PictureConfig:
-    """Side of a picture in pixels, and of its grid of patches."""
+class ImageConfig:
+    """Side of an image in pixels, and of its grid of patches."""
 
     size: int
     side: int
 
 
 def encode(tokenizer: Tokenizer, examples: Sequence[Example], length: int) -> Group:
-    """Arrays text, mask_ar, mask_loss i32[R, T] as big_vision lays them out, and the row's task.
+    """Arrays text, mask_ar, mask_loss i32[B, T] as big_vision lays them out, and the task of each.
 
     Raises:
       ValueError: if an example needs more than `length` tokens.
@@ -199,16 +199,16 @@ def encode(tokenizer: Tokenizer, examples: Sequence[Example], length: int) -> Gr
 def make_batch(
     tokenizer: Tokenizer,
     config: BatchConfig,
-    picture: PictureConfig,
+    image: ImageConfig,
     seed: int,
     split: int,
     index: int,
     codes: MaskCodes,
 ) -> dict[str, Any]:
-    """Pictures u8[I, size, size, 3] (scenes, then pairs, then pages) and three groups of rows.
+    """Images u8[I, size, size, 3] (scenes, then pairs, then pages) and three groups of examples.
 
-    `patches` holds what each patch of each picture shows; each group's `image` i32[R, n] says
-    which n pictures a row is about.
+    `patches` holds what each patch of each image shows; each group's `image` i32[B, n] says
+    which n images an example is about.
     """
     drawn: list[tuple[Sequence[Shape], Sequence[Text], int, bool]] = []
     short: list[Example] = []
@@ -218,29 +218,29 @@ def make_batch(
     for i in range(config.scenes):
         rng = split_rng(seed, split, index * config.scenes + i)
         scene = sample_scene(rng)
-        if rng.random() < config.text_share:
+        if rng.random() < config.text_fraction:
             while scene.text is None:
                 scene = sample_scene(rng)
-        larger = rng.random() < config.supersampled_share
+        larger = rng.random() < config.supersampled_fraction
         drawn.append((scene.shapes, scene.texts, scene.background, larger))
         short += sample_examples(scene, rng, config.short, config.short_weights)
         long += sample_examples(scene, rng, config.long, config.long_weights, samplers)
     for i in range(config.pairs):
         rng = split_rng(seed, split + PAIRS, index * config.pairs + i)
         first, second, same = sample_pair(rng)
-        larger = rng.random() < config.supersampled_share
+        larger = rng.random() < config.supersampled_fraction
         drawn += [(s.shapes, s.texts, s.background, larger) for s in (first, second)]
         pair.append(same_answer(same))
     single = np.arange(config.scenes)[:, None]
     after = config.scenes + np.arange(2 * config.pairs).reshape(-1, 2)
     for i in range(config.pages):
         rng = split_rng(seed, split + PAGES, index * config.pages + i)
-        larger = rng.random() < config.supersampled_share
+        larger = rng.random() < config.supersampled_fraction
         drawn.append(((), sample_page(rng), int(rng.integers(2**32)), larger))
-    pictures = [_picture(*what, picture.size) for what in drawn]
-    patches = [patch_targets(shapes, texts, picture.side) for shapes, texts, _, _ in drawn]
+    images = [_draw(*what, image.size) for what in drawn]
+    patches = [patch_targets(shapes, texts, image.side) for shapes, texts, _, _ in drawn]
     return {
-        "pictures": np.stack(pictures),
+        "images": np.stack(images),
         "patches": {name: np.stack([p[name] for p in patches]) for name in patches[0]},
         "short": encode(tokenizer, short, config.short_length)
         | {"image": np.repeat(single, config.short, axis=0)},
@@ -250,7 +250,7 @@ def make_batch(
     }
 
 
-def _picture(
+def _draw(
     shapes: Sequence[Shape], texts: Sequence[Text], background: int, larger: bool, size: int
 ) -> np.ndarray:
     if not larger:
@@ -319,52 +319,23 @@ def build_tokenizer(seed: int = 0, scenes: int = 4000) -> bytes:
     return append_user_pieces(model.getvalue(), LOC_PIECES + SEG_PIECES)
 
 
-_LINE, _FONT = 11, 9
-
-
-def _panel(
-    pictures: list[np.ndarray], scenes: list[Scene], asked: list[Example], boxes: bool, lines: int
-) -> Image.Image:
-    size = pictures[0].shape[0]
-    panel = Image.new("RGB", (size * len(pictures) + 4, size + lines * _LINE + 4), (255, 255, 255))
-    draw = ImageDraw.Draw(panel)
-    for i, (picture, scene) in enumerate(zip(pictures, scenes, strict=True)):
-        panel.paste(Image.fromarray(picture), (i * size, 0))
-        for shape in scene.shapes if boxes else ():
-            y1, x1, y2, x2 = (round(value * size) for value in shape.box)
-            draw.rectangle((i * size + x1, y1, i * size + x2 - 1, y2 - 1), outline=(255, 0, 255))
-    for i, example in enumerate(asked[:lines]):
-        answer = "".join(c if c.isalnum() else " " for c in example.answer)
-        prompt = "".join(c if c.isalnum() else " " for c in example.prompt).replace("answer en", "")
-        text = f"{prompt}  {answer}"[: panel.width // 5]
-        draw.text((0, size + 2 + i * _LINE), text, (0, 0, 0), font=load_font("DejaVuSans", _FONT))
-    return panel
-
-
-def contact_sheet(
-    count: int = 30, *, seed: int = 2026, size: int = 112, columns: int = 6, zoom: int = 1,
-    boxes: bool = True, lines: int = 5, pairs: bool = False,
-) -> Image.Image:  # fmt: skip
-    """Returns a picture of held-out scenes (or pairs) at `size` pixels, enlarged `zoom` times."""
+def scene_sheet(count: int, seed: int, size: int, *, pairs: bool, boxes: bool) -> Image.Image:
+    """Held-out scenes (or pairs) drawn at `size` pixels, with prompts and answers, on one image."""
     panels = []
     for index in range(count):
+        rng = split_rng(seed, HELD_OUT + PAIRS if pairs else HELD_OUT, index)
         if pairs:
-            first, second, same = sample_pair(split_rng(seed, HELD_OUT + PAIRS, index))
-            scenes, asked = [first, second], [same_answer(same)]
+            *scenes, same = sample_pair(rng)
+            asked = [same_answer(same)]
         else:
-            scenes = [held_out_scenes(seed, index + 1)[index]]
+            scenes = [sample_scene(rng)]
             asked = examples(scenes[0], split_rng(seed, HELD_OUT, index))
-            asked = [e for e in asked if e.task[-2:] not in ("es", "de", "fr")]
-        pictures = [
-            np.kron(render(scene, size), np.ones((zoom, zoom, 1), np.uint8)) for scene in scenes
-        ]
-        panels.append(_panel(pictures, scenes, asked, boxes, lines))
-    width, height = panels[0].size
-    rows = -(-count // columns)
-    sheet = Image.new("RGB", (width * columns, height * rows), (255, 255, 255))
-    for index, panel in enumerate(panels):
-        sheet.paste(panel, (index % columns * width, index // columns * height))
-    return sheet
+        lines = [f"{one.prompt}: {one.answer}" for one in asked if one.task[-2:] not in _FOREIGN]
+        objects = [f"{location_tokens(shape)} {shape.name}" for shape in scenes[0].shapes]
+        answer = " ; ".join(objects) if boxes and not pairs else ""
+        images = tuple(render(scene, size) for scene in scenes)
+        panels.append(Panel(images, answer, tuple((line, INK) for line in lines)))
+    return contact_sheet(panels)
 
 
 def main() -> None:
@@ -374,14 +345,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=30, help="scenes to draw")
     parser.add_argument("--seed", type=int, default=2026, help="held-out seed")
     parser.add_argument("--size", type=int, default=112, help="pixels to render at")
-    parser.add_argument("--zoom", type=int, default=2, help="enlargement, pixels stay visible")
     parser.add_argument("--pairs", action="store_true", help="pairs instead of single scenes")
     parser.add_argument("--no-boxes", action="store_true", help="leave the boxes out")
-    options = parser.parse_args()
-    contact_sheet(
-        options.count, seed=options.seed, size=options.size, zoom=options.zoom,
-        boxes=not options.no_boxes, pairs=options.pairs,
-    ).save(options.target)  # fmt: skip
+    args = parser.parse_args()
+    sheet = scene_sheet(args.count, args.seed, args.size, pairs=args.pairs, boxes=not args.no_boxes)
+    sheet.save(args.target)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,20 @@
 """Trains the demo model: `python -m checkpoints.training.train --mask_codec FILE --workdir DIR`.
 
-Restartable: batches are a function of the step, and the state on disk is replaced atomically.
+With the library's model, loop, optimizer chain and checkpoints. Its own are the batches of the
+synthetic world, Muon, a loss that smooths coordinates over nearby bins, and a linear probe, no part
+of the model, that teaches the encoder to see.
 
-The demo model's loss: cross-entropy on answers, coordinates smoothed over nearby bins.
-
-Letters: I pictures, R rows, n pictures a row, T text tokens, V vocabulary.
-
-Optimizer of the demo model: Muon on the matrices, Adam on tables, biases and norms.
-
-A training recipe (configs/demo.py) as typed values.
-
-Initial weights that know that space is smooth: sine-cosine position and coordinate embeddings.
-
-Both are ordinary trained parameters afterwards; the start only saves a small model the many steps
-it would need to find out that patch 9 is under patch 1 and <loc0500> beside <loc0501>.
-
-What a training run of the demo model starts from and leaves on disk.
+Letters: I images, B examples of a group, n images an example, T text tokens, V vocabulary.
 """
 
 import collections
 import dataclasses
 import functools
-import json
 import multiprocessing
-import os
-import time
-from collections.abc import Callable, Iterator
-from multiprocessing.pool import AsyncResult
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -44,103 +31,92 @@ from checkpoints.training.data import (
     NUM_COLORS,
     NUM_KINDS,
     BatchConfig,
-    PictureConfig,
+    ImageConfig,
     build_tokenizer,
     make_batch,
 )
 from checkpoints.training.prompts import MaskCodes, build_mask_codes
 from paligemma_jax.config import GemmaConfig, PaliGemmaConfig, SigLIPConfig
 from paligemma_jax.demo.scene import HELD_OUT, TRAINING
-from paligemma_jax.models.paligemma import PaliGemma, from_params, to_params
+from paligemma_jax.models.paligemma import PaliGemma, split_model
+from paligemma_jax.models.sharding import Rules
 from paligemma_jax.processing.masks import MaskCodec
 from paligemma_jax.processing.tokenizer import Tokenizer
-from paligemma_jax.training.step import token_nll
+from paligemma_jax.training.checkpoints import Checkpoints
+from paligemma_jax.training.logging import Throughput, progress_display
+from paligemma_jax.training.optimizer import (
+    Constant,
+    Fraction,
+    OptimizerConfig,
+    RunLength,
+    Steps,
+    make_optimizer,
+)
+from paligemma_jax.training.step import TrainState, TrainStep, init_state, token_nll
+from paligemma_jax.training.trainer import CHECKPOINTS, Loop, LoopConfig
 from paligemma_jax.weights.mask_vae import load_mask_vae
 
 GROUPS = ("short", "long", "pair")
 NUM_LOC = 1024
+LOC_TOLERANCE = 20  # bins within which a coordinate counts as right while training
 PROBE_SIZES = (NUM_KINDS, NUM_COLORS, NUM_CHARACTERS, 4)
+PREFETCH = 6
 
 
-def soft_targets(tokenizer: Tokenizer, sigma: float) -> np.ndarray:
-    """Target distribution f32[V, V] a token: itself, or for <loc> a Gaussian of `sigma` bins."""
-    table = np.eye(tokenizer.vocab_size, dtype=np.float32)
-    bins = np.arange(NUM_LOC)
-    near = np.exp(-0.5 * ((bins[:, None] - bins[None]) / sigma) ** 2)
-    loc = slice(tokenizer.loc_start, tokenizer.loc_start + NUM_LOC)
-    table[loc, loc] = near / near.sum(axis=1, keepdims=True)
-    return table
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that configs/demo.py says; the comments there explain each field."""
 
+    seed: int
+    total_steps: int
+    model: dict[str, Any]
+    batch: BatchConfig
+    optimizer: dict[str, float]
+    loc_sigma: float
+    pair_weight: float
+    patch_steps: int
+    patch_weight: float
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
 
-def group_logits(model: PaliGemma, image_tokens: jax.Array, group: Any) -> jax.Array:
-    """Teacher-forced logits [R, T-1, V] of one group of rows, from encoded pictures [I, P, W]."""
-    rows = group["text"].shape[0]
-    images = image_tokens[group["image"]].reshape(rows, -1, image_tokens.shape[-1])
-    return model.forward(images, group["text"][:, :-1], group["mask_ar"][:, :-1])
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Recipe":
+        """Raises TypeError for fields that are missing or unknown."""
+        values: dict[str, Any] = config.to_dict()
+        return cls(batch=BatchConfig(**values.pop("batch")), **values)
 
+    def architecture(self, vocab_size: int) -> PaliGemmaConfig:
+        """The model's, with a vocabulary of `vocab_size` pieces."""
+        return PaliGemmaConfig(
+            img=SigLIPConfig(**self.model["img"]),
+            llm=GemmaConfig(vocab_size=vocab_size, **self.model["llm"]),
+            text_length=self.model["text_length"],
+        )
 
-def patch_features(model: PaliGemma, pictures: jax.Array) -> jax.Array:
-    """Encoder output [I, P, D] of uint8 pictures [I, size, size, 3]."""
-    return model.img.encode(pictures.astype(jnp.float32) / 127.5 - 1.0)
+    @property
+    def image(self) -> ImageConfig:
+        """Size of the images and of their grid of patches."""
+        size = self.model["img"]["image_size"]
+        return ImageConfig(size=size, side=size // self.model["img"]["patch_size"])
 
-
-def patch_loss(probe: Any, features: jax.Array, patches: Any) -> jax.Array:
-    """How badly a linear probe reads kind, colour, character and box off the patch features."""
-    out = features @ probe["kernel"] + probe["bias"]
-    kind, colour, character, box = jnp.split(out, np.cumsum(PROBE_SIZES)[:-1], axis=-1)
-    total = jnp.zeros(())
-    for logits, target in (
-        (kind, patches["kind"]),
-        (colour, patches["colour"]),
-        (character, patches["character"]),
-    ):
-        nll = token_nll(logits, target)
-        weight = jnp.where(target > 0, 4.0, 1.0)  # most patches show nothing
-        total += jnp.sum(nll * weight) / jnp.sum(weight)
-    shown = (patches["kind"] > 0)[..., None]
-    distance = jnp.abs(box - patches["box"]) * shown
-    return total + 10.0 * jnp.sum(distance) / jnp.maximum(4 * jnp.sum(shown), 1)
-
-
-def loss(
-    model: PaliGemma,
-    probe: Any,
-    batch: Any,
-    targets: jax.Array,
-    pair_weight: float,
-    patch_weight: float,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean loss a supervised token, in nats, summed over groups; the patches'; and each part."""
-    features = patch_features(model, batch["pictures"])
-    image_tokens = model.img.head(features)
-    parts = {"patch": patch_loss(probe, features, batch["patches"])}
-    for name in GROUPS:
-        group = batch[name]
-        logp = jax.nn.log_softmax(group_logits(model, image_tokens, group))
-        nll = -jnp.sum(targets[group["text"][:, 1:]] * logp, axis=-1)
-        mask = group["mask_loss"][:, 1:]
-        parts[name] = jnp.sum(nll * mask) / jnp.sum(mask)
-    answers = parts["short"] + parts["long"] + pair_weight * parts["pair"]
-    return answers + patch_weight * parts["patch"], parts
-
-
-def row_correct(
-    model: PaliGemma, batch: Any, loc_start: int, loc_tolerance: int
-) -> dict[str, jax.Array]:
-    """Whether each row's answer is right under teacher forcing, bool[R] a group.
-
-    A <loc> counts as right within `loc_tolerance` bins: a quick look while training, not a metric.
-    """
-    image_tokens = model.img.head(patch_features(model, batch["pictures"]))
-    out = {}
-    for name in GROUPS:
-        group = batch[name]
-        guess = jnp.argmax(group_logits(model, image_tokens, group), axis=-1)
-        target = group["text"][:, 1:]
-        is_loc = (target >= loc_start) & (target < loc_start + NUM_LOC)
-        right = jnp.where(is_loc, jnp.abs(guess - target) <= loc_tolerance, guess == target)
-        out[name] = jnp.all(right | (group["mask_loss"][:, 1:] == 0), axis=1)
-    return out
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        """Muon on the matrices and Adam on the rest, each with its own peak."""
+        values = self.optimizer
+        rate, matrices = values["learning_rate"], "|".join(f".*{re.escape(k)}" for k in _MATRICES)
+        schedule = Constant(
+            warmup=Steps(int(values["warmup_steps"])), cooldown=Fraction(values["cooldown"])
+        )
+        return OptimizerConfig(
+            learning_rate=rate,
+            optimizer=Muon(weight_decay=values["weight_decay"]),
+            schedules=Rules(((".*", schedule),)),
+            lr_multipliers=Rules(
+                ((matrices, 1.0), (".*", values["adam_learning_rate"] / rate)),
+            ),
+            max_grad_norm=values["max_grad_norm"],
+        )
 
 
 # Axes of each stacked weight that are contracted and produced; the rest are batch axes.
@@ -161,213 +137,156 @@ _MATRICES: dict[str, MuonDimensionNumbers] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """Peaks are learning rates; see configs/demo.py."""
+@dataclasses.dataclass(frozen=True)
+class Muon:
+    """Muon on matrices, with updates of Adam's size (root mean square 0.2); Adam on the rest."""
 
-    peak: float
-    adam_peak: float
     weight_decay: float
-    warmup_steps: int
-    decay_share: float
-    grad_clip_norm: float
 
+    def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
+        """See `paligemma_jax.training.optimizer.Optimizer`."""
 
-def schedule(config: OptimizerConfig, peak: float, total_steps: int) -> optax.Schedule:
-    """Linear warm-up, plateau, linear decay to zero over the last `decay_share` of the steps."""
-    decay = max(1, round(config.decay_share * total_steps))
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, peak, config.warmup_steps),
-            optax.constant_schedule(peak),
-            optax.linear_schedule(peak, 0.0, decay),
-        ],
-        [config.warmup_steps, max(config.warmup_steps, total_steps - decay)],
-    )
+        def dimensions(params: Any) -> Any:
+            return {
+                path: next((v for k, v in _MATRICES.items() if path.endswith(k)), None)
+                for path in params
+            }
 
-
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Muon with update size matched to Adam's (root mean square 0.2), clipped by global norm."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.grad_clip_norm),
-        muon(
-            schedule(config, config.peak, total_steps),
-            weight_decay=config.weight_decay,
-            adam_b2=0.98,
-            adam_learning_rate=schedule(config, config.adam_peak, total_steps),
-            muon_weight_dimension_numbers=_dimensions,
-            consistent_rms=0.2,
-        ),
-    )
-
-
-def _dimensions(params: Any) -> Any:
-    def find(path: Any, _: Any) -> MuonDimensionNumbers | None:
-        name = "/".join(str(getattr(p, "key", getattr(p, "name", p))) for p in path)
-        return next((v for k, v in _MATRICES.items() if name.endswith(k)), None)
-
-    return jax.tree_util.tree_map_with_path(find, params)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that configs/demo.py says; the comments there explain each field."""
-
-    seed: int
-    total_steps: int
-    model: dict[str, Any]
-    batch: BatchConfig
-    optimizer: OptimizerConfig
-    loc_sigma: float
-    pair_weight: float
-    patch_steps: int
-    patch_weight: float
-    log_every: int
-    evaluate_every: int
-    checkpoint_every: int
-
-    @classmethod
-    def from_config(cls, config: ConfigDict) -> "Recipe":
-        """Raises TypeError for fields that are missing or unknown."""
-        values: dict[str, Any] = config.to_dict()
-        batch = BatchConfig(**values.pop("batch"))
-        optimizer = OptimizerConfig(**values.pop("optimizer"))
-        return cls(batch=batch, optimizer=optimizer, **values)
-
-    def architecture(self, vocab_size: int) -> PaliGemmaConfig:
-        """The model's, with a vocabulary of `vocab_size` pieces."""
-        return PaliGemmaConfig(
-            img=SigLIPConfig(**self.model["img"]),
-            llm=GemmaConfig(vocab_size=vocab_size, **self.model["llm"]),
-            text_length=self.model["text_length"],
+        return optax.chain(
+            muon(
+                1.0,
+                weight_decay=self.weight_decay,
+                adam_b2=0.98,
+                muon_weight_dimension_numbers=dimensions,
+                consistent_rms=0.2,
+            ),
+            optax.scale(-1.0),  # the chain descends by itself
         )
 
-    @property
-    def picture(self) -> PictureConfig:
-        """Size of the pictures and of their grid of patches."""
-        size = self.model["img"]["image_size"]
-        return PictureConfig(size=size, side=size // self.model["img"]["patch_size"])
 
+class ProbedModel(nnx.Module):
+    """The model and, while it trains, a linear probe on its patch features.
 
-def initial_model(config: PaliGemmaConfig, loc_start: int, seed: int) -> PaliGemma:
-    """A float32 model with random weights and structured position and <loc> embeddings."""
-    model = PaliGemma(config, rngs=nnx.Rngs(seed))
-    side = config.img.image_size // config.img.patch_size
-    model.img.pos_embed[...] = jnp.asarray(_grid_waves(side, config.img.width)[None])
-    table = np.array(model.llm.embedder.input_embedding[...])
-    width = config.llm.width
-    waves = _waves(np.linspace(0.0, 1.0, NUM_LOC), width, max_cycles=40.0)
-    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0]
-    loc = slice(loc_start, loc_start + NUM_LOC)
-    # As long as a random row, mostly shared with the neighbouring bins.
-    table[loc] = 0.9 * waves @ rotation * np.sqrt(2.0 / width) + 0.3 * table[loc]
-    model.llm.embedder.input_embedding[...] = jnp.asarray(table)
-    return model
+    Position and coordinate embeddings start as sines and cosines, and are ordinary trained weights
+    afterwards: that saves a small model the many steps it would need to find out that patch 9 is
+    under patch 1 and <loc0500> beside <loc0501>.
+    """
+
+    def __init__(self, config: PaliGemmaConfig, loc_start: int, seed: int):
+        self.model = PaliGemma(config, rngs=nnx.Rngs(seed))
+        self.probe_weight = nnx.Param(jnp.zeros((config.img.width, sum(PROBE_SIZES))))
+        self.probe_bias = nnx.Param(jnp.zeros(sum(PROBE_SIZES)))
+        side = config.img.image_size // config.img.patch_size
+        axis = _waves((np.arange(side) + 0.5) / side, config.img.width // 2, max_cycles=side / 2)
+        grid = np.concatenate([np.repeat(axis, side, axis=0), np.tile(axis, (side, 1))], axis=1)
+        self.model.img.pos_embed[...] = jnp.asarray(0.5 * grid[None])
+        table = np.array(self.model.llm.embedder.input_embedding[...])
+        width = config.llm.width
+        waves = _waves(np.linspace(0.0, 1.0, NUM_LOC), width, max_cycles=40.0)
+        rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0]
+        loc = slice(loc_start, loc_start + NUM_LOC)
+        # As long as a random embedding, mostly shared with the neighboring bins.
+        table[loc] = 0.9 * waves @ rotation * np.sqrt(2.0 / width) + 0.3 * table[loc]
+        self.model.llm.embedder.input_embedding[...] = jnp.asarray(table)
+
+    def patch_features(self, images: jax.Array) -> jax.Array:
+        """Encoder output [I, P, D] of uint8 images [I, size, size, 3]."""
+        return self.model.img.encode(images.astype(jnp.float32) / 127.5 - 1.0)
+
+    def logits(self, features: jax.Array, group: Any) -> jax.Array:
+        """Teacher-forced logits [B, T-1, V] of a group, from features of all images."""
+        image_tokens = self.model.img.head(features)
+        examples, width = group["text"].shape[0], image_tokens.shape[-1]
+        images = image_tokens[group["image"]].reshape(examples, -1, width)
+        return self.model.forward(images, group["text"][:, :-1], group["mask_ar"][:, :-1])
+
+    def patch_loss(self, features: jax.Array, patches: Any) -> jax.Array:
+        """How badly the probe reads kind, color, character and box off the patch features."""
+        out = features @ self.probe_weight[...] + self.probe_bias[...]
+        kind, color, character, box = jnp.split(out, np.cumsum(PROBE_SIZES)[:-1], axis=-1)
+        total = jnp.zeros(())
+        for logits, name in ((kind, "kind"), (color, "color"), (character, "character")):
+            nll = token_nll(logits, patches[name])
+            weight = jnp.where(patches[name] > 0, 4.0, 1.0)  # most patches show nothing
+            total += jnp.sum(nll * weight) / jnp.sum(weight)
+        shown = (patches["kind"] > 0)[..., None]
+        distance = jnp.abs(box - patches["box"]) * shown
+        return total + 10.0 * jnp.sum(distance) / jnp.maximum(4 * jnp.sum(shown), 1)
 
 
 def _waves(x: np.ndarray, width: int, max_cycles: float) -> np.ndarray:
     """[len(x), width] sines and cosines of x in 0..1, from half a cycle to `max_cycles`."""
-    cycles = np.geomspace(0.5, max_cycles, width // 2)
-    angle = 2 * np.pi * x[:, None] * cycles
+    angle = 2 * np.pi * x[:, None] * np.geomspace(0.5, max_cycles, width // 2)
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
 
 
-def _grid_waves(side: int, width: int) -> np.ndarray:
-    """[side * side, width]: half the features for the row, half for the column."""
-    axis = _waves((np.arange(side) + 0.5) / side, width // 2, max_cycles=side / 2)
-    rows, columns = np.repeat(axis, side, axis=0), np.tile(axis, (side, 1))
-    return np.concatenate([rows, columns], axis=1) * 0.5
+def soft_targets(tokenizer: Tokenizer, sigma: float) -> np.ndarray:
+    """Target distribution f32[V, V] by token: itself, or for <loc> a Gaussian of `sigma` bins."""
+    table = np.eye(tokenizer.vocab_size, dtype=np.float32)
+    bins = np.arange(NUM_LOC)
+    near = np.exp(-0.5 * ((bins[:, None] - bins[None]) / sigma) ** 2)
+    loc = slice(tokenizer.loc_start, tokenizer.loc_start + NUM_LOC)
+    table[loc, loc] = near / near.sum(axis=1, keepdims=True)
+    return table
 
 
-STATE_FILE = "state.npz"
+def loss(
+    model: ProbedModel, batch: Any, step: jax.Array, recipe: Recipe
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Nats per target token, summed over groups, and the patches' loss; and each part.
+
+    In the first `patch_steps` of the recipe the patches' loss alone.
+    """
+    features = model.patch_features(batch["images"])
+    patch = model.patch_loss(features, batch["patches"])
+
+    def answers() -> tuple[jax.Array, dict[str, jax.Array]]:
+        parts = {}
+        for name in GROUPS:
+            group = batch[name]
+            logp = jax.nn.log_softmax(model.logits(features, group))
+            nll = -jnp.sum(batch["targets"][group["text"][:, 1:]] * logp, axis=-1)
+            mask = group["mask_loss"][:, 1:]
+            parts[name] = jnp.sum(nll * mask) / jnp.sum(mask)
+        total = parts["short"] + parts["long"] + recipe.pair_weight * parts["pair"]
+        return total + recipe.patch_weight * patch, parts
+
+    def patches() -> tuple[jax.Array, dict[str, jax.Array]]:
+        return patch, dict.fromkeys(GROUPS, jnp.zeros(()))
+
+    total, parts = jax.lax.cond(step < recipe.patch_steps, patches, answers)
+    return total, parts | {"patch": patch}
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run starts from: vocabulary, architecture, optimizer, parameters and its state."""
+class Accuracy:
+    """Fraction of teacher-forced answers that are right, by task: a quick look, not a metric."""
 
-    tokenizer: Tokenizer
-    config: PaliGemmaConfig
-    optimizer: optax.GradientTransformation
-    params: Any
-    opt_state: Any
+    def __init__(self, graphdef: Any, loc_start: int, batches: list[dict[str, Any]]):
+        self._batches = batches
 
+        def correct(params: Any, batch: Any) -> dict[str, jax.Array]:
+            model: ProbedModel = graphdef.merge_flat(params)
+            features = model.patch_features(batch["images"])
+            found = {}
+            for name in GROUPS:
+                guess = jnp.argmax(model.logits(features, batch[name]), axis=-1)
+                target = batch[name]["text"][:, 1:]
+                is_loc = (target >= loc_start) & (target < loc_start + NUM_LOC)
+                near = is_loc & (jnp.abs(guess - target) <= LOC_TOLERANCE)
+                is_target = batch[name]["mask_loss"][:, 1:] > 0
+                found[name] = jnp.all((guess == target) | near | ~is_target, axis=1)
+            return found
 
-def initial_state(recipe: Recipe, workdir: Path) -> Run:
-    """Everything at step 0, with the run's own vocabulary."""
-    tokenizer = run_tokenizer(workdir / "tokenizer.model", recipe.seed)
-    model_config = recipe.architecture(tokenizer.vocab_size)
-    optimizer = make_optimizer(recipe.optimizer, recipe.total_steps)
-    probe_shape = (model_config.img.width, sum(PROBE_SIZES))
-    params = {
-        "model": to_params(initial_model(model_config, tokenizer.loc_start, recipe.seed)),
-        "probe": {"kernel": jnp.zeros(probe_shape), "bias": jnp.zeros(probe_shape[1:])},
-    }
-    return Run(tokenizer, model_config, optimizer, params, optimizer.init(params))
+        self._correct = jax.jit(correct)
 
-
-def run_tokenizer(path: Path, seed: int) -> Tokenizer:
-    """The run's own vocabulary: built once, kept beside the state it belongs to."""
-    if not path.exists():
-        beside = path.with_suffix(".tmp")
-        beside.write_bytes(build_tokenizer(seed))
-        os.replace(beside, path)
-    return Tokenizer.from_file(path)
-
-
-def save_state(workdir: Path, step: int, state: Any) -> None:
-    """Writes beside, flushes, then renames: a kill leaves the old state or the new one."""
-    leaves: dict[str, Any] = {
-        f"{i:04d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))
-    }
-    path = workdir / STATE_FILE
-    beside = path.with_suffix(".tmp")
-    with open(beside, "wb") as file:
-        np.savez(file, step=step, **leaves)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
-def restore_state(workdir: Path, state: Any) -> tuple[int, Any]:
-    """Step and state as saved, in the structure of `state`."""
-    with np.load(workdir / STATE_FILE) as stored:
-        leaves = [jnp.asarray(stored[f"{i:04d}"]) for i in range(len(stored.files) - 1)]
-        return int(stored["step"]), jax.tree.unflatten(jax.tree.structure(state), leaves)
-
-
-PREFETCH = 6
-_worker: list[tuple[Tokenizer, MaskCodes]] = []  # one per worker process
-
-
-def _start_worker(model: bytes, codes: MaskCodes) -> None:
-    _worker.append((Tokenizer.from_bytes(model), codes))
-
-
-def _work(
-    config: BatchConfig, picture: PictureConfig, seed: int, split: int, index: int
-) -> dict[str, Any]:
-    tokenizer, codes = _worker[0]
-    return make_batch(tokenizer, config, picture, seed, split, index, codes)
-
-
-def batches(
-    pool: Any,
-    config: BatchConfig,
-    picture: PictureConfig,
-    seed: int,
-    split: int,
-    start: int,
-    stop: int,
-) -> Iterator[dict[str, Any]]:
-    """Batches start..stop-1, made ahead in worker processes."""
-    pending: collections.deque[AsyncResult] = collections.deque()
-    following = start
-    while following < stop or pending:
-        while following < stop and len(pending) < PREFETCH:
-            pending.append(pool.apply_async(_work, (config, picture, seed, split, following)))
-            following += 1
-        yield pending.popleft().get()
+    def __call__(self, state: TrainState) -> dict[str, float]:
+        right: dict[str, list[bool]] = collections.defaultdict(list)
+        for batch in self._batches:
+            correct = self._correct(state.params, on_device(batch))
+            for group in GROUPS:
+                for task, ok in zip(batch[group]["task"], np.asarray(correct[group]), strict=True):
+                    right[f"correct/{task}"].append(bool(ok))
+        return {task: float(np.mean(values)) for task, values in sorted(right.items())}
 
 
 def on_device(batch: dict[str, Any]) -> dict[str, Any]:
@@ -378,135 +297,119 @@ def on_device(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-Objective = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+_worker: list[tuple[Tokenizer, MaskCodes]] = []  # one per worker process
 
 
-@functools.partial(
-    jax.jit, static_argnames=("objective_of", "optimizer"), donate_argnames=("params", "opt_state")
-)
-def train_step(
-    params: Any,
-    opt_state: Any,
-    batch: Any,
-    targets: jax.Array,
-    *,
-    objective_of: Objective,
-    optimizer: optax.GradientTransformation,
-) -> tuple[Any, Any, dict[str, jax.Array]]:
-    """One update of the float32 parameters; returns the parts of the loss."""
-    (total, parts), grads = jax.value_and_grad(objective_of, has_aux=True)(params, batch, targets)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    norm = optax.tree.norm(grads)
-    return optax.apply_updates(params, updates), opt_state, parts | {"loss": total, "grad": norm}
+def _start_worker(model: bytes, codes: MaskCodes) -> None:
+    _worker.append((Tokenizer.from_bytes(model), codes))
 
 
-def objectives(
-    config: PaliGemmaConfig, pair_weight: float, patch_weight: float
-) -> tuple[Objective, Objective]:
-    """What the first steps minimise (the encoder alone, on its patches), and the later ones."""
-
-    def see(params: Any, batch: Any, _: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        model = from_params(config, params["model"], jnp.float32)
-        features = patch_features(model, batch["pictures"])
-        value = patch_loss(params["probe"], features, batch["patches"])
-        return value, {"patch": value}
-
-    def answer(
-        params: Any, batch: Any, targets: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        model = from_params(config, params["model"], jnp.float32)
-        return loss(model, params["probe"], batch, targets, pair_weight, patch_weight)
-
-    return see, answer
+def _work(recipe: Recipe, split: int, index: int) -> dict[str, Any]:
+    tokenizer, codes = _worker[0]
+    return make_batch(tokenizer, recipe.batch, recipe.image, recipe.seed, split, index, codes)
 
 
-def evaluate(
-    params: Any,
-    config: PaliGemmaConfig,
-    loc_start: int,
-    held_out: list[dict[str, Any]],
-) -> dict[str, float]:
-    """Share of teacher-forced answers that are right, by task (boxes within 20 bins of 1,024)."""
-    check = jax.jit(
-        lambda params, batch: row_correct(
-            from_params(config, params, jnp.float32), batch, loc_start, loc_tolerance=20
-        )
-    )
-    right: dict[str, list[bool]] = collections.defaultdict(list)
-    for batch in held_out:
-        correct = check(params, on_device(batch))
-        for group in GROUPS:
-            for task, ok in zip(batch[group]["task"], np.asarray(correct[group]), strict=True):
-                right[str(task)].append(bool(ok))
-    return {task: float(np.mean(values)) for task, values in sorted(right.items())}
+class WorldBatches:
+    """Batches of one split from 0 up, made ahead in worker processes: see `BatchIterator`."""
+
+    def __init__(self, pool: Any, recipe: Recipe, split: int):
+        self._make = functools.partial(pool.apply_async, _work)
+        self._about = recipe, split
+        self._next = 0
+        self._pending: collections.deque[Any] = collections.deque()
+
+    def __next__(self) -> Any:
+        while len(self._pending) < PREFETCH:
+            number = self._next + len(self._pending)
+            self._pending.append(self._make((*self._about, number)))
+        batch = self._pending.popleft().get()
+        self._next += 1
+        return SimpleNamespace(batch=batch, ids=(f"batch {self._next - 1}",))
+
+    def state(self) -> bytes:
+        return str(self._next).encode()
+
+    def restore(self, state: bytes) -> None:
+        self._pending.clear()
+        self._next = int(state)
 
 
-def train(recipe: Recipe, codes: MaskCodes, workdir: Path) -> Any:
-    """Runs or continues training; returns the parameters. Everything it writes is in `workdir`."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    run = initial_state(recipe, workdir)
-    tokenizer, model_config, optimizer = run.tokenizer, run.config, run.optimizer
-    params, opt_state = run.params, run.opt_state
-    start = 0
-    if (workdir / STATE_FILE).exists():
-        start, (params, opt_state) = restore_state(workdir, (params, opt_state))
-        print(f"continuing after step {start}", flush=True)
-    targets = jnp.asarray(soft_targets(tokenizer, recipe.loc_sigma))
-    see, answer = objectives(model_config, recipe.pair_weight, recipe.patch_weight)
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A run at step 0, with its own vocabulary."""
 
+    tokenizer: Tokenizer
+    config: PaliGemmaConfig
+    graphdef: Any
+    optimizer: optax.GradientTransformation
+    state: TrainState
+
+
+def start(recipe: Recipe, workdir: Path) -> Start:
+    """Everything at step 0; the vocabulary is built once and kept beside the checkpoints."""
+    path = workdir / "tokenizer.model"
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".tmp")
+        beside.write_bytes(build_tokenizer(recipe.seed))
+        beside.replace(path)
+    tokenizer = Tokenizer.from_file(path)
+    config = recipe.architecture(tokenizer.vocab_size)
+    graphdef, params = split_model(ProbedModel(config, tokenizer.loc_start, recipe.seed))
+    run = RunLength(total_steps=recipe.total_steps)
+    optimizer = make_optimizer(recipe.optimizer_config, params, run)
+    return Start(tokenizer, config, graphdef, optimizer, init_state(params, params, optimizer))
+
+
+def train(recipe: Recipe, codes: MaskCodes, workdir: Path, *, bar: bool = False) -> TrainState:
+    """Runs or continues training; returns the last state. Everything it writes is in `workdir`."""
+    begin = start(recipe, workdir)
+    targets = jnp.asarray(soft_targets(begin.tokenizer, recipe.loc_sigma))
     context = multiprocessing.get_context("spawn")
     with (
-        context.Pool(1, _start_worker, (tokenizer.to_bytes(), codes)) as pool,
-        open(workdir / "metrics.jsonl", "a") as log,
+        context.Pool(1, _start_worker, (begin.tokenizer.to_bytes(), codes)) as pool,
+        Checkpoints(workdir / CHECKPOINTS) as checkpoints,
+        progress_display(bar) as progress,
     ):
-
-        def stream(split: int, start: int, stop: int) -> Iterator[dict[str, Any]]:
-            return batches(pool, recipe.batch, recipe.picture, recipe.seed, split, start, stop)
-
-        def report(values: dict[str, Any]) -> None:
-            line = json.dumps(values)
-            print(line, flush=True)
-            log.write(line + "\n")
-            log.flush()
-
-        held_out = list(stream(HELD_OUT, 0, 8))
-        began, waited = time.monotonic(), 0.0
-        tick = began
-        source = stream(TRAINING, start, recipe.total_steps)
-        for step in range(start + 1, recipe.total_steps + 1):
-            asked = time.monotonic()
-            batch = on_device(next(source))
-            waited += time.monotonic() - asked
-            minimise = see if step <= recipe.patch_steps else answer
-            params, opt_state, values = train_step(
-                params, opt_state, batch, targets, objective_of=minimise, optimizer=optimizer
-            )
-            if step % recipe.log_every == 0 or step == recipe.total_steps:
-                losses = {k: round(float(v), 4) for k, v in values.items()}
-                if not np.isfinite(losses["loss"]):
-                    raise FloatingPointError(f"The loss is {losses['loss']} at step {step}.")
-                now = time.monotonic()
-                pace = {"s_per_step": round((now - tick) / recipe.log_every, 3)}
-                report({"step": step} | losses | pace | {"data_wait": round(waited, 2)})
-                tick, waited = now, 0.0
-            if step % recipe.evaluate_every == 0 or step == recipe.total_steps:
-                shares = evaluate(params["model"], model_config, tokenizer.loc_start, held_out)
-                report({"step": step, "correct": {k: round(v, 3) for k, v in shares.items()}})
-                tick = time.monotonic()
-            if step % recipe.checkpoint_every == 0 or step == recipe.total_steps:
-                save_state(workdir, step, (params, opt_state))
-    return params["model"]
+        held_out = WorldBatches(pool, recipe, HELD_OUT)
+        accuracy = Accuracy(
+            begin.graphdef, begin.tokenizer.loc_start, [next(held_out).batch for _ in range(8)]
+        )
+        loop = Loop(
+            LoopConfig(
+                total_steps=recipe.total_steps,
+                log_every=recipe.log_every,
+                evaluate_every=recipe.evaluate_every,
+                checkpoint_every=recipe.checkpoint_every,
+                seed=recipe.seed,
+                tensorboard=False,
+                settings={k: str(v) for k, v in dataclasses.asdict(recipe).items()},
+            ),
+            workdir,
+            TrainStep(
+                begin.graphdef, begin.optimizer, loss_fn=functools.partial(loss, recipe=recipe)
+            ),
+            begin.state,
+            WorldBatches(pool, recipe, TRAINING),
+            checkpoints,
+            place=lambda batch: on_device(batch) | {"targets": targets},
+            throughput=Throughput(recipe.batch.scenes * (recipe.batch.short + recipe.batch.long)),
+            evaluate=accuracy,
+            progress=progress,
+        )
+        loop.run()
+    return loop.state
 
 
 def main(_: list[str]) -> None:
     """Entry point."""
     values = flags.FLAGS
     codes = build_mask_codes(MaskCodec(load_mask_vae(Path(values.mask_codec))))
-    train(Recipe.from_config(values.config), codes, Path(values.workdir))
+    train(Recipe.from_config(values.config), codes, Path(values.workdir), bar=True)
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
-    flags.DEFINE_string("mask_codec", None, "What train_codec wrote.", required=True)
-    flags.DEFINE_string("workdir", None, "Where state and metrics go.", required=True)
+    flags.DEFINE_string("mask_codec", None, "What mask_codec.py wrote.", required=True)
+    flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.", required=True)
     app.run(main)
