@@ -10,10 +10,8 @@ training run can reach. Every answer is generated greedily through the public pi
 import argparse
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -215,19 +213,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="bfloat16 or float32")
     parser.add_argument("--seed", type=int, default=SEED, help="held-out seed")
     parser.add_argument("--count", type=int, default=SCENES, help="scenes")
-    parser.add_argument("--json", type=Path, help="also write the scores to this file")
     args = parser.parse_args()
     began = time.monotonic()
     done = evaluate_demo(from_pretrained(args.model, dtype=args.dtype), args.count, args.seed)
     print(demo_table(done))
     took = time.monotonic() - began
     print(f"\n{args.count} scenes of seed {args.seed}, {args.dtype}, {took:.0f} s")
-    if args.json:
-        scores = {
-            name: {"value": score.value, "prompts": int(done.counts[f"num/{name}"])}
-            for name, score in done.scores.items()
-        }
-        args.json.write_text(json.dumps(scores, indent=1) + "\n")
 
 
 if __name__ == "__main__":

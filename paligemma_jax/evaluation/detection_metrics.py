@@ -176,12 +176,7 @@ class TrueBoxes:
     areas: Sequence[float] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Boxes:
-    """Boxes of one image, checked."""
-
-    xyxy: np.ndarray  # f64[n, 4]
-    labels: np.ndarray  # object[n]
+_Boxes = tuple[np.ndarray, np.ndarray]  # of one image, checked: f64[n, 4] and labels object[n]
 
 
 def _read_boxes(prediction: Any, reference: Any, scored: bool) -> tuple[_Boxes, np.ndarray, _Boxes]:
@@ -190,9 +185,9 @@ def _read_boxes(prediction: Any, reference: Any, scored: bool) -> tuple[_Boxes, 
         got = f"{type(prediction).__name__} and {type(reference).__name__}"
         raise InvalidExample(f"expected FoundBoxes and TrueBoxes, got {got}")
     found = _checked(prediction.xyxy, prediction.labels, "prediction")
-    if scored and prediction.scores is None and len(found.xyxy):
+    if scored and prediction.scores is None and len(found[0]):
         raise InvalidExample("the boxes have no scores (without: BoxDetection(scored=False))")
-    scores = _column(prediction.scores if scored else None, np.ones(len(found.xyxy)), "scores")
+    scores = _column(prediction.scores if scored else None, np.ones(len(found[0])), "scores")
     return found, scores, _checked(reference.xyxy, reference.labels, "reference")
 
 
@@ -209,7 +204,7 @@ def _checked(xyxy: Any, labels: Any, what: str) -> _Boxes:
         got = boxes[wrong][0].tolist()
         raise InvalidExample(f"expected x1 <= x2, y1 <= y2 of the {what}, got {got}")
     names = check_texts(labels, "label", len(boxes)) if len(boxes) or len(labels) else []
-    return _Boxes(boxes, np.array(names, object))
+    return boxes, np.array(names, object)
 
 
 def _column(values: Any, default: np.ndarray, what: str) -> np.ndarray:
@@ -252,14 +247,14 @@ class BoxDetection(Metric):
     )
 
     def _keep(self, prediction: Any, reference: Any) -> dict[str, Matches]:
-        found, scores, true = _read_boxes(prediction, reference, self.scored)
-        crowd = _column(reference.crowd, np.zeros(len(true.xyxy)), "crowd marks").astype(bool)
-        areas = _column(reference.areas, box_areas(true.xyxy), "areas")
+        (boxes, labels), scores, (truths, names) = _read_boxes(prediction, reference, self.scored)
+        crowd = _column(reference.crowd, np.zeros(len(truths)), "crowd marks").astype(bool)
+        areas = _column(reference.areas, box_areas(truths), "areas")
         matches = {}
-        for label in sorted({*found.labels, *true.labels}):
-            mine, right = found.labels == label, true.labels == label
+        for label in sorted({*labels, *names}):
+            mine, right = labels == label, names == label
             matches[str(label)] = match(
-                found.xyxy[mine], scores[mine], true.xyxy[right], areas[right], crowd[right]
+                boxes[mine], scores[mine], truths[right], areas[right], crowd[right]
             )
         return matches
 
@@ -331,13 +326,13 @@ class AllPointPrecision(Metric):
     expected = "FoundBoxes(xyxy, labels, scores) and TrueBoxes(xyxy, labels)"
 
     def _keep(self, prediction: Any, reference: Any) -> dict[str, Matches]:
-        boxes, scores, true = _read_boxes(prediction, reference, scored=True)
+        (boxes, labels), scores, (truths, names) = _read_boxes(prediction, reference, scored=True)
         classes: dict[str, list[tuple[np.ndarray, np.ndarray, int]]] = {}
-        for label in sorted({*boxes.labels, *true.labels}):
-            mine, truths = boxes.labels == label, true.xyxy[true.labels == label]
-            hits = _hits(boxes.xyxy[mine], scores[mine], truths, self.iou)
+        for label in sorted({*labels, *names}):
+            mine, right = labels == label, truths[names == label]
+            hits = _hits(boxes[mine], scores[mine], right, self.iou)
             name = label.split()[-1] if self.last_word and label.split() else label
-            classes.setdefault(name, []).append((scores[mine], hits, len(truths)))
+            classes.setdefault(name, []).append((scores[mine], hits, len(right)))
         matches = {}
         for name, parts in classes.items():
             scores, hits, objects = zip(*parts, strict=True)

@@ -44,7 +44,7 @@ class Prediction:
     text: str = ""
     logprob: float | None = None
     tokens: int = 0
-    objects: tuple[Mapping[str, Any], ...] | None = None
+    objects: Sequence[Mapping[str, Any]] | None = None
     error: str | None = None
 
 
@@ -232,9 +232,9 @@ def _predict(
             labels = [split_labels(one.fields["labels"]) for one in group]
             results = find([first for first, *_ in images], labels, **options)
             predictions += [
-                Prediction(example.id, found.text, objects=tuple(
+                Prediction(example.id, found.text, objects=[
                     {"label": one.label, "box": list(one.xyxy), "score": one.score} for one in found
-                ))
+                ])
                 for example, found in zip(group, results, strict=True)
             ]  # fmt: skip
             continue
@@ -318,9 +318,8 @@ class PredictionFile:
         for path in sorted(self.path.parent.glob("predictions*.jsonl")):
             lines = path.read_bytes().split(b"\n")[:-1]  # the last may be half written
             try:
-                for made in (json.loads(line) for line in lines if line):
-                    objects = None if made["objects"] is None else tuple(made["objects"])
-                    self.done[made["id"]] = Prediction(**made | {"objects": objects})
+                for made in (Prediction(**json.loads(line)) for line in lines if line):
+                    self.done[made.id] = made
             except (ValueError, TypeError, KeyError) as e:
                 raise DatasetError(
                     f"{path} holds a line that is not a prediction: {e}. Choose another folder: "

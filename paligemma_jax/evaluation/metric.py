@@ -17,8 +17,6 @@ _CELLS = 4_000_000  # bootstrap weights held at once
 
 Id = str | int
 T = TypeVar("T")
-P = TypeVar("P")
-R = TypeVar("R")
 # Paired by id or by position. A mapping's keys are `Id`; a type checker would refuse dict[str, T]
 # for Mapping[str | int, T].
 Examples = Mapping[Any, T] | Sequence[T]
@@ -165,11 +163,11 @@ class Metric(abc.ABC):
 
     def merge(self, other: Self) -> None:
         """Adds what another process has; raises DatasetError for another metric or a common id."""
-        if self._settings() != other._settings():
-            raise data_error(
-                [f"{other!r} cannot be merged into {self!r}"],
-                "Expected the same metric with the same settings.",
-                "Create both in the same way.",
+        own = [f.name for f in dataclasses.fields(self) if f.init]
+        same = type(self) is type(other)
+        if not same or any(getattr(self, name) != getattr(other, name) for name in own):
+            raise DatasetError(
+                f"{other!r} cannot be merged into {self!r}, expected the same metric and settings"
             )
         known = self._examples.keys() | self._skipped.keys()
         common = known & (other._examples.keys() | other._skipped.keys())
@@ -193,10 +191,9 @@ class Metric(abc.ABC):
     def measure(self) -> Measure:
         """The scores as a function of weights f64[R, n] of the examples, in the order of `ids`."""
         if not self._examples:
-            raise data_error(
-                [f"{type(self).__name__} has no examples ({len(self._skipped)} were skipped)"],
-                "Expected at least one.",
-                "Add some: metric.add(id, prediction, reference)",
+            raise DatasetError(
+                f"{type(self).__name__} has no examples ({len(self._skipped)} were skipped). Add "
+                "some: metric.add(id, prediction, reference)"
             )
         kept, groups = self._kept(), self._groups()
         whole = self._measure(kept) if self.overall or not groups else None
@@ -288,15 +285,8 @@ class Metric(abc.ABC):
                 groups.setdefault(group, []).append(place)
         return dict(sorted(groups.items()))
 
-    def _settings(self) -> list[Any]:
-        own = [f.name for f in dataclasses.fields(self) if f.init]
-        return [type(self), *[(name, getattr(self, name)) for name in own]]
-
     def _add_all(
-        self,
-        examples: Sequence[tuple[Id, Any, Any]],
-        group: str | Sequence[str] = (),
-        unit: Hashable = None,
+        self, examples: Sequence[tuple[Id, Any, Any]], group: Any = (), unit: Hashable = None
     ) -> None:
         added: dict[Id, _Example] = {}
         problems = []
@@ -324,19 +314,16 @@ def _table(kept: Sequence[Mapping[str, float]]) -> tuple[list[str], np.ndarray, 
     return names, np.nan_to_num(table), (~np.isnan(table)).astype(np.float64)
 
 
-def _pair(predictions: Examples[P], references: Examples[R]) -> list[tuple[Id, P, R]]:
+def _pair(predictions: Examples[Any], references: Examples[Any]) -> list[tuple[Id, Any, Any]]:
     """(id, prediction, reference) of every example, in the order of the references."""
     if isinstance(predictions, Mapping) and isinstance(references, Mapping):
-        problems = [f"{i!r} has a reference, but no prediction" for i in references
-                    if i not in predictions]  # fmt: skip
-        problems += [f"{i!r} has a prediction, but no reference" for i in predictions
-                     if i not in references]  # fmt: skip
+        missing = [id for id in references if id not in predictions]
+        unknown = [id for id in predictions if id not in references]
+        problems = [f"{id!r} has a reference, but no prediction" for id in missing]
+        problems += [f"{id!r} has a prediction, but no reference" for id in unknown]
         if problems:
-            raise data_error(
-                problems,
-                "Expected the same ids on both sides.",
-                "To score a part: {id: references[id] for id in predictions}",
-            )
+            part = "To score a part: {id: references[id] for id in predictions}"
+            raise data_error(problems, "Expected the same ids on both sides.", part)
         return [(id, predictions[id], reference) for id, reference in references.items()]
     lists = not any(isinstance(side, str | Mapping) for side in (predictions, references))
     if not lists or len(predictions) != len(references):
@@ -355,11 +342,8 @@ def _sort_key(id: Id) -> tuple[bool, Any]:
 
 
 def _added_twice(ids: Sequence[Id]) -> DatasetError:
-    return data_error(
-        [f"{id!r} has been added before" for id in ids],
-        "Expected every id once.",
-        "Give every process examples of its own.",
-    )
+    problems = [f"{id!r} has been added before" for id in ids]
+    return data_error(problems, "Expected every id once.", "Give each process its own examples.")
 
 
 @dataclasses.dataclass(frozen=True)
