@@ -135,7 +135,7 @@ def test_empty_captions_and_one_picture():
 
 def test_captions_by_language():
     metric = find_task("xm3600").metric()
-    for i, language in enumerate(["en", "en", "de", "de"]):
+    for i, language in enumerate(("en", "en", "de", "de")):
         words = ["a red car", "two big dogs"][i % 2]
         metric.add(i, words if language == "en" else "x", [words], group=language)
     result = metric.result()

@@ -105,10 +105,8 @@ def test_the_table_is_that_of_the_card(done: EvaluationResult):
     table = demo_table(done)
     assert "| caption en | 100.0 % | 90 % | 4 |\n" in table
     assert "\n|   two labels in a prompt | 100.0 % |  |" in table
-    scores = evaluate_demo(knowing(4), 4).scores
-    assert {name: f.value for name, f in scores.items()} == {
-        name: f.value for name, f in done.scores.items()
-    }
+    again = evaluate_demo(knowing(4), 4).scores
+    assert {k: v.value for k, v in again.items()} == {k: v.value for k, v in done.scores.items()}
 
 
 def test_report_draws_boxes_and_masks(done: EvaluationResult, tmp_path: Path):

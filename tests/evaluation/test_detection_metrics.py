@@ -130,21 +130,6 @@ def test_average_precision_is_that_of_pycocotools(scenes):
         assert result[name] == pytest.approx(value, abs=1e-12), name
 
 
-@pytest.mark.parity
-def test_average_precision_is_that_of_faster_coco_eval(scenes):
-    faster = pytest.importorskip("faster_coco_eval", reason="the extra eval has faster-coco-eval")
-    dataset, detections = to_coco(*scenes)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = faster.COCO(dataset)
-        evaluation = faster.COCOeval_faster(truth, truth.loadRes(detections), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    result = box_detection(*scenes)
-    for name, value in zip(SCORES, evaluation.stats, strict=False):
-        assert result[name] == pytest.approx(value, abs=1e-12), name
-
-
 def test_weights_are_as_good_as_duplicates(scenes):
     found, truth = scenes
     rng = np.random.default_rng(1)
@@ -252,12 +237,6 @@ def test_all_point_precision(pictures: list[tuple[FoundBoxes, TrueBoxes]], ap: f
     for id, (prediction, reference) in enumerate(pictures):
         metric.add(id, prediction, reference)
     assert metric.result()["ap"] == pytest.approx(ap)
-
-
-def test_boxes_that_do_not_fit():
-    for prediction in (FoundBoxes([LEFT], ["a"]), FoundBoxes([LEFT], [], [0.5]), "a"):
-        with pytest.raises(DatasetError):
-            AllPointPrecision().add(0, prediction, NOTHING)
 
 
 def mask(*columns: int) -> np.ndarray:
