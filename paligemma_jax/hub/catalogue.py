@@ -9,7 +9,6 @@ import functools
 import os
 import re
 import urllib.parse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -28,72 +27,41 @@ class Score:
         return f"{self.metric} {' / '.join(f'{value:g}' for value in self.values)}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What a model was fine-tuned for; `scores` by resolution in pixels."""
-
-    use: str
-    metric: str
-    scores: Mapping[int, tuple[float, ...]]
-
-    def score(self, resolution: int) -> Score | None:
-        """What was published at this resolution, if anything was."""
-        values = self.scores.get(resolution)
-        return None if values is None else Score(self.metric, values)
-
-
-def _at(*scores: float | tuple[float, ...]) -> dict[int, tuple[float, ...]]:
-    """Scores at 224, 448 and, where there are three, 896 pixels."""
-    each = (score if isinstance(score, tuple) else (score,) for score in scores)
-    return dict(zip((224, 448, 896), each, strict=False))
-
-
-TASKS: dict[str, Task] = {
-    "ai2d": Task("questions about science diagrams", "accuracy", _at(72.12, 73.28)),
-    "aokvqa-da": Task(
-        "questions that need knowledge, answered freely", "accuracy", _at(61.85, 63.22)
-    ),
-    "aokvqa-mc": Task("questions that need knowledge, with choices", "accuracy", _at(76.37, 76.90)),
-    "coco35l": Task(
-        "captions in 35 languages",
-        "CIDEr en / avg-34 / avg",
-        _at((139.2, 115.8, 116.4), (141.2, 118.0, 118.6)),
-    ),
-    "cococap": Task("captions", "CIDEr", _at(141.92, 144.60)),
-    "docvqa": Task("questions about documents", "ANLS", _at(43.74, 78.02, 84.77)),
-    "gqa": Task("questions about scenes and relations", "accuracy", _at(65.61, 67.03)),
-    "infovqa": Task("questions about infographics", "ANLS", _at(28.46, 40.47, 47.75)),
-    "nlvr2": Task("is a sentence true of two images", "accuracy", _at(90.02, 88.93)),
-    "ocrvqa": Task("questions about book covers", "accuracy", _at(73.24, 75.60, 75.90)),
-    "okvqa": Task("questions that need knowledge", "accuracy", _at(63.54, 63.15)),
-    "refcoco-seg": Task(
-        "masks of what is described",
-        "mIoU refcoco / + / g",
-        _at((73.40, 68.32, 67.65), (75.57, 69.76, 70.17), (76.94, 72.18, 72.22)),
-    ),
-    "rsvqa-hr": Task(
-        "questions about aerial images, fine",
-        "accuracy test / test2",
-        _at((92.61, 90.58), (92.79, 90.54)),
-    ),
-    "rsvqa-lr": Task("questions about aerial images, coarse", "accuracy", _at(92.65, 93.11)),
-    "scicap": Task(
-        "captions of scientific figures", "CIDEr / BLEU-4", _at((162.25, 0.192), (181.49, 0.211))
-    ),
-    "science-qa": Task("science questions with choices", "accuracy", _at(95.39, 95.93)),
-    "screen2words": Task("summaries of phone screens", "CIDEr", _at(117.57, 119.59)),
-    "stvqa": Task("questions about text in scenes", "ANLS", _at(63.29, 81.82, 84.40)),
-    "tallyqa": Task("counting", "accuracy simple / complex", _at((81.72, 69.56), (84.86, 72.27))),
-    "textcaps": Task("captions that read the text", "CIDEr", _at(127.48, 153.94)),
-    "textvqa": Task("questions about text in images", "accuracy", _at(55.47, 73.15, 76.48)),
-    "vizwizvqa": Task("questions of blind people", "accuracy", _at(73.7, 75.52)),
-    "vqav2": Task("questions about photos", "accuracy test-std", _at(83.19, 85.64)),
-    "widgetcap": Task("captions of parts of screens", "CIDEr", _at(136.07, 148.36)),
-}
-
-DOCCI_USE = "long, detailed descriptions"
+# Of each task: what the model is for, the metric, and its published scores at 224, 448 and, where
+# there are three, 896 pixels.
+_Scores = float | tuple[float, ...]
+_TASKS: dict[str, tuple[str, str, tuple[_Scores, ...]]] = {
+    "ai2d": ("questions about science diagrams", "accuracy", (72.12, 73.28)),
+    "aokvqa-da": ("questions that need knowledge, answered freely", "accuracy", (61.85, 63.22)),
+    "aokvqa-mc": ("questions that need knowledge, with choices", "accuracy", (76.37, 76.90)),
+    "coco35l": ("captions in 35 languages", "CIDEr en / avg-34 / avg",
+                ((139.2, 115.8, 116.4), (141.2, 118.0, 118.6))),
+    "cococap": ("captions", "CIDEr", (141.92, 144.60)),
+    "docvqa": ("questions about documents", "ANLS", (43.74, 78.02, 84.77)),
+    "gqa": ("questions about scenes and relations", "accuracy", (65.61, 67.03)),
+    "infovqa": ("questions about infographics", "ANLS", (28.46, 40.47, 47.75)),
+    "nlvr2": ("is a sentence true of two images", "accuracy", (90.02, 88.93)),
+    "ocrvqa": ("questions about book covers", "accuracy", (73.24, 75.60, 75.90)),
+    "okvqa": ("questions that need knowledge", "accuracy", (63.54, 63.15)),
+    "refcoco-seg": ("masks of what is described", "mIoU refcoco / + / g",
+                    ((73.40, 68.32, 67.65), (75.57, 69.76, 70.17), (76.94, 72.18, 72.22))),
+    "rsvqa-hr": ("questions about aerial images, fine", "accuracy test / test2",
+                 ((92.61, 90.58), (92.79, 90.54))),
+    "rsvqa-lr": ("questions about aerial images, coarse", "accuracy", (92.65, 93.11)),
+    "scicap": ("captions of scientific figures", "CIDEr / BLEU-4",
+               ((162.25, 0.192), (181.49, 0.211))),
+    "science-qa": ("science questions with choices", "accuracy", (95.39, 95.93)),
+    "screen2words": ("summaries of phone screens", "CIDEr", (117.57, 119.59)),
+    "stvqa": ("questions about text in scenes", "ANLS", (63.29, 81.82, 84.40)),
+    "tallyqa": ("counting", "accuracy simple / complex", ((81.72, 69.56), (84.86, 72.27))),
+    "textcaps": ("captions that read the text", "CIDEr", (127.48, 153.94)),
+    "textvqa": ("questions about text in images", "accuracy", (55.47, 73.15, 76.48)),
+    "vizwizvqa": ("questions of blind people", "accuracy", (73.7, 75.52)),
+    "vqav2": ("questions about photos", "accuracy test-std", (83.19, 85.64)),
+    "widgetcap": ("captions of parts of screens", "CIDEr", (136.07, 148.36)),
+}  # fmt: skip
 # Sentences that the image does not entail: fewer are better.
-DOCCI = {
+_DOCCI = {
     "3b": Score("NES (lower is better)", (28.4,)),
     "10b": Score("NES (lower is better)", (20.3,)),
 }
@@ -207,12 +175,13 @@ def _model_info(name: str) -> ModelInfo:
     match = _NAME.fullmatch(name)
     assert match, name
     two, size, kind, task, resolution = match.groups()
-    if kind != "ft":
-        use, score = _GENERAL[kind], None
-    elif task == "docci":
-        use, score = DOCCI_USE, DOCCI[size]
-    else:
-        use, score = TASKS[task].use, TASKS[task].score(int(resolution))
+    use, score = _GENERAL.get(kind, "long, detailed descriptions"), None
+    if task == "docci":
+        score = _DOCCI[size]
+    elif task:
+        use, metric, scores = _TASKS[task]
+        values = dict(zip(("224", "448", "896"), scores, strict=False))[resolution]
+        score = Score(metric, values if isinstance(values, tuple) else (values,))
     generation = 2 if two else 1
     return ModelInfo(name, generation, size, kind, task or "", int(resolution), use, score)
 
@@ -304,8 +273,8 @@ def find_location(name: str, revision: str | None = None) -> Location | None:
     if at:
         if revision not in (None, after):
             raise CheckpointError(
-                f"{name} names the revision {after}, and the revision {revision} was given too. "
-                f"One fits. Ask for: {bare}@{revision}"
+                f"{name} names the revision {after}, and {revision} was given too. Ask for one: "
+                f"{bare}@{revision}"
             )
         name, revision = bare, after
     parts = name.strip("/").split("/")
@@ -322,21 +291,17 @@ def find_location(name: str, revision: str | None = None) -> Location | None:
         parts = ["google", *parts]
     if len(parts) == 4 or (len(parts) == 5 and parts[4].isdecimal()):
         return _kaggle(parts, revision) if parts[2].lower() in _FRAMEWORKS else None
-    if len(parts) == 2 and not _is_here(name) and parts[0].lower() != "google":
+    # A name that starts with a directory that exists is a mistyped path.
+    if len(parts) == 2 and not Path(name).parent.exists() and parts[0].lower() != "google":
         return _hugging_face(name, revision)
     return None
-
-
-def _is_here(name: str) -> bool:
-    """Whether a path with a slash starts in a directory that exists: a mistyped path."""
-    return Path(name).parent.exists()
 
 
 def _hugging_face(repository: str, revision: str | None) -> HuggingFace:
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise CheckpointError(
-            f"{revision!r} is no revision. A branch, a tag or a commit of {repository} fits, such "
-            "as main. Leave it out for main."
+            f"{revision!r} is no revision: expected a branch, a tag or a commit of {repository}. "
+            "Leave it out for main."
         )
     _require_plain(repository)
     return HuggingFace(repository, revision or MAIN)
@@ -345,24 +310,21 @@ def _hugging_face(repository: str, revision: str | None) -> HuggingFace:
 def _kaggle(parts: list[str], revision: str | None) -> Kaggle:
     handle = "/".join(parts[:4])
     _require_plain(handle)
-    precisions = {MAIN: "float32", "float32": "float32"} | {
-        name: name for name in ("float16", "bfloat16")
-    }
-    if revision is not None and revision not in precisions:
+    precision = "float32" if revision == MAIN else revision
+    if precision not in (None, "float32", "float16", "bfloat16"):
         raise CheckpointError(
-            f"{handle} at Kaggle has no revision {revision}. float32, float16 and bfloat16 choose "
-            f"between its files; a version is a part of the handle. Ask for: {handle}/1"
+            f"{handle} at Kaggle has no revision {revision}: expected float32, float16 or "
+            f"bfloat16. A version is a part of the handle: {handle}/1"
         )
-    version = int(parts[4]) if len(parts) == 5 else None
-    return Kaggle(handle, version, None if revision is None else precisions[revision])
+    return Kaggle(handle, int(parts[4]) if len(parts) == 5 else None, precision)
 
 
 def _require_plain(name: str) -> None:
     """Names become directories of a cache: nothing may lead out of it."""
     if not all(_PART.fullmatch(part) for part in name.split("/")):
         raise CheckpointError(
-            f"{name!r} is no name of a model. Letters, digits, '-', '_' and '.' fit, with one / "
-            "between owner and model. See the published ones with: paligemma models"
+            f"{name!r} is no name of a model: expected OWNER/MODEL of letters, digits, '-', '_' "
+            "and '.'. See: paligemma models"
         )
 
 
@@ -391,14 +353,12 @@ def _web(address: str, revision: str | None) -> Web:
     check_address(url)
     if revision is not None:
         raise CheckpointError(
-            f"{url} has no revisions. They are those of repositories at Hugging Face. Leave the "
-            "revision out."
+            f"{url} has no revisions, which repositories at Hugging Face have. Leave it out."
         )
     checksum = fragment.removeprefix("sha256=").lower() if fragment else None
     if checksum is not None and not re.fullmatch("[0-9a-f]{64}", checksum):
         raise CheckpointError(
-            f"#{fragment} is no checksum of a file. 64 hexadecimal digits fit. Write: "
-            f"{url}#sha256=0123abcd..."
+            f"#{fragment} is no checksum: expected 64 digits as in {url}#sha256=0123abcd..."
         )
     return Web(url, checksum)
 
@@ -418,17 +378,16 @@ def check_address(url: str) -> None:
         return
     if parts.scheme == "http":
         raise CheckpointError(
-            f"{url} is no safe address: anybody on the way could change the weights. One that "
-            f"starts with https:// fits. Try: https://{url.partition('://')[2]}"
+            f"{url} is no safe address: anybody on the way could change the weights. Try: "
+            f"https://{url.partition('://')[2]}"
         )
     raise _no_address(url)
 
 
 def _no_address(url: str) -> CheckpointError:
     return CheckpointError(
-        f"{url} is no address that models are downloaded from. https://..., gs://BUCKET/FILE, "
-        "hf://OWNER/NAME and kaggle://OWNER/MODEL/FRAMEWORK/VARIATION fit. See the published ones "
-        "with: paligemma models"
+        f"{url} is no address of a model: expected https://..., gs://BUCKET/FILE, hf://OWNER/NAME "
+        "or kaggle://OWNER/MODEL/FRAMEWORK/VARIATION. See: paligemma models"
     )
 
 

@@ -63,41 +63,40 @@ def download(location: Location, progress: Progress | None = None, refresh: bool
     Kaggle. Of processes that start together, one downloads and the others wait. Raises
     CheckpointError; MissingExtraError where the hub's client is needed and not installed.
     """
-    found = None if refresh and not isinstance(location, Web) else cached(location)
+    refresh = refresh and not isinstance(location, Web)
+    found = None if refresh else cached(location)
     if found is not None:
         return found
-    match location:
-        case HuggingFace():
-            lock = _hf_cache() / ".locks" / _hf_folder(location).name / "paligemma-jax.lock"
-            variables = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-            on = ("1", "ON", "YES", "TRUE")
-            offline = [name for name in variables if os.environ.get(name, "").upper() in on]
-            if offline:
-                found = _hf_cached(location, tokenizer=False)
-                if found is not None:
-                    return found
-                raise CheckpointError(
-                    f"{location} is not in the cache, and {offline[0]} is set. On a machine that "
-                    f"reaches the hub run: paligemma download {location}"
-                )
-        case Kaggle():
-            require_readable(location)
-            lock = kaggle_folder(location) / ".paligemma-jax.lock"
-        case Web():
-            directory = _web_directory(location)
-            lock = directory.with_name(f"{directory.name}.lock")
     if isinstance(location, Kaggle):
-        # Its client shows a bar of its own.
-        with locked(lock):
+        require_readable(location)
+        with locked(kaggle_folder(location) / ".paligemma-jax.lock"):
             return (None if refresh else cached(location)) or kaggle_download(location, progress)
+    if isinstance(location, HuggingFace):
+        offline = [v for v in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_on(v)]
+        found = _hf_cached(location, tokenizer=False) if offline else None
+        if found is not None:
+            return found
+        if offline:
+            raise CheckpointError(
+                f"{location} is not in the cache, and {offline[0]} is set. On a machine that "
+                f"reaches the hub run: paligemma download {location}"
+            )
+        lock = _hf_cache() / ".locks" / _hf_folder(location).name / "paligemma-jax.lock"
+    else:
+        directory = _web_directory(location)
+        lock = directory.with_name(f"{directory.name}.lock")
     with _shown(progress, str(location)) as tell:
         with locked(lock, lambda: tell("waiting for another download", 0, 0)):
-            found = None if refresh and not isinstance(location, Web) else cached(location)
+            found = None if refresh else cached(location)
             if found is not None:
                 return found
             if isinstance(location, HuggingFace):
                 return _hf_download(location, tell)
             return _web_download(location, Meter(tell))
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def cached(location: Location) -> Path | None:
@@ -135,8 +134,8 @@ def _shown(progress: Progress | None, title: str) -> Iterator[Progress]:
     if progress is not None:
         yield progress
         return
-    disabled = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").lower() in ("1", "true", "on")
-    if disabled or not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    if _is_on("HF_HUB_DISABLE_PROGRESS_BARS") or not watched:
         yield lambda name, done, total: None
         return
     from tqdm import tqdm

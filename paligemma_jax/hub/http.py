@@ -185,7 +185,7 @@ def _receive(
             failures, wait = 0, 1.0
         failures += 1
         if failures >= ATTEMPTS:
-            raise FetchError(_reason(why)) from why
+            raise FetchError(str(getattr(why, "reason", why)) or type(why).__name__) from why
         sleep(wait if asked is None else asked)
         wait = min(2 * wait, 30.0)
 
@@ -290,14 +290,6 @@ def is_transient(error: Exception) -> bool:
         return status in TRANSIENT
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or library in ("httpx", "httpx2", "requests")
-
-
-def _reason(error: Exception) -> str:
-    """Why a connection failed, in words for a user."""
-    if isinstance(error, urllib.error.HTTPError):
-        return f"{error.code} {error.reason}"
-    inner = error.reason if isinstance(error, urllib.error.URLError) else error
-    return str(inner) or type(inner).__name__
 
 
 def retry_after(value: str | None) -> float | None:

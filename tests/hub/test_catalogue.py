@@ -116,7 +116,7 @@ def test_names_lead_to_sources(
         (BASE, "../../secret", "no revision"),
         ("https://huggingface.co/..%2f../x", None, "no name of a model"),
         ("https://www.kaggle.com/models/a/../jax/c", None, "no name of a model"),
-        (f"{BASE}@main", "float16", "One fits"),
+        (f"{BASE}@main", "float16", "Ask for one"),
         ("https://example.com/m.npz", "main", "no revisions"),
         ("google/paligemma/jax/paligemma-3b-pt-224", "v2", "no revision"),
         ("https://example.com/m.npz#sha256=12", None, "no checksum"),
