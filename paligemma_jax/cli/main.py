@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         attention_mask.add_attention_mask,
         convert.add_convert,
         convert.add_quantize,
-        train.add,
+        train.add_train,
         models.add_info,
         models.add_models,
         evaluate.add_evaluate,
