@@ -29,10 +29,7 @@ from paligemma_jax.errors import ConfigError, PaliGemmaError
 from paligemma_jax.models.sharding import (
     DATA,
     FSDP,
-    RULES,
     AnyMesh,
-    Layouts,
-    Rules,
     leaf_sharding,
     shardings,
 )
@@ -50,15 +47,15 @@ class ProcessesError(PaliGemmaError):
     """Another process of this run has stopped, or cannot be reached."""
 
 
-def state_shardings(state: TrainState, mesh: AnyMesh, rules: Rules[Layouts] = RULES) -> TrainState:
+def state_shardings(state: TrainState, mesh: AnyMesh) -> TrainState:
     """A `TrainState` of shardings for a state of arrays or shapes; moments lie as their weights."""
 
     def of(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = [key.key for key in keys if isinstance(getattr(key, "key", None), str)]
-        return leaf_sharding(names[-1] if names else "", leaf, mesh, rules)
+        return leaf_sharding(names[-1] if names else "", leaf, mesh)
 
     found = jax.tree_util.tree_map_with_path(of, dataclasses.replace(state, frozen=None))
-    return dataclasses.replace(found, frozen=shardings(state.frozen, mesh, rules))
+    return dataclasses.replace(found, frozen=shardings(state.frozen, mesh))
 
 
 def place(array: Any, sharding: Any) -> jax.Array:

@@ -73,9 +73,9 @@ def test_two_devices_share_the_weights(store: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_meshes_that_do_not_fit():
-    with pytest.raises(ConfigError, match="over the axis model of a mesh"):
+    with pytest.raises(ConfigError, match="got model"):
         local_mesh(jax.make_mesh((2,), ("model",), devices=jax.devices()[:2]))
-    with pytest.raises(ConfigError, match="does not go with 2 devices"):
+    with pytest.raises(ConfigError, match="product is 2"):
         local_mesh(Axes(tensor=3))
     turned = jax.make_mesh((2, 1), ("tensor", "data"), devices=jax.devices()[:2])
     assert dict(local_mesh(turned).shape) == {"data": 1, "fsdp": 1, "tensor": 2}

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from paligemma_jax.models import sharding
 from paligemma_jax.models.paligemma import flatten
-from paligemma_jax.models.sharding import RULES, Axes, Fsdp, leaf_sharding, make_mesh
+from paligemma_jax.models.sharding import Axes, leaf_sharding, make_mesh
 from paligemma_jax.weights import tensors
 from paligemma_jax.weights.checkpoint import open_checkpoint
 from paligemma_jax.weights.huggingface import HuggingFaceReader
@@ -44,11 +45,10 @@ def main() -> None:
     for kind in (HuggingFaceReader, OrbaxReader):
         kind.read_slice = counted(kind.read_slice)
     mesh = make_mesh(Axes(fsdp=-1))
-    layout = Fsdp(small=SMALL)
+    sharding.MIN_BYTES = SMALL
 
     def placement(name: str, spec: TensorSpec) -> tuple[np.dtype, NamedSharding]:
-        rules = type(RULES)(((".*", (layout,)),))
-        return FLOATS["float32"], leaf_sharding(name, spec, mesh, rules)
+        return FLOATS["float32"], leaf_sharding(name, spec, mesh)
 
     with open_checkpoint(path) as checkpoint:
         found = flatten(load_stacked(checkpoint, placement=placement)[1])

@@ -17,8 +17,9 @@ from jax.sharding import NamedSharding
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
+from paligemma_jax.models import sharding
 from paligemma_jax.models.paligemma import abstract_params, flatten, from_params
-from paligemma_jax.models.sharding import RULES, Axes, Fsdp, leaf_sharding, make_mesh
+from paligemma_jax.models.sharding import Axes, leaf_sharding, make_mesh
 from paligemma_jax.weights import tensors
 from paligemma_jax.weights.checkpoint import open_checkpoint
 from paligemma_jax.weights.convert import convert
@@ -69,13 +70,6 @@ def test_orbax_is_imported_only_for_stores(published: Path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-SPLIT = dataclasses.replace(
-    RULES,
-    rules=tuple(
-        (pattern, tuple(Fsdp(small=0) if isinstance(x, Fsdp) else x for x in layouts))
-        for pattern, layouts in RULES.rules
-    ),
-)
 TABLE = "llm/embedder/input_embedding"
 
 
@@ -93,10 +87,11 @@ def test_every_device_gets_its_own_shard(
 ):
     if kind != "store":  # whose own tables are cut otherwise
         monkeypatch.setattr(tensors, "CHUNK_ROWS", 300)
+    monkeypatch.setattr(sharding, "MIN_BYTES", 0)  # models of tests are small
     mesh = make_mesh(axes, jax.devices()[:2])
 
     def placement(name: str, spec: TensorSpec) -> tuple[np.dtype, NamedSharding]:
-        return FLOATS["float32"], leaf_sharding(name, spec, mesh, SPLIT)
+        return FLOATS["float32"], leaf_sharding(name, spec, mesh)
 
     expected = flatten(load_params(checkpoints[kind], dtype="float32", resolution=56)[1])
     with open_checkpoint(checkpoints[kind]) as checkpoint:
