@@ -128,8 +128,8 @@ _GENERATION: dict[str, tuple[type, str, str]] = {
 def add_generation(parser: argparse.ArgumentParser) -> None:
     """How text is generated."""
     group = parser.add_argument_group("generation options")
-    for name in _GENERATION:
-        _add_field(group, name)
+    for name, (kind, metavar, help) in _GENERATION.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=help)
     group.add_argument(
         "--stop", action="append", metavar="TEXT",
         help="end before this text; may be given several times",
@@ -137,6 +137,10 @@ def add_generation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--answer-prefix", metavar="TEXT",
         help="continue this beginning of the answer, which ends with a word, without a space",
+    )  # fmt: skip
+    group.add_argument(
+        "--early-stopping", action=argparse.BooleanOptionalAction,
+        help="end beam search by big_vision's rule, the default, or by that of Hugging Face",
     )  # fmt: skip
     group.add_argument(
         "--logprobs", action="store_true", help="show the log-probability (natural) of every token"
@@ -155,14 +159,10 @@ def add_max_new_tokens(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help=help)
 
 
-def _add_field(group: Any, name: str) -> None:
-    kind, metavar, help = _GENERATION[name]
-    group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=help)
-
-
 def generation_options(args: argparse.Namespace) -> dict[str, Any]:
     """What was given of them, as keyword arguments of the methods of `Pipeline`."""
-    values = {name: getattr(args, name, None) for name in (*_GENERATION, "stop", "num_beams")}
+    names = (*_GENERATION, "stop", "num_beams", "early_stopping")
+    values = {name: getattr(args, name, None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
