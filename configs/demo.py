@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
         pair_length=14,
         supersampled_fraction=0.5,  # scenes drawn at twice the size and then resized, as users' are
         text_fraction=0.5,  # scenes that are drawn again until something is written in them
-        short_weights=dict(count=0.34, colour=0.1, where=0.14, exists=0.12, ocr=0.5),
+        short_weights=dict(count=0.34, color=0.1, where=0.14, exists=0.12, ocr=0.5),
         long_weights=dict(
             caption_en=0.13,
             caption_es=0.13,

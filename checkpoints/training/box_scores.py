@@ -228,13 +228,13 @@ def draw_reliability(kinds: Found, pairs: Found, names: list[str], path: Path) -
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="perfectly calibrated")
     markers = itertools.cycle("osd^v")
-    for name, colour in zip(names, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False):
+    for name, color in zip(names, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False):
         judged = [found.judged(SCORES[name]) for found in (kinds, pairs)]
         scores, right = (np.concatenate(parts) for parts in zip(*judged, strict=True))
         points = reliability(scores, right)
         axes.plot(
             [score for score, _, _ in points], [share for _, share, _ in points],
-            marker=next(markers), color=colour, label=name,
+            marker=next(markers), color=color, label=name,
         )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="mean score of the boxes in a bin",
              ylabel="share of them that are right (IoU 0.5)")  # fmt: skip

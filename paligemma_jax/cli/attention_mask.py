@@ -133,8 +133,7 @@ def _check_size(
 
 def _fields(view: "AttentionMaskView") -> dict[str, Any]:
     tokens = [
-        {"kind": token.kind, "label": token.label}
-        | ({"image": token.picture} if token.picture else {})
+        {"kind": token.kind, "label": token.label} | ({"image": token.image} if token.image else {})
         for token in view.tokens
     ]
     masks = [

@@ -246,7 +246,7 @@ def sample_color(scene: Scene, rng: np.random.Generator) -> Example | None:
     if not unique:
         return None
     shape, word = choose(rng, unique), choose(rng, ("colour", "color"))
-    return Example(f"answer en what {word} is the {shape.kind}?", shape.color, "colour")
+    return Example(f"answer en what {word} is the {shape.kind}?", shape.color, "color")
 
 
 def sample_where(scene: Scene, rng: np.random.Generator) -> Example | None:
@@ -302,7 +302,7 @@ Sampler = Callable[[Scene, np.random.Generator], Example | None]
 SAMPLERS: dict[str, Sampler] = {
     **{f"caption_{code}": lambda s, _, code=code: caption_answer(s, code) for code in LANGUAGES},
     "count": sample_count,
-    "colour": sample_color,
+    "color": sample_color,
     "where": sample_where,
     "exists": sample_exists,
     "detect": sample_detect,

@@ -152,7 +152,7 @@ def _about_words(
             groups = {"count": (COUNTS,), "ocr": (OCR,)}.get(one.task)
             if groups is None and one.task.startswith("caption"):
                 groups = (one.task.replace("_", " "),)
-            groups = groups or (f"of these {one.task.replace('colour', 'color')}", ANSWERS)
+            groups = groups or (f"of these {one.task}", ANSWERS)
             yield Example(
                 f"{i:04d} {n} {one.task}", (image,), one.prompt, one.answer, {}, groups, i
             )

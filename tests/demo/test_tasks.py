@@ -153,7 +153,7 @@ def test_labels_of_one_prompt_never_share_an_object(drawn: list[tuple[Scene, Exa
 def test_questions_name_unique_things(drawn: list[tuple[Scene, Example]]):
     spellings = collections.Counter()
     for scene, example in drawn:
-        if example.task == "colour":
+        if example.task == "color":
             match = re.fullmatch(r"answer en what (colou?r) is the (\w+)\?", example.prompt)
             assert match is not None
             spellings[match[1]] += 1

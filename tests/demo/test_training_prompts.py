@@ -28,7 +28,7 @@ def test_weights_choose_the_tasks():
     assert len(only) == 3 and {example.task for example in only} == {"count"}
     assert len(sample_examples(SCENE, rng, 5, {"caption_en": 1.0})) == 5
     with pytest.raises(ValueError, match="caption_en"):
-        sample_examples(Scene(shapes=(), text=WORD, background=0), rng, 1, {"colour": 1.0})
+        sample_examples(Scene(shapes=(), text=WORD, background=0), rng, 1, {"color": 1.0})
 
 
 CODES = MaskCodes(
