@@ -306,27 +306,21 @@ def _model(model: "ModelInfo") -> dict[str, Any]:
     from paligemma_jax.hub.download import cached, cached_locations
     from paligemma_jax.weights.sidecar_files import parameter_counts, weight_bytes
 
-    return {
-        "name": model.name,
-        "generation": model.generation,
+    return dataclasses.asdict(model) | {
         "size": model.size.upper(),
-        "kind": model.kind,
         "task": model.task or None,
-        "resolution": model.resolution,
         "image_tokens": model.config.img.num_patches,
         "text_length": model.config.text_length,
-        "use": model.use,
         "parameters": sum(parameter_counts(model.config).values()),
         "memory_bytes": weight_bytes(model.config),
-        "score": None if model.score is None else dataclasses.asdict(model.score),
         "cached": [{"source": str(s), "path": str(cached(s))} for s in cached_locations(model)],
         "hugging_face": model.repository,
         "hugging_face_jax": model.jax_repository,
-        "revisions": list(model.revisions),
+        "revisions": model.revisions,
         "kaggle": model.kaggle,
         "open_copy": OPEN_COPIES.get(model.name),
         "keras_preset": model.keras_preset,
-        "aliases": list(model.aliases),
+        "aliases": model.aliases,
     }
 
 
