@@ -123,7 +123,7 @@ class FirstToken(Case):
         )
 
     def run(self, context: Context) -> Outcome:
-        call = context.subject.first_token(*random_prompts(context.config, self.batch))
+        call = context.subject.first_token(random_prompts(context.config, self.batch))
         return Outcome(_samples(call, context, self.effort))
 
 
@@ -142,7 +142,7 @@ class Decode(Case):
 
     def run(self, context: Context) -> Outcome:
         prompts = random_prompts(context.config, self.batch)
-        call = context.subject.decode(*prompts, self.tokens)
+        call = context.subject.decode(prompts, self.tokens)
         return Outcome([s.per_token(self.tokens) for s in measure([call], self.effort)[0]])
 
 
@@ -162,7 +162,7 @@ class LongDecode(Case):
 
     def run(self, context: Context) -> Outcome:
         prompts, lengths = random_prompts(context.config, self.batch), (self.short, self.long)
-        calls = [context.subject.decode(*prompts, n) for n in lengths]
+        calls = [context.subject.decode(prompts, n) for n in lengths]
         taken = measure(calls, self.effort)
         short, long = (
             [s.per_token(n) for s in samples] for n, samples in zip(lengths, taken, strict=True)
@@ -207,7 +207,7 @@ class DecodeMemory(Case):
         from paligemma_jax.benchmark.ours import peak_during
 
         ours = context.subject
-        prefill, decode = ours.prefill_and_decode(*random_prompts(context.config, 1), self.tokens)
+        prefill, decode = ours.prefill_and_decode(random_prompts(context.config, 1), self.tokens)
         prefill()
         decode(self.tokens)
         cache = prefill()
@@ -233,8 +233,8 @@ class Outputs(Case):
 
     def run(self, context: Context) -> Outcome:
         prompts = random_prompts(context.config, self.batch)
-        logits = context.subject.logits(*prompts)
-        tokens = context.subject.generate(*prompts, self.tokens)()
+        logits = context.subject.logits(prompts)
+        tokens = context.subject.generate(prompts, self.tokens)()
         return Outcome(outputs={"logits": logits, "tokens": tokens})
 
 
@@ -304,7 +304,7 @@ class Start(Case):
         return "warm start" if self.warm else "cold start"
 
     def run(self, context: Context) -> Outcome:
-        context.subject.first_token(*random_prompts(context.config, 1))()
+        context.subject.first_token(random_prompts(context.config, 1))()
         return Outcome()
 
 

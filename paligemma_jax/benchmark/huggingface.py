@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from paligemma_jax.benchmark.measure import Sample, Stopwatch, peak_resident
+from paligemma_jax.benchmark.subjects import Prompts
 from paligemma_jax.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -38,13 +39,11 @@ class HuggingFace:
         self._forward = self._maybe_compiled(model.forward)
 
     def encode_images(self, images: np.ndarray) -> Callable[[], object]:
-        """As of `Subject`."""
         pixels = pixel_values(self._model, images)
         return self._complete(lambda: self._encode(pixels))
 
-    def first_token(self, images: np.ndarray, tokens: np.ndarray) -> Callable[[], np.ndarray]:
-        """As of `Subject`."""
-        inputs = model_inputs(self._model, images, tokens)
+    def first_token(self, prompts: Prompts) -> Callable[[], np.ndarray]:
+        inputs = model_inputs(self._model, prompts)
 
         def call() -> np.ndarray:
             logits = self._forward(**inputs, use_cache=True, logits_to_keep=1).logits
@@ -52,18 +51,12 @@ class HuggingFace:
 
         return self._complete(call)
 
-    def generate(
-        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
-    ) -> Callable[[], np.ndarray]:
-        """As of `Subject`."""
-        inputs = model_inputs(self._model, images, tokens)
+    def generate(self, prompts: Prompts, new_tokens: int) -> Callable[[], np.ndarray]:
+        inputs = model_inputs(self._model, prompts)
         return self._complete(lambda: self._generate(inputs, new_tokens))
 
-    def decode(
-        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
-    ) -> Callable[[], Sample]:
-        """As of `Subject`."""
-        inputs = model_inputs(self._model, images, tokens)
+    def decode(self, prompts: Prompts, new_tokens: int) -> Callable[[], Sample]:
+        inputs = model_inputs(self._model, prompts)
 
         def call() -> Sample:
             started = _Started(self._on_gpu)
@@ -89,9 +82,9 @@ class HuggingFace:
         )
         return _to_numpy(sequences[:, inputs["input_ids"].shape[1] :])
 
-    def logits(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    def logits(self, prompts: Prompts) -> np.ndarray:
         """As of `Subject`; always eager."""
-        inputs = model_inputs(self._model, images, tokens)
+        inputs = model_inputs(self._model, prompts)
 
         def call() -> np.ndarray:
             logits = self._model(**inputs, logits_to_keep=1).logits[:, -1]
@@ -101,7 +94,6 @@ class HuggingFace:
         return self._complete(call)()
 
     def peak_bytes(self) -> int:
-        """As of `Subject`."""
         return peak_bytes(self._model)
 
     def _maybe_compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,16 +171,16 @@ def load_model(weights: Path, dtype: str) -> Any:
 
 
 def model_inputs(
-    model: Any, images: np.ndarray, tokens: np.ndarray, token_types: np.ndarray | None = None
+    model: Any, prompts: Prompts, token_types: np.ndarray | None = None
 ) -> "dict[str, torch.Tensor]":
-    """What PaliGemmaProcessor makes of images f32[B, H, W, 3] and tokens i32[B, T].
+    """What PaliGemmaProcessor makes of images and tokens.
 
     Token types i32[B, T] are 0 in the prefix, which sees all of itself (all of it, if None), and 1
     in the suffix.
     """
     import torch
 
-    config, device = model.config, model.device
+    config, device, (images, tokens) = model.config, model.device, prompts
     patches = config.text_config.num_image_tokens
     image_tokens = np.full((len(tokens), patches), config.image_token_id)
     ids = np.concatenate([image_tokens, tokens], axis=1).astype(np.int64)

@@ -24,6 +24,7 @@ from paligemma_jax.benchmark.measure import (
     peak_resident,
     reset_peak_resident,
 )
+from paligemma_jax.benchmark.subjects import Prompts
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation import decode as decoding
@@ -46,13 +47,11 @@ class Ours:
         self.model = model
 
     def encode_images(self, images: np.ndarray) -> Callable[[], object]:
-        """As of `Subject`."""
         pixels = jnp.asarray(images)
         return lambda: jax.block_until_ready(_encode(self.model, pixels))
 
-    def first_token(self, images: np.ndarray, tokens: np.ndarray) -> Callable[[], np.ndarray]:
-        """As of `Subject`."""
-        batch = prompt_batch(images, tokens)
+    def first_token(self, prompts: Prompts) -> Callable[[], np.ndarray]:
+        batch = prompt_batch(prompts)
 
         def call() -> np.ndarray:
             logits, _ = decoding.read_prompts(self.model, batch, room=DEFAULT_LENGTH)
@@ -60,16 +59,12 @@ class Ours:
 
         return call
 
-    def generate(
-        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
-    ) -> Callable[[], np.ndarray]:
-        """As of `Subject`."""
-        batch = prompt_batch(images, tokens)
+    def generate(self, prompts: Prompts, new_tokens: int) -> Callable[[], np.ndarray]:
+        batch = prompt_batch(prompts)
         return lambda: self._generate(batch, new_tokens)
 
-    def logits(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """As of `Subject`."""
-        batch = prompt_batch(images, tokens)
+    def logits(self, prompts: Prompts) -> np.ndarray:
+        batch = prompt_batch(prompts)
         return np.asarray(decoding.read_prompts(self.model, batch, room=DEFAULT_LENGTH)[0])
 
     def generate_text(self, tokens: np.ndarray, *, new_tokens: int) -> None:
@@ -92,14 +87,10 @@ class Ours:
         return np.array([generation.tokens for generation in found], np.int32)
 
     def peak_bytes(self) -> int:
-        """As of `Subject`."""
         return peak_bytes()
 
-    def decode(
-        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
-    ) -> Callable[[], Sample]:
-        """As of `Subject`."""
-        prefill, decode = self.prefill_and_decode(images, tokens, new_tokens)
+    def decode(self, prompts: Prompts, new_tokens: int) -> Callable[[], Sample]:
+        prefill, decode = self.prefill_and_decode(prompts, new_tokens)
         prefill()
         decode(2)
 
@@ -112,10 +103,10 @@ class Ours:
         return call
 
     def prefill_and_decode(
-        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
+        self, prompts: Prompts, new_tokens: int
     ) -> tuple[Callable[[], KVCache], Callable[[int], np.ndarray]]:
         """Two calls, to be made in turn; the second one decodes up to so many tokens."""
-        batch, size = prompt_batch(images, tokens), len(tokens)
+        batch, size = prompt_batch(prompts), len(prompts[1])
         capacity = bucket(new_tokens, MIN_CAPACITY)
         inputs: list[tuple[jax.Array, KVCache]] = []
 
@@ -141,8 +132,9 @@ def load_ours(weights: Path, dtype: Precision) -> Ours:
     return Ours(jax.block_until_ready(model))
 
 
-def prompt_batch(images: np.ndarray, tokens: np.ndarray) -> Batch:
+def prompt_batch(prompts: Prompts) -> Batch:
     """One image and one prompt without padding per sequence, on the device."""
+    images, tokens = prompts
     return Batch(
         images=jnp.asarray(images[:, None]),
         tokens=jnp.asarray(tokens),
@@ -164,19 +156,13 @@ def _argmax(logits: jax.Array) -> jax.Array:
 class BigVisionStyle(Ours):
     """The scanned model, called step by step."""
 
-    def generate(
-        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
-    ) -> Callable[[], np.ndarray]:
-        """As of `Subject`."""
-        return lambda: self._continue(*self._prefill(images, tokens, new_tokens), new_tokens)
+    def generate(self, prompts: Prompts, new_tokens: int) -> Callable[[], np.ndarray]:
+        return lambda: self._continue(*self._prefill(prompts, new_tokens), new_tokens)
 
-    def decode(
-        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
-    ) -> Callable[[], Sample]:
-        """As of `Subject`."""
+    def decode(self, prompts: Prompts, new_tokens: int) -> Callable[[], Sample]:
 
         def call(limit: int) -> Sample:
-            first, cache = jax.block_until_ready(self._prefill(images, tokens, new_tokens))
+            first, cache = jax.block_until_ready(self._prefill(prompts, new_tokens))
             watch = Stopwatch()
             self._continue(first, cache, limit)
             return watch.stop()
@@ -184,11 +170,9 @@ class BigVisionStyle(Ours):
         call(2)
         return functools.partial(call, new_tokens)
 
-    def _prefill(
-        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
-    ) -> tuple[jax.Array, KVCache]:
-        batch = prompt_batch(images, tokens)
-        length = self.model.config.img.num_patches + tokens.shape[1] + new_tokens
+    def _prefill(self, prompts: Prompts, new_tokens: int) -> tuple[jax.Array, KVCache]:
+        batch = prompt_batch(prompts)
+        length = self.model.config.img.num_patches + prompts[1].shape[1] + new_tokens
         inputs = (batch.images, batch.tokens, batch.mask_ar, batch.mask_input)
         logits, cache = decoding.prefill(self.model, *inputs, slots=length)
         return jnp.argmax(logits, axis=-1), jax.tree.map(_to_bfloat16, cache)

@@ -276,8 +276,8 @@ def _measurement(
 def noise_filtered(result: CaseResult) -> list[float]:
     """Seconds of the samples during which little else ran; of all, if something always did."""
     others = result.other_cpu or (0.0,) * len(result.seconds)
-    quiet = [s for s, other in zip(result.seconds, others, strict=True) if other <= NOISE]
-    return quiet or list(result.seconds)
+    kept = [s for s, other in zip(result.seconds, others, strict=True) if other <= NOISE]
+    return kept or list(result.seconds)
 
 
 def _roofline_fraction(

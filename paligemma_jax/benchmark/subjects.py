@@ -48,6 +48,9 @@ def find_model(name: str) -> PaliGemmaConfig:
     return MODELS[name]
 
 
+Prompts = tuple[np.ndarray, np.ndarray]  # images f32[B, H, W, 3] in [-1, 1], tokens i32[B, T]
+
+
 class Subject(Protocol):
     """One implementation of one checkpoint, loaded for inference.
 
@@ -62,23 +65,19 @@ class Subject(Protocol):
         """The image encoder and its projection. `images` f32[B, H, W, 3] in [-1, 1]."""
         ...
 
-    def first_token(self, images: np.ndarray, tokens: np.ndarray) -> Callable[[], np.ndarray]:
-        """Image encoder, prefill and argmax; the call gives i32[B]. `tokens` i32[B, T]."""
+    def first_token(self, prompts: Prompts) -> Callable[[], np.ndarray]:
+        """Image encoder, prefill and argmax; the call gives i32[B]."""
         ...
 
-    def generate(
-        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
-    ) -> Callable[[], np.ndarray]:
+    def generate(self, prompts: Prompts, new_tokens: int) -> Callable[[], np.ndarray]:
         """Greedy generation that no token ends; the call gives i32[B, new_tokens]."""
         ...
 
-    def decode(
-        self, images: np.ndarray, tokens: np.ndarray, new_tokens: int
-    ) -> Callable[[], Sample]:
+    def decode(self, prompts: Prompts, new_tokens: int) -> Callable[[], Sample]:
         """The same, timed from the first token to the last; everything is compiled beforehand."""
         ...
 
-    def logits(self, images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    def logits(self, prompts: Prompts) -> np.ndarray:
         """f32[B, V] after the prompt; V is the model's own vocabulary, without padding."""
         ...
 
@@ -121,9 +120,7 @@ def random_images(config: PaliGemmaConfig, batch: int) -> np.ndarray:
     return pixels.astype(np.float32)
 
 
-def random_prompts(
-    config: PaliGemmaConfig, batch: int, length: int = PROMPT
-) -> tuple[np.ndarray, np.ndarray]:
+def random_prompts(config: PaliGemmaConfig, batch: int, length: int = PROMPT) -> Prompts:
     """Images, and tokens i32[B, length] that begin with the begin-of-sequence token."""
     last = min(config.llm.vocab_size, 250_000)  # above are <loc> and <seg>
     tokens = np.random.default_rng(batch + length).integers(3, last, (batch, length))

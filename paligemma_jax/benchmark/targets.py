@@ -77,14 +77,14 @@ Value = Callable[[Measured], float | None]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A value to reach: at least `goal`, or at most where `at_most`; `stretch` is better.
+    """A value to reach: at least `threshold`, or at most where `at_most`; `stretch` is better.
 
     `models` are those it is for; None: all but "tiny".
     """
 
     what: str
     value: Value
-    goal: float
+    threshold: float
     stretch: float | None = None
     at_most: bool = False
     models: tuple[str, ...] | None = None
@@ -100,13 +100,13 @@ class Target:
         elif self.stretch is not None and self._reached(value, self.stretch):
             verdict = Verdict.STRETCH
         else:
-            verdict = Verdict.PASS if self._reached(value, self.goal) else Verdict.FAIL
+            verdict = Verdict.PASS if self._reached(value, self.threshold) else Verdict.FAIL
         stretch = "" if self.stretch is None else f" ({self.stretch:g})"
-        target = f"at {'most' if self.at_most else 'least'} {self.goal:g}{stretch}"
+        target = f"at {'most' if self.at_most else 'least'} {self.threshold:g}{stretch}"
         return Judged(f"{machine}: {self.what}", model, target, value, verdict)
 
-    def _reached(self, value: float, goal: float) -> bool:
-        return value <= goal if self.at_most else value >= goal
+    def _reached(self, value: float, threshold: float) -> bool:
+        return value <= threshold if self.at_most else value >= threshold
 
 
 def judge(measurements: Sequence[Measurement], *, on_cpu: bool) -> list[Judged]:
@@ -209,8 +209,8 @@ def _ours_alone(models: tuple[str, ...] | None, memory: float) -> list[Target]:
     compilations = _ratio((MIXED, "most_compilations"), (MIXED, "buckets"))
     compile_time = _ratio((WARM, "compile_seconds"), (COLD, "compile_seconds"))
 
-    def target(what: str, value: Value, goal: float) -> Target:
-        return Target(what, value, goal, at_most=True, models=models)
+    def target(what: str, value: Value, threshold: float) -> Target:
+        return Target(what, value, threshold, at_most=True, models=models)
 
     return [
         target("decode latency, 256 new tokens over 16", lambda m: m.number(LONG, "ratio"), 1.05),
@@ -241,9 +241,9 @@ CPU: list[Target] = [
 
 
 def _gpu(
-    what: str, value: Value, goal: float, stretch: float | None, *models: str, **more: Any
+    what: str, value: Value, threshold: float, stretch: float | None, *models: str, **more: Any
 ) -> Target:
-    return Target(what, value, goal, stretch, models=models or GPU_3B, **more)
+    return Target(what, value, threshold, stretch, models=models or GPU_3B, **more)
 
 
 _DECODE_BF16, _FIRST_BF16 = _roofline_fraction(DECODE, BF16), _roofline_fraction(FIRST, BF16)

@@ -68,7 +68,6 @@ class OurTrainer:
         self._key = jax.random.key(0)
 
     def step(self) -> float:
-        """As of `Trainer`."""
         self._state, metrics = self._step(self._state, self._batch, self._key)
         jax.block_until_ready(self._state)
         return float(metrics["loss"])
@@ -78,7 +77,6 @@ class OurTrainer:
         ours.reset_peak()
 
     def peak_bytes(self) -> int:
-        """As of `Trainer`."""
         return ours.peak_bytes()
 
     def numbers(self) -> dict[str, float]:
@@ -160,7 +158,6 @@ class HuggingFaceTrainer:
         )  # fmt: skip
 
     def step(self) -> float:
-        """As of `Trainer`."""
         import torch
 
         with torch.autocast(self._device, torch.bfloat16, enabled=self._autocast):
@@ -174,7 +171,6 @@ class HuggingFaceTrainer:
         return float(loss.detach())
 
     def reset_peak(self) -> None:
-        """As of `Trainer`."""
         import torch
 
         if self._device == "cuda":
@@ -183,7 +179,6 @@ class HuggingFaceTrainer:
             reset_peak_resident()
 
     def peak_bytes(self) -> int:
-        """As of `Trainer`."""
         return huggingface.peak_bytes(self._model)
 
     def numbers(self) -> dict[str, float]:
@@ -205,7 +200,7 @@ def load_huggingface_trainer(
     model.resize_token_embeddings(config.llm.vocab_size)
     model.model.vocab_size = config.llm.vocab_size  # it is left as it was: image tokens are beyond
     images, tokens, suffix = _examples(config, case)
-    batch = huggingface.model_inputs(model, images, tokens, suffix)
+    batch = huggingface.model_inputs(model, (images, tokens), suffix)
     learned = batch["token_type_ids"] == 1
     batch["labels"] = batch["input_ids"].masked_fill(~learned, _IGNORED)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -26,11 +26,11 @@ STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 
 def convert_all(source: Path, folder: Path) -> list[dict[str, Any]]:
-    """The figures of each step."""
+    """What was measured in each step."""
     folder.mkdir(parents=True)
     paths = {"source": source, **{name: folder / name for name in ("orbax", "huggingface")}}
     paths["big_vision"] = folder / "big_vision"
-    figures: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for number, (start, end, options) in enumerate(STEPS):
         shutil.rmtree(paths[end], ignore_errors=True)
         for name, path in paths.items():
@@ -39,17 +39,17 @@ def convert_all(source: Path, folder: Path) -> list[dict[str, Any]]:
                 shutil.rmtree(path)
         command = ["-m", "paligemma_jax", "convert", str(paths[start]), str(paths[end])]
         measured, _ = run_step(*command, "--to", end, *options)
-        figures.append({"from": start, "to": end, "options": " ".join(options), **measured})
-        print(row(figures[-1]), flush=True)
+        found.append({"from": start, "to": end, "options": " ".join(options), **measured})
+        print(row(found[-1]), flush=True)
     shutil.rmtree(folder)
-    return figures
+    return found
 
 
-def row(figure: dict[str, Any]) -> str:
+def row(found: dict[str, Any]) -> str:
     """Of the table in benchmarks.md."""
-    start = "huggingface" if figure["from"] == "source" else figure["from"]
-    peak = figure["peak_bytes"] / 1e9
-    return f"| {start} | {figure['to']} {figure['options']} | {figure['seconds']} | {peak:.2f} |"
+    start = "huggingface" if found["from"] == "source" else found["from"]
+    peak = found["peak_bytes"] / 1e9
+    return f"| {start} | {found['to']} {found['options']} | {found['seconds']} | {peak:.2f} |"
 
 
 def main() -> None:
@@ -59,9 +59,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    figures = convert_all(args.source, args.folder)
+    found = convert_all(args.source, args.folder)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python tests/fullsize/prove.py paligemma-3b-pt-224 --folder /somewhere/with/30/GB
 
 Each step runs in a process of its own, so that its peak memory is its own. Prints a Markdown row
-for benchmarks.md and, with --json, all figures. Needs the extra "parity" for the comparison.
+for benchmarks.md and, with --json, everything measured. Needs the extra "parity" for the comparison.
 """
 
 import argparse
@@ -56,43 +56,43 @@ def prove(name: str, folder: Path) -> dict[str, Any]:
     pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8)
     Image.fromarray(pixels).save(image)
 
-    figures: dict[str, Any] = {"name": name}
-    figures["weights_bytes"] = sum(f.stat().st_size for f in hub.glob("*.safetensors"))
+    found: dict[str, Any] = {"name": name}
+    found["weights_bytes"] = sum(f.stat().st_size for f in hub.glob("*.safetensors"))
     for source, kind in ((hub, "huggingface"), (npz, "big_vision")):
         store = folder / f"store-{kind}"
         if not store.exists():
-            figures[f"convert {kind}"], _ = run_step(
+            found[f"convert {kind}"], _ = run_step(
                 "-m", "paligemma_jax", "convert", str(source), str(store)
             )
-        figures[f"load {kind}"], _ = run_step("-m", "tests.fullsize.steps", "load", str(source))
-        figures[f"load store of {kind}"], _ = run_step(
+        found[f"load {kind}"], _ = run_step("-m", "tests.fullsize.steps", "load", str(source))
+        found[f"load store of {kind}"], _ = run_step(
             "-m", "tests.fullsize.steps", "load", str(store)
         )
-        figures[f"ask store of {kind}"], answer = run_step(
+        found[f"generate from store of {kind}"], generation = run_step(
             "-m", "paligemma_jax", "generate", str(image), "caption en", "--json",
             "--model", str(store), "--dtype", "bfloat16", "--max-new-tokens", "4",
         )  # fmt: skip
-        figures[f"answer {kind}"] = json.loads(answer)
+        found[f"generation {kind}"] = json.loads(generation)
     ours, theirs = folder / "ours.npy", folder / "theirs.npy"
-    figures["ours float32"], _ = run_step("-m", "tests.fullsize.steps", "ours", str(hub), str(ours))
-    figures["transformers float32"], _ = run_step(
+    found["ours float32"], _ = run_step("-m", "tests.fullsize.steps", "ours", str(hub), str(ours))
+    found["transformers float32"], _ = run_step(
         "-m", "tests.fullsize.steps", "theirs", str(hub), str(theirs)
     )
-    figures["logits"] = steps.compare(np.load(ours), np.load(theirs))
-    return figures
+    found["logits"] = steps.compare(np.load(ours), np.load(theirs))
+    return found
 
 
-def row(figures: dict[str, Any]) -> str:
+def row(found: dict[str, Any]) -> str:
     """The row for benchmarks.md."""
-    weights = figures["weights_bytes"]
-    ratios = [figures[key]["peak_bytes"] / weights for key in figures if key.startswith("load ")]
-    logits = figures["logits"]
+    weights = found["weights_bytes"]
+    ratios = [found[key]["peak_bytes"] / weights for key in found if key.startswith("load ")]
+    logits = found["logits"]
     return (
-        f"| {figures['name']} | {weights / 1e9:.2f} | "
-        f"{figures.get('convert huggingface', {}).get('seconds', '-')} / "
-        f"{figures.get('convert big_vision', {}).get('seconds', '-')} | "
-        f"{figures['load store of huggingface']['seconds']} | {max(ratios):.2f} | "
-        f"{figures['ask store of huggingface']['seconds']} | "
+        f"| {found['name']} | {weights / 1e9:.2f} | "
+        f"{found.get('convert huggingface', {}).get('seconds', '-')} / "
+        f"{found.get('convert big_vision', {}).get('seconds', '-')} | "
+        f"{found['load store of huggingface']['seconds']} | {max(ratios):.2f} | "
+        f"{found['generate from store of huggingface']['seconds']} | "
         f"{logits['max_difference']:.1e} of {logits['scale']:.1f} | "
         f"{logits['top1_agreement']:.0%} |"
     )
@@ -105,10 +105,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    figures = prove(args.name, args.folder)
-    print(row(figures))
+    found = prove(args.name, args.folder)
+    print(row(found))
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,14 +14,14 @@ def test_full_size(name, tmp_path):
     pytest.importorskip("transformers")
     from tests.fullsize.prove import prove, row
 
-    figures = prove(name, tmp_path)
-    print(row(figures))
-    weights = figures["weights_bytes"]
-    for key, value in figures.items():
+    found = prove(name, tmp_path)
+    print(row(found))
+    weights = found["weights_bytes"]
+    for key, value in found.items():
         if key.startswith("load "):
             assert value["peak_bytes"] <= 1.25 * weights, key
-    assert figures["answer huggingface"]["answer"] is not None
-    logits = figures["logits"]
+    assert found["generation huggingface"]["text"] is not None
+    logits = found["logits"]
     assert logits["max_difference"] <= 1e-3 * max(1.0, logits["scale"])
     assert logits["top1_agreement"] == 1.0
 
@@ -31,5 +31,5 @@ def test_no_direction_needs_the_model_in_memory(tmp_path):
     synthetic.write_hugging_face(source, config)
     tokenizer = synthetic.make_tokenizer(config.llm.vocab_size)
     (source / "tokenizer.model").write_bytes(tokenizer)
-    for figure in convert_all(source, tmp_path / "converted"):
-        assert figure["peak_bytes"] < 2_000_000_000, figure
+    for found in convert_all(source, tmp_path / "converted"):
+        assert found["peak_bytes"] < 2_000_000_000, found

@@ -50,11 +50,11 @@ def inputs(batch: int = BATCH, length: int = 9) -> tuple[np.ndarray, np.ndarray]
 
 def test_same_outputs_as_ours(weights: Path):
     ours, baseline = load_ours(weights, Precision.FLOAT32), load_huggingface(weights, "float32")
-    mine, theirs = ours.logits(*inputs()), baseline.logits(*inputs())
+    mine, theirs = ours.logits(inputs()), baseline.logits(inputs())
     np.testing.assert_allclose(mine, theirs, atol=1e-4, rtol=0)
     assert 1 < np.abs(theirs).max() < 10
-    outputs = baseline.generate(*inputs(), NEW)()
-    np.testing.assert_array_equal(ours.generate(*inputs(), NEW)(), outputs)
+    outputs = baseline.generate(inputs(), NEW)()
+    np.testing.assert_array_equal(ours.generate(inputs(), NEW)(), outputs)
     # Answers are of many tokens and differ by image, so that their equality says something.
     assert len(np.unique(outputs)) > outputs.size / 3
     assert len({tuple(output) for output in outputs}) == BATCH
@@ -63,23 +63,23 @@ def test_same_outputs_as_ours(weights: Path):
 def test_outputs_depend_on_the_image(weights: Path):
     images, tokens = inputs()
     baseline = load_huggingface(weights, "float32")
-    shown, swapped = (baseline.logits(i, tokens) for i in (images, images[::-1]))
+    shown, swapped = (baseline.logits((i, tokens)) for i in (images, images[::-1]))
     assert np.abs(shown - swapped).max() > 0.1
 
 
 def test_first_token_begins_the_answer(weights: Path):
     baseline = load_huggingface(weights, "float32")
-    first, answer = baseline.first_token(*inputs()), baseline.generate(*inputs(), 2)
+    first, answer = baseline.first_token(inputs()), baseline.generate(inputs(), 2)
     np.testing.assert_array_equal(first(), answer()[:, 0])
-    np.testing.assert_array_equal(first(), baseline.logits(*inputs()).argmax(-1))
+    np.testing.assert_array_equal(first(), baseline.logits(inputs()).argmax(-1))
     assert first().dtype == answer().dtype == np.int32
     baseline.encode_images(inputs()[0])()
     assert baseline.peak_bytes() > 2**20
 
 
 def test_bfloat16(weights: Path):
-    exact = load_huggingface(weights, "float32").logits(*inputs())
-    rounded = load_huggingface(weights, "bfloat16").logits(*inputs())
+    exact = load_huggingface(weights, "float32").logits(inputs())
+    rounded = load_huggingface(weights, "bfloat16").logits(inputs())
     assert rounded.dtype == np.float32
     assert 0 < np.abs(rounded - exact).max() < 0.3
 
@@ -98,7 +98,7 @@ def test_inputs_are_the_processors(tmp_path: Path):
     # Its own answer to it is all prefix and no padding.
     tokens = wanted["input_ids"][:, config.img.num_patches :].numpy().astype(np.int32)
     pixels = image[None].astype(np.float32) / 127.5 - 1
-    given = model_inputs(baseline._model, pixels, tokens)
+    given = model_inputs(baseline._model, (pixels, tokens))
     assert set(given) == set(wanted) - {"labels"}
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         assert given[name].dtype == wanted[name].dtype
@@ -110,12 +110,10 @@ def test_inputs_are_the_processors(tmp_path: Path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_compiled_gives_the_same(weights1: Path):
-    images, tokens = inputs(batch=1, length=4)
+    prompts = inputs(batch=1, length=4)
     compiled = load_huggingface(weights1, "float32", compiled=True)
     eager = load_huggingface(weights1, "float32")
-    np.testing.assert_array_equal(
-        compiled.generate(images, tokens, 8)(), eager.generate(images, tokens, 8)()
-    )
+    np.testing.assert_array_equal(compiled.generate(prompts, 8)(), eager.generate(prompts, 8)())
 
 
 def test_failure_of_the_compiler_is_explained(weights1: Path, monkeypatch: pytest.MonkeyPatch):
@@ -125,4 +123,4 @@ def test_failure_of_the_compiler_is_explained(weights1: Path, monkeypatch: pytes
     compiled = load_huggingface(weights1, "float32", compiled=True)
     monkeypatch.setattr(compiled, "_forward", fail)
     with pytest.raises(ConfigError, match=r"\(RuntimeError: no compiler\)"):
-        compiled.first_token(*inputs())()
+        compiled.first_token(inputs())()

@@ -20,7 +20,7 @@ from paligemma_jax.training.optimizer import OptimizerConfig, make_optimizer
 from paligemma_jax.training.step import StepConfig, TrainState, TrainStep
 from tests.program.target import Compiled, Target, as_on_a_gpu
 
-SLOTS = 512  # 256 image tokens, a prompt, an answer
+CACHE_LENGTH = 512  # 256 image tokens, a prompt, new tokens
 PROMPT = 32
 CAPACITY = 128
 
@@ -52,8 +52,8 @@ def cache_of(config: PaliGemmaConfig, batch: int, slots: int) -> Any:
     return jax.eval_shape(lambda: model.llm.empty_cache(batch, slots))
 
 
-def slots_for(config: PaliGemmaConfig) -> int:
-    """Room for one image, prompt and answer: a multiple of 256."""
+def cache_length_for(config: PaliGemmaConfig) -> int:
+    """Cache length for one image, prompt and new tokens: a multiple of 256."""
     return -(-(config.img.num_patches + PROMPT + CAPACITY) // 256) * 256
 
 
@@ -74,7 +74,7 @@ def decode(
         model_of(config, quantization),
         plan,
         started,
-        cache_of(config, batch, SLOTS),
+        cache_of(config, batch, CACHE_LENGTH),
         _shape((), jnp.int32),
     )
 
@@ -92,7 +92,7 @@ def prefill(
         text,
         text,
         _shape((batch, PROMPT), jnp.bool_),
-        slots=slots_for(config),
+        slots=cache_length_for(config),
     )
 
 

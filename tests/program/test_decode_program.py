@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.program.hlo import Kernel
-from tests.program.ours import SLOTS, cache_of, decode, model_of, variant
+from tests.program.ours import CACHE_LENGTH, cache_of, decode, model_of, variant
 from tests.program.target import Compiled, Target
 
 pytestmark = pytest.mark.program
@@ -41,7 +41,7 @@ def test_nothing_big_is_written_but_logits_and_what_the_cache_gains(
     h200: Target, name: str, batch: int
 ):
     config = variant(name)
-    of_layer = batch * config.llm.num_kv_heads * SLOTS * config.llm.head_dim
+    of_layer = batch * config.llm.num_kv_heads * CACHE_LENGTH * config.llm.head_dim
     weights = [leaf.size for leaf in jax.tree.leaves(model_of(config).llm) if leaf.ndim > 1]
     smallest = min(of_layer, *weights)
     big = [
@@ -56,9 +56,9 @@ def test_nothing_big_is_written_but_logits_and_what_the_cache_gains(
 @pytest.mark.parametrize(("name", "batch"), CASES)
 def test_the_cache_stays_in_place(h200: Target, name: str, batch: int):
     config, compiled = variant(name), _compiled(h200, name, batch)
-    cache = cache_of(config, batch, SLOTS)
+    cache = cache_of(config, batch, CACHE_LENGTH)
     assert compiled.aliased >= sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
-    shape = (batch, config.llm.num_kv_heads, SLOTS, config.llm.head_dim)
+    shape = (batch, config.llm.num_kv_heads, CACHE_LENGTH, config.llm.head_dim)
     writes = [k for k in _step(compiled) if k.in_place and shape in [r.shape for r in k.results]]
     assert len(writes) == 2 * config.llm.depth
     assert not [

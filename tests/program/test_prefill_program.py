@@ -10,7 +10,15 @@ import jax
 import pytest
 
 from paligemma_jax.config import PaliGemmaConfig
-from tests.program.ours import PROMPT, cache_of, encode, model_of, prefill, slots_for, variant
+from tests.program.ours import (
+    PROMPT,
+    cache_length_for,
+    cache_of,
+    encode,
+    model_of,
+    prefill,
+    variant,
+)
 from tests.program.target import Compiled, Target
 
 pytestmark = pytest.mark.program
@@ -75,7 +83,7 @@ def test_no_weight_is_copied(h200: Target, name: str, size: int, batch: int):
 @pytest.mark.parametrize(("name", "size", "batch"), CASES)
 def test_the_cache_is_written_once(h200: Target, name: str, size: int, batch: int):
     config, compiled = _config(name, size), _prefill(h200, name, size, batch)
-    slots = slots_for(config)
+    slots = cache_length_for(config)
     cache = cache_of(config, batch, slots)
     shapes = [x.shape for x in jax.tree.leaves(cache) if x.ndim == 4]
     writes = [
