@@ -28,7 +28,7 @@ from paligemma_jax.processing.tokenizer import Tokenizer
 _ENDLESS = 1 << 40  # batches
 _READ_AHEAD = 2  # batches, of each worker
 _MOST_REPLACEMENTS = 64  # of one bad record, one after another
-_STATE_VERSION = 2
+_STATE_VERSION = 1
 _ARRAYS = ("images", "tokens", "mask_ar", "mask_input", "mask_loss")
 _log = logging.getLogger(__name__)
 
