@@ -180,7 +180,7 @@ def _model_info(name: str) -> ModelInfo:
         score = _DOCCI[size]
     elif task:
         use, metric, scores = _TASKS[task]
-        values = dict(zip(("224", "448", "896"), scores, strict=False))[resolution]
+        values = scores[("224", "448", "896").index(resolution)]
         score = Score(metric, values if isinstance(values, tuple) else (values,))
     generation = 2 if two else 1
     return ModelInfo(name, generation, size, kind, task or "", int(resolution), use, score)

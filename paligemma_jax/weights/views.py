@@ -330,6 +330,7 @@ def _fetch(array: jax.Array, place: Any) -> np.ndarray:
         array = array.addressable_data(0)
     is_layer = isinstance(place, int)
     start, stop = (place, place + 1) if is_layer else (place.start, place.stop)
+    # The start is an argument, not a constant: one compiled function serves all chunks.
     if not array.is_fully_addressable:
         rows = _take(_sharding(array), stop - start)(array, start)
         result = np.asarray(rows.addressable_data(0))
@@ -339,7 +340,6 @@ def _fetch(array: jax.Array, place: Any) -> np.ndarray:
         first, last, _ = shard.index[0].indices(array.shape[0])
         low, high = max(first, start), min(last, stop)
         if low < high and shard.replica_id == 0:
-            # The start is an argument, not a constant: one compiled function serves all chunks.
             part = jax.lax.dynamic_slice_in_dim(shard.data, low - first, high - low)
             result[(slice(low - start, high - start), *shard.index[1:])] = np.asarray(part)
     return result[0] if is_layer else result

@@ -260,7 +260,8 @@ def test_memory_does_not_depend_on_the_number_of_layers(
         export_weights(tmp_path / str(depth), weights, contents)
         peaks[depth] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peaks[16] < 1.1 * peaks[4] < 8e6
+    # 12 layers have 18 MB; Python's own objects of each take some, too.
+    assert peaks[16] - peaks[4] < 1e6 and peaks[4] < 8e6
 
 
 @pytest.mark.slow
