@@ -36,10 +36,10 @@ class SigLIPConfig:
         problems = [f"{n} is {v}, must be positive" for n, v in vars(self).items() if v < 1]
         if not problems and self.image_size % self.patch_size:
             problems.append(
-                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}"
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
         if not problems and self.width % self.num_heads:
-            problems.append(f"width {self.width} is no multiple of num_heads {self.num_heads}")
+            problems.append(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         _require(self, problems)
 
     @property
@@ -48,7 +48,7 @@ class SigLIPConfig:
 
     @property
     def num_patches(self) -> int:
-        """Image tokens per picture."""
+        """Image tokens per image."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -61,7 +61,7 @@ class GemmaConfig:
       post_norms: Gemma 2's second RMSNorm after attention and after the MLP.
       attn_logit_softcap: cap * tanh(logits / cap) on attention logits; 0.0 is off.
       final_logit_softcap: the same on the output logits, everywhere it is set; 0.0 is off.
-      sliding_window: tokens an answer token of an even layer looks back over, itself included
+      sliding_window: tokens that an answer token of an even layer attends to, itself included
         (Hugging Face's rule); None is full attention (big_vision's rule).
       tie_embeddings: whether the output head is the embedding table, as in every published one.
     """
@@ -87,7 +87,7 @@ class GemmaConfig:
         ]
         if not problems and self.num_heads % self.num_kv_heads:
             problems.append(
-                f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
         if not problems and self.head_dim % 2:
             problems.append(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
@@ -125,7 +125,7 @@ class PaliGemmaConfig:
         except KeyError as e:
             raise ConfigError(f"PaliGemmaConfig lacks the field {e}.") from e
         except TypeError as e:
-            raise ConfigError(f"PaliGemmaConfig does not fit: {e}.") from e
+            raise ConfigError(f"PaliGemmaConfig is invalid: {e}.") from e
 
 
 GEMMA_2B = GemmaConfig(

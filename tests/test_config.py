@@ -24,8 +24,8 @@ from tests.tiny import GEMMA, GEMMA2, SIGLIP, tiny_config
     [
         (dict(image_size=0), "image_size is 0, must be positive"),
         (dict(depth=-1), "depth is -1, must be positive"),
-        (dict(image_size=225), "image_size 225 is no multiple of patch_size 14"),
-        (dict(width=1150), "width 1150 is no multiple of num_heads 16"),
+        (dict(image_size=225), "image_size 225 is not a multiple of patch_size 14"),
+        (dict(width=1150), "width 1150 is not a multiple of num_heads 16"),
         (dict(depth=0, mlp_dim=0), "depth is 0.*mlp_dim is 0"),
     ],
 )
@@ -38,7 +38,7 @@ def test_impossible_image_encoders(changes: dict[str, Any], message: str):
     "changes, message",
     [
         (dict(width=0), "width is 0, must be positive"),
-        (dict(num_kv_heads=3), "num_heads 4 is no multiple of num_kv_heads 3"),
+        (dict(num_kv_heads=3), "num_heads 4 is not a multiple of num_kv_heads 3"),
         (dict(head_dim=7), "head_dim 7 is odd"),
         (dict(attn_logit_softcap=-1.0), "soft-caps must be 0.0"),
         (dict(final_logit_softcap=-1.0), "soft-caps must be 0.0"),

@@ -39,9 +39,9 @@ def soft_cap(logits: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
 def attention_weights(
     q: Float[Array, "B T N H"], k: Float[Array, "B K S H"], mask: Bool[Array, "B T S"], cap: float
 ) -> Float[Array, "B N T S"]:
-    """How much each query looks at each key: float32, sums to 1 over S, 0 where masked.
+    """Softmax weights of each query over the keys: float32, sums to 1 over S, 0 where masked.
 
-    Queries come scaled. A query that may see nothing (padding) gets 1 / S everywhere.
+    Queries come scaled. A query that attends to nothing (padding) gets 1 / S everywhere.
     """
     batch, length, heads, _ = q.shape
     return _weights(_grouped(q, k.shape[1]), k, mask, cap).reshape(batch, heads, length, -1)
@@ -77,8 +77,8 @@ def attention(
     """
 
     def of_rows(q: jax.Array, start: jax.Array) -> jax.Array:
-        seen = mask.rows(start, q.shape[1]).visible(layer)
-        return grouped_query_attention(q, k, v, seen, cap)
+        allowed = mask.rows(start, q.shape[1]).visible(layer)
+        return grouped_query_attention(q, k, v, allowed, cap)
 
     return in_query_blocks(of_rows, q, k.shape[2])
 
@@ -111,7 +111,7 @@ def in_query_blocks(
 
 
 def _grouped(q: Float[Array, "B T N H"], kv_heads: int) -> Float[Array, "B K GT H"]:
-    """Queries of one key head side by side: one product for each key head, not for each query's."""
+    """Queries of one key head side by side: one matmul for each key head, not for each query's."""
     batch, length, heads, width = q.shape
     return q.swapaxes(1, 2).reshape(batch, kv_heads, heads // kv_heads * length, width)
 

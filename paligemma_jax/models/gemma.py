@@ -178,13 +178,13 @@ class Embedder(Head):
 def look_up(table: Float[Array, "V W"], tokens: Int[Array, "B T"]) -> Float[Array, "B T W"]:
     """Rows of the table; on CPUs those of bfloat16 one by one.
 
-    XLA there gathers from a table of bfloat16 by widening all of it to float32, at every step.
+    XLA there gathers from a table of bfloat16 by upcasting all of it to float32, at every step.
     """
     if table.dtype != jnp.bfloat16 or not on_cpu():
         return table[tokens]
 
     def row(token: jax.Array) -> jax.Array:
-        token, inside = jax.lax.optimization_barrier((token, table))  # or all are widened before
+        token, inside = jax.lax.optimization_barrier((token, table))  # or all are upcast before
         return jax.lax.dynamic_index_in_dim(inside, token, keepdims=False)
 
     rows = jax.lax.map(row, jnp.clip(tokens.reshape(-1), 0, table.shape[0] - 1))
@@ -348,7 +348,7 @@ class FusedAttention(nnx.Module):
 
 
 class FusedFeedForward(nnx.Module):
-    """Gated GELU with both gates from one product; see `FeedForward`."""
+    """Gated GELU with both gates from one matmul; see `FeedForward`."""
 
     def __init__(self, config: GemmaConfig, *, dtype: DType, param_dtype: DType):
         kw = dict(dtype=dtype, w=param_dtype)

@@ -1,8 +1,8 @@
 """The same model with its layers one by one, for inference: `unstack_layers` and back.
 
 Nothing is computed, only moved: each layer's weights become arrays of their own, fused where one
-product can do the work of two, with the contracted axes last. Paths of the stacked form are those
-that files and training know; `targets` says what becomes of each of them.
+matmul can do the work of two, with the contracted axes last. Paths of the stacked form are those
+that files and training know; `unstacked_params` says what becomes of each of them.
 
 Letters: L layers, W width, F MLP width, N query heads, K key-value heads, H head width.
 """
@@ -51,7 +51,7 @@ _FUSED: dict[str, tuple[str, tuple[int, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ParamSlice:
-    """One layer of a stacked parameter as a part of an unrolled one.
+    """One layer of a stacked parameter as a part of an unstacked one.
 
     Attributes:
       path: of the stacked parameter, e.g. "llm/layers/attn/q_einsum/w".
@@ -66,14 +66,14 @@ class ParamSlice:
     rows: tuple[int, int]
 
     def view(self, whole: _ArrayT) -> _ArrayT:
-        """Its part of an unrolled parameter, with the axes it is stacked with; no copy by numpy."""
+        """Its part of an unstacked parameter, with axes as they are stacked; no copy by numpy."""
         part = whole[slice(*self.rows)].reshape(self.shape)
         return part.transpose([self.axes.index(axis) for axis in range(len(self.axes))])
 
 
 @dataclasses.dataclass(frozen=True)
 class UnstackedParam:
-    """A parameter that every layer of an unrolled model has, or one that is of no layer.
+    """A parameter that every layer of an unstacked model has, or one that is of no layer.
 
     Attributes:
       prefix: of the layers, "llm/layers/" or "img/blocks/"; "" for one that is of no layer.
@@ -91,14 +91,14 @@ class UnstackedParam:
 
     @property
     def paths(self) -> list[str]:
-        """Of the unrolled model, layer by layer."""
+        """Of the unstacked model, layer by layer."""
         if self.depth is None:
             return [self.name]
         return [f"{self.prefix}{layer}/{self.name}" for layer in range(self.depth)]
 
 
 def unstacked_params(config: PaliGemmaConfig) -> list[UnstackedParam]:
-    """All parameters of the unrolled form, and how those of the stacked form make them."""
+    """All parameters of the unstacked form, and how those of the stacked form make them."""
     groups: dict[tuple[str, str], list[tuple[str, tuple[int, ...], tuple[int, ...]]]] = {}
     depths = {_TEXT: config.llm.depth, _IMAGE: config.img.depth}
     stacked = flatten(abstract_params(config))
@@ -132,7 +132,7 @@ def unstack_layers(model: PaliGemma) -> PaliGemma:
     """The model with its layers one by one; the very same model if it is that already.
 
     Weights are copied: while both models are alive they take their memory twice. Adapters are
-    merged into them, see `merge_lora`. Raises ConfigError for stacked weights of few bits.
+    merged into them, see `merge_lora`. Raises ConfigError for stacked quantized weights.
     """
     if is_unstacked(model):
         return model
@@ -153,7 +153,7 @@ def is_unstacked(model: PaliGemma) -> bool:
 def abstract_unstacked(
     config: PaliGemmaConfig, dtype: DType = jnp.float32, param_dtype: DType = jnp.float32
 ) -> PaliGemma:
-    """The unrolled module with shapes and dtypes in place of arrays."""
+    """The unstacked module with shapes and dtypes in place of arrays."""
     kw = dict(dtype=dtype, param_dtype=param_dtype)
     model = abstract_model(config, **kw)
     # One of each and copies of it: JAX takes a second for the layers of a published model.
@@ -179,7 +179,7 @@ def stacked_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Arr
     """Path and maker of every parameter in the stacked form, from a model in either form.
 
     Each array is made when its maker is called, so that only one need be held at a time. Adapters
-    are merged, see `merge_lora`. Raises ConfigError for weights that are rounded.
+    are merged, see `merge_lora`. Raises ConfigError for quantized weights.
     """
     params = flatten(to_params(plain(model)))
     if not is_unstacked(model):
@@ -195,13 +195,12 @@ def stacked_params(model: PaliGemma) -> Iterator[tuple[str, Callable[[], jax.Arr
 
 
 def plain(model: PaliGemma) -> PaliGemma:
-    """The model without adapters; ConfigError for one whose weights are rounded."""
+    """The model without adapters; ConfigError for one whose weights are quantized."""
     model = merge_lora(model)
     if any(map(is_quantized_array, jax.tree.leaves(model))):
         raise ConfigError(
-            "The weights of this model are quantized, and those they were made of are gone. A "
-            "model as it was trained fits. Load it without quantize=, and quantize what you load "
-            "later: from_pretrained(path, quantize='int8')"
+            "The weights of this model are quantized, and those they were made of are gone. Load "
+            "it without quantize=."
         )
     return model
 

@@ -41,7 +41,7 @@ class LoRA:
       rank: inner width of a @ b.
       alpha: the scale is alpha / rank; None makes it the rank, a scale of 1.
       rslora: the scale is alpha / sqrt(rank) instead (arXiv 2312.03732).
-      dropout: share of an adapter's inputs that is dropped in training; see `with_dropout`.
+      dropout: fraction of an adapter's inputs that is dropped in training; see `with_dropout`.
       targets: regular expression that must match a whole path, such as
         "llm/layers/attn/q_einsum" or "img/blocks/mlp/fc1". Weights that join two have a path for
         each too: "llm/layers/attn/kv_einsum/k" and ".../v", "llm/layers/mlp/gating_einsum/gate" and
@@ -58,18 +58,18 @@ class LoRA:
     def __post_init__(self) -> None:
         problems = []
         if not self.rank >= 1:
-            problems.append(f"rank is {self.rank}; 1 or more fits")
+            problems.append(f"rank is {self.rank}, must be 1 or more")
         if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
-            problems.append(f"alpha is {self.alpha}; a positive number fits")
+            problems.append(f"alpha is {self.alpha}, must be positive")
         if not 0 <= self.dropout < 1:
-            problems.append(f"dropout is {self.dropout}; a share from 0 to less than 1 fits")
+            problems.append(f"dropout is {self.dropout}, must be from 0 to below 1")
         try:
             re.compile(self.targets)
         except re.error as e:
             problems.append(f"targets {self.targets!r} is no regular expression ({e})")
         if problems:
             raise ConfigError(
-                f"These adapters cannot be made: {'; '.join(problems)}. Try "
+                f"These adapters are invalid: {'; '.join(problems)}. Try "
                 f"LoRA(rank=8, alpha=16, targets={LANGUAGE_MODEL!r})."
             )
 
@@ -155,8 +155,8 @@ def add_lora(model: PaliGemma, lora: LoRA, rngs: nnx.Rngs) -> PaliGemma:
     if not chosen:
         listing = ", ".join(name for place in places.values() for name in place.names)
         raise ConfigError(
-            f"targets {lora.targets!r} matches no layer. A regular expression that matches whole "
-            f"paths fits; there are {listing}. Try LoRA(targets='llm/layers/.*')."
+            f"targets {lora.targets!r} matches no layer. Expected a regular expression for whole "
+            f"paths, of {listing}. Try LoRA(targets='llm/layers/.*')."
         )
     return put_adapters(model, lora, chosen)
 

@@ -95,7 +95,7 @@ class Residual(nnx.Module):
 
 
 class MaskEncoder(nnx.Module):
-    """Masks in [-1, 1] to a 4 x 4 grid of vectors, before they are rounded to codes."""
+    """Masks in [-1, 1] to a 4 x 4 grid of vectors, before they are quantized to codes."""
 
     def __init__(self, config: MaskVAEConfig, *, rngs: nnx.Rngs):
         widths = (1, *_ENCODER_WIDTHS)

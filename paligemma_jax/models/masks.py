@@ -1,4 +1,4 @@
-"""Which keys a query may look at: prefix-LM blocks, padding and sliding windows.
+"""Which keys a query attends to: prefix-LM blocks, padding and sliding windows.
 
 Letters: B batch, T query tokens, S key slots.
 """
@@ -17,10 +17,10 @@ Layer = int | jax.Array  # number of a layer, known or not while a program is ma
 def prefix_lm_mask(
     mask_ar: Int[Array, "B T"], input_mask: Bool[Array, "B T"]
 ) -> Bool[Array, "B T T"]:
-    """Which token (row) may look at which (column): big_vision's `mask_ar` rule.
+    """Which token (row) attends to which (column): big_vision's `mask_ar` rule.
 
-    `mask_ar[i] == 1` says that tokens before i must not see i; runs of 0 form one block that sees
-    itself fully. With three prefix tokens and two of an answer, mask_ar = 0 0 0 1 1:
+    `mask_ar[i] == 1` says that tokens before i must not attend to i; runs of 0 form one block that
+    attends to itself fully. With three prefix tokens and two of an answer, mask_ar = 0 0 0 1 1:
 
         # # # . .
         # # # . .
@@ -40,8 +40,8 @@ def sliding_window_mask(
 ) -> Bool[Array, "B T S"]:
     """Narrows `mask` to the last `window` positions, except inside one bidirectional block.
 
-    Hugging Face's rule for the even layers of Gemma 2: image and prompt see each other whole,
-    answer tokens look back `window` positions, themselves included.
+    Hugging Face's rule for the even layers of Gemma 2: image and prompt attend to each
+    other fully, answer tokens to the last `window` positions, themselves included.
     """
     near = query_positions[:, :, None] - key_positions[:, None, :] < window
     return mask & (near | same_block)
@@ -49,14 +49,14 @@ def sliding_window_mask(
 
 @runtime_checkable
 class Mask(Protocol):
-    """A pytree that says what every query of every layer may look at.
+    """A pytree that says which keys every query of every layer attends to.
 
     It is asked layer by layer and can be asked for some queries only, so that no T x S matrix need
     ever be held for a long sequence.
     """
 
     def visible(self, layer: Layer) -> Bool[Array, "B T S"]:
-        """True where the query (row) may look at the key (column)."""
+        """True where the query (row) attends to the key (column)."""
         ...
 
     def rows(self, start: Int[Array, ""], count: int) -> "Mask":
@@ -69,7 +69,7 @@ class Mask(Protocol):
 class PrefixMask:
     """The mask of a whole sequence, from O(T) numbers; made by `of`.
 
-    `block` numbers the blocks of `mask_ar`: a token sees its own block and those before it.
+    `block` numbers the blocks of `mask_ar`: a token attends to its own block and those before it.
     """
 
     query_block: jax.Array  # i32[B, T]
@@ -87,16 +87,16 @@ class PrefixMask:
         input_mask: Bool[Array, "B T"],
         window: int | None = None,
     ) -> "PrefixMask":
-        """Of a sequence that looks at itself; `window` narrows the even layers."""
+        """Of a sequence that attends to itself; `window` narrows the even layers."""
         block, positions = jnp.cumsum(mask_ar, axis=1), token_positions(input_mask)
         own = (block, input_mask, positions)
         return cls(*own, *own, window=window)
 
     def visible(self, layer: Layer) -> Bool[Array, "B T S"]:
         query, key = self.query_block[:, :, None], self.key_block[:, None, :]
-        seen = (key <= query) & self.query_valid[:, :, None] & self.key_valid[:, None, :]
+        allowed = (key <= query) & self.query_valid[:, :, None] & self.key_valid[:, None, :]
         positions = (self.query_positions, self.key_positions)
-        return _windowed(seen, *positions, key == query, self.window, layer)
+        return _windowed(allowed, *positions, key == query, self.window, layer)
 
     def rows(self, start: Int[Array, ""], count: int) -> "PrefixMask":
         def cut(x: jax.Array) -> jax.Array:
@@ -113,23 +113,23 @@ class PrefixMask:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SlotMask:
-    """A mask that is known cell by cell: of a few tokens that look at a cache."""
+    """A mask that is known pair by pair: of a few tokens that attend to a cache."""
 
-    seen: jax.Array  # bool[B, T, S]
+    allowed: jax.Array  # bool[B, T, S]
     query_positions: jax.Array  # i32[B, T]
     key_positions: jax.Array  # i32[B, S]
     window: int | None = dataclasses.field(default=None, metadata=_STATIC)
 
     def visible(self, layer: Layer) -> Bool[Array, "B T S"]:
         positions = (self.query_positions, self.key_positions)
-        return _windowed(self.seen, *positions, jnp.zeros_like(self.seen), self.window, layer)
+        return _windowed(self.allowed, *positions, jnp.zeros_like(self.allowed), self.window, layer)
 
     def rows(self, start: Int[Array, ""], count: int) -> "SlotMask":
         def cut(x: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(x, start, count, axis=1)
 
         return dataclasses.replace(
-            self, seen=cut(self.seen), query_positions=cut(self.query_positions)
+            self, allowed=cut(self.allowed), query_positions=cut(self.query_positions)
         )
 
 
@@ -139,15 +139,15 @@ def token_positions(valid: Bool[Array, "B S"]) -> Int[Array, "B S"]:
 
 
 def _windowed(
-    seen: jax.Array,
+    allowed: jax.Array,
     query_positions: jax.Array,
     key_positions: jax.Array,
     same_block: jax.Array,
     window: int | None,
     layer: Layer,
 ) -> jax.Array:
-    """`seen`, narrowed by the window in even layers."""
+    """`allowed`, narrowed by the window in even layers."""
     if window is None or (isinstance(layer, int) and layer % 2):
-        return seen
-    near = sliding_window_mask(seen, query_positions, key_positions, same_block, window)
-    return near if isinstance(layer, int) else jnp.where(layer % 2 == 0, near, seen)
+        return allowed
+    near = sliding_window_mask(allowed, query_positions, key_positions, same_block, window)
+    return near if isinstance(layer, int) else jnp.where(layer % 2 == 0, near, allowed)

@@ -76,7 +76,7 @@ class GraphDef:
     def check(self, params: Mapping[str, Any]) -> None:
         """Raises ConfigError that names all parameters that are missing or unexpected.
 
-        Shapes are not looked at.
+        Shapes are not checked.
         """
         found, known = flatten(params), set(self.paths)
         problems = [f"missing     {path}" for path in self.paths if path not in found]
@@ -295,9 +295,9 @@ class PaliGemma(nnx.Module):
         return self.llm.logits(hidden), cache.advance(tokens.shape[1])
 
     def _slot_mask(
-        self, seen: jax.Array, query_positions: jax.Array, key_positions: jax.Array
+        self, allowed: jax.Array, query_positions: jax.Array, key_positions: jax.Array
     ) -> SlotMask:
-        return SlotMask(seen, query_positions, key_positions, self.config.llm.sliding_window)
+        return SlotMask(allowed, query_positions, key_positions, self.config.llm.sliding_window)
 
     def _sequence(
         self, image_tokens: jax.Array, tokens: jax.Array, mask_ar: jax.Array, mask_input: jax.Array
@@ -335,7 +335,7 @@ def to_params(model: nnx.Module) -> Params:
 
 
 def from_params(config: PaliGemmaConfig, params: Params, dtype: DType) -> PaliGemma:
-    """The module around `params`, which must fit `config`; nothing is copied or cast.
+    """The module around `params`, which must match `config`; nothing is copied or cast.
 
     `dtype` is the activations' dtype. Shapes are checked by the checkpoint loader, not here.
     """

@@ -77,7 +77,7 @@ class PatchEmbed(nnx.Module):
         self.kernel, self.bias, self.dtype = dense.kernel, dense.bias, dtype
 
     def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B P D"]:
-        # A convolution rather than one product over patches: its float32 error is the smaller.
+        # A convolution rather than one matmul over patches: its float32 error is the smaller.
         x = jax.lax.conv_general_dilated(
             images.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
@@ -118,7 +118,7 @@ class SigLIP(nnx.Module):
     def encode(
         self, images: Float[Array, "B height width 3"], remat: Remat = "none"
     ) -> Float[Array, "B P D"]:
-        """Normalised output of the last layer, before the projection; images in [-1, 1]."""
+        """Normalized output of the last layer, before the projection; images in [-1, 1]."""
         x = self.patch_embed(images)
         x = x + self.pos_embed[...].astype(x.dtype)
         x = scan_layers(self.blocks, lambda block, h, _: block(h), x, remat)

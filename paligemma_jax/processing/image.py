@@ -43,7 +43,7 @@ def load_image(
     Accepts a path, the bytes of a file, a binary file object, a PIL image, a numpy array (in RGB
     order; see `image_from_array`), or, with `allow_urls`, an http(s) address. EXIF orientation is
     applied, animations give their first frame, 16-bit gray keeps its high byte, transparency is
-    dropped (as in big_vision and Hugging Face), embedded colour profiles are ignored. More than
+    dropped (as in big_vision and Hugging Face), embedded color profiles are ignored. More than
     `max_pixels` are refused before any is decoded; Pillow itself refuses more than twice
     `PIL.Image.MAX_IMAGE_PIXELS`.
     """

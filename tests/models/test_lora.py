@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from paligemma_jax.errors import ConfigError
-from paligemma_jax.generation.decode import generate
+from paligemma_jax.generation.generate import generate
 from paligemma_jax.models.inference_layout import stack_layers, stacked_params, unstack_layers
 from paligemma_jax.models.linear import Dense, DropoutKey, Einsum, EinsumAxes
 from paligemma_jax.models.lora import (

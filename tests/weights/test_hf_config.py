@@ -75,9 +75,9 @@ def test_every_missing_field_is_named(path: Path, edit_json):
         ("text_config", "query_pre_attn_scalar", 0, "query_pre_attn_scalar is 0, no positive"),
         ("text_config", "final_logit_softcapping", float("nan"), "softcapping is nan"),
         ("text_config", "attn_logit_softcapping", "50", "softcapping is '50', no number"),
-        ("text_config", "num_key_value_heads", 3, "no multiple of num_kv_heads 3"),
+        ("text_config", "num_key_value_heads", 3, "not a multiple of num_kv_heads 3"),
         ("vision_config", "layer_norm_eps", 1e-5, "layer_norm_eps is 1e-05"),
-        ("vision_config", "image_size", 30, "no multiple of patch_size 14"),
+        ("vision_config", "image_size", 30, "not a multiple of patch_size 14"),
     ],
 )
 def test_other_models_are_refused(

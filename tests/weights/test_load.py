@@ -52,7 +52,7 @@ def test_another_resolution(published: Path, pg2: PaliGemmaConfig):
 
 
 def test_a_resolution_must_fit_the_patches(published: Path):
-    with pytest.raises(ValueError, match="image_size 30 is no multiple of patch_size 14"):
+    with pytest.raises(ValueError, match="image_size 30 is not a multiple of patch_size 14"):
         load_params(published / "model.npz", resolution=30)
 
 
