@@ -19,7 +19,12 @@ from paligemma_jax.generation import beam_search as beams
 from paligemma_jax.generation import generate as decoding
 from paligemma_jax.generation import prompt_lookup as lookup
 from paligemma_jax.generation import streaming
-from paligemma_jax.generation.config import GenerationConfig, resolve_config, to_hugging_face
+from paligemma_jax.generation.config import (
+    GenerationConfig,
+    common_length,
+    resolve_config,
+    to_hugging_face,
+)
 from paligemma_jax.generation.detection_grammar import (
     MAX_OBJECTS,
     ObjectGrammar,
@@ -539,10 +544,10 @@ class Pipeline:
     ) -> list[_T]:
         """What `run` makes of every prompt, in order, a batch at a time; `how` to batch them."""
         if not isinstance(prompts, str):
-            config = config.for_prompts(len(prompts))
+            common_length(vars(config), len(prompts))
         results: dict[int, _T] = {}
         for chosen in prompt_batches(self.model, self.processor, images, prompts, **how):
-            made = run(chosen, config.take(chosen.indices))
+            made = run(chosen, config.select(chosen.indices, len(prompts)))
             results.update(zip(chosen.indices, made, strict=True))
         return [results[i] for i in range(len(prompts))]
 

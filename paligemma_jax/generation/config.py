@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.generation.constraints import Constraint
 from paligemma_jax.generation.sampling import Sampler
@@ -77,161 +79,132 @@ class GenerationConfig:
     num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
-        values = {name: getattr(self, name) for name in _CHECKS}
-        check_values(values)
-        for name, value in values.items():
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, _as_tuple(value))
+        check_values(vars(self))
+        for name, value in vars(self).items():
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
 
     @property
     def samples(self) -> bool:
         """Whether any sequence is sampled rather than decoded greedily."""
-        return self.sampler is not None or any(self._temperatures(self.per_prompt_count or 1))
+        count = common_length(vars(self)) or 1
+        return self.sampler is not None or any(self.values("temperature", count))
 
-    @property
-    def per_prompt_count(self) -> int | None:
-        """Number of prompts that the fields with one value per prompt are for; None if all are."""
-        return next(iter(_lengths(vars(self)).values()), None)
+    def select(self, indices: Sequence[int], count: int) -> "GenerationConfig":
+        """The same for some of `count` prompts, each with its own seed.
 
-    def for_prompts(self, count: int) -> "GenerationConfig":
-        """The same with a seed for each of `count` prompts; ConfigError for other lengths."""
-        check_lengths(vars(self), count)
-        if isinstance(self.seed, int):
-            seeds = tuple((self.seed + i) % 2**64 for i in range(count))
-            return dataclasses.replace(self, seed=seeds)
-        return self
-
-    def take(self, indices: Sequence[int]) -> "GenerationConfig":
-        """The same for some of the prompts."""
+        Raises ConfigError for fields with a value for each of another number of prompts.
+        """
+        common_length(vars(self), count)
         chosen = {
             name: tuple(value[i] for i in indices)
             for name, value in vars(self).items()
             if _is_per_prompt(name, value)
         }
+        if isinstance(self.seed, int):
+            chosen["seed"] = tuple((self.seed + i) % 2**64 for i in indices)
         return dataclasses.replace(self, **chosen)
 
     def values(self, name: str, count: int) -> list[Any]:
         """One value of a field for each of `count` prompts."""
         value = getattr(self, name)
-        if name == "temperature":
-            return self._temperatures(count)
-        if name == "stop" and isinstance(value, str):
+        if (
+            name == "stop"
+            and isinstance(value, str)
+            or name == "eos_token_id"
+            and isinstance(value, int)
+        ):
             value = (value,)
-        if name == "eos_token_id" and isinstance(value, int):
-            value = (value,)
-        return list(value) if _is_per_prompt(name, value) else [value] * count
-
-    def _temperatures(self, count: int) -> list[Number]:
-        value = self.temperature
-        given = list(value) if isinstance(value, Sequence) else [value] * count
-        filters = zip(*(self.values(name, count) for name in _FILTERS[1:]), strict=True)
-        default = [0.0 if all(value is None for value in row) else 1.0 for row in filters]
-        return [d if t is None else t for t, d in zip(given, default, strict=True)]
-
-
-def _as_tuple(value: Any) -> Any:
-    """Sequences as tuples, two levels deep, so that configurations are hashable."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_as_tuple(entry) for entry in value)
-    return value
+        found = list(value) if _is_per_prompt(name, value) else [value] * count
+        if name == "temperature" and None in found:
+            filters = zip(*(self.values(other, count) for other in _FILTERS[1:]), strict=True)
+            default = [0.0 if all(other is None for other in row) else 1.0 for row in filters]
+            found = [d if t is None else t for t, d in zip(found, default, strict=True)]
+        return found
 
 
 def _is_per_prompt(name: str, value: Any) -> bool:
-    if name not in _PER_PROMPT or isinstance(value, str) or not isinstance(value, Sequence):
+    if name not in _PER_PROMPT or not isinstance(value, list | tuple):
         return False
     if name in ("stop", "eos_token_id"):  # lists themselves; a list of lists is one per prompt
         return any(isinstance(entry, list | tuple) for entry in value)
     return True
 
 
-def _lengths(values: Mapping[str, Any]) -> dict[str, int]:
-    return {name: len(v) for name, v in values.items() if _is_per_prompt(name, v)}
+def common_length(values: Mapping[str, Any], count: int | None = None) -> int | None:
+    """Of all fields that have one value per prompt, None without any; it must be `count`."""
+    for name, value in values.items():
+        if _is_per_prompt(name, value):
+            count = len(value) if count is None else count
+            if len(value) != count or not count:
+                raise ConfigError(
+                    f"{name}: expected one value, or a list of one for each of {count} prompts, "
+                    f"got a list of {len(value)}."
+                )
+    return count
 
 
-def check_lengths(values: Mapping[str, Any], count: int) -> None:
-    """ConfigError unless every field that has one value per prompt has `count`."""
-    for name, length in _lengths(values).items():
-        if length != count:
-            raise ConfigError(
-                f"{name}: expected one value, or a list of one for each of {count} prompts, got a "
-                f"list of {length}."
-            )
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """The check of a number; it returns what was expected, or None."""
 
+    kind: type
+    low: Number
+    high: Number = math.inf
+    optional: bool = False
 
-def _is_none(value: Any) -> bool:
-    return value is None
-
-
-def _is_number(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _whole(low: int, high: int | None, optional: bool = False) -> Callable[[Any], str | None]:
-    limits = f"from {low} to {high:,}" if high is not None else f"of at least {low}"
-
-    def check(value: Any) -> str | None:
-        if optional and _is_none(value):
+    def __call__(self, value: Any) -> str | None:
+        is_number = isinstance(value, self.kind) and not isinstance(value, bool)
+        if is_number and self.low <= value <= self.high and math.isfinite(value):
             return None
-        whole = _is_number(value, numbers.Integral) and value >= low
-        return None if whole and (high is None or value <= high) else f"a whole number {limits}"
-
-    return check
-
-
-def _real(low: Number, high: Number, optional: bool = True) -> Callable[[Any], str | None]:
-    limits = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
-
-    def check(value: Any) -> str | None:
-        if optional and _is_none(value):
+        if self.optional and value is None:
             return None
-        if _is_number(value, numbers.Real) and math.isfinite(value) and low <= value <= high:
-            return None
-        return "a finite number" if low == -math.inf else f"a finite number {limits}"
-
-    return check
+        what = "a whole number" if self.kind is numbers.Integral else "a finite number"
+        if self.high < math.inf:
+            return f"{what} from {self.low:g} to {self.high:,}"
+        return what if self.low == -math.inf else f"{what} of at least {self.low:g}"
 
 
 def _texts(value: Any) -> str | None:
     texts = [value] if isinstance(value, str) else value
-    if (
-        texts is None
-        or isinstance(texts, list | tuple)
-        and all(isinstance(text, str) and text for text in texts)
-    ):
-        return None
+    if texts is None or isinstance(texts, list | tuple):
+        if all(isinstance(text, str) and text for text in texts or ()):
+            return None
     return "a text, or a list of texts, none of them empty"
 
 
 def _ids(value: Any) -> str | None:
     ids = value if isinstance(value, list | tuple) else [value]
-    return "an id, or a list of ids" if any(_whole(0, None)(token) for token in ids) else None
+    return "an id, or a list of ids" if any(map(_Range(numbers.Integral, 0), ids)) else None
 
 
 def _instance(kind: Any, what: str) -> Callable[[Any], str | None]:
     return lambda value: None if value is None or isinstance(value, kind) else what
 
 
+_INT, _FLOAT = numbers.Integral, numbers.Real
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
-    "max_new_tokens": _whole(1, MAX_CONTEXT),
-    "min_new_tokens": _whole(0, MAX_CONTEXT),
-    "temperature": _real(0.0, math.inf),
-    "top_k": _whole(1, 2**31 - 1, optional=True),
-    "top_p": _real(0.0, 1.0),
-    "min_p": _real(0.0, 1.0),
-    "seed": _whole(0, 2**64 - 1),
+    "max_new_tokens": _Range(_INT, 1, MAX_CONTEXT),
+    "min_new_tokens": _Range(_INT, 0, MAX_CONTEXT),
+    "temperature": _Range(_FLOAT, 0, optional=True),
+    "top_k": _Range(_INT, 1, 2**31 - 1, optional=True),
+    "top_p": _Range(_FLOAT, 0, 1, optional=True),
+    "min_p": _Range(_FLOAT, 0, 1, optional=True),
+    "seed": _Range(_INT, 0, 2**64 - 1),
     "stop": _texts,
     "eos_token_id": _ids,
     "sampler": _instance(Sampler, "a Sampler, such as Chain((Temperature(), TopK(k=40)))"),
     "constraint": _instance(Constraint, "a Constraint, such as allowed_answers(tokenizer, [...])"),
     "token_statistics": _instance(TokenStatistics, "a TokenStatistics, or None"),
-    "top_logprobs": _whole(0, MAX_TOP_LOGPROBS),
-    "num_beams": _whole(1, None, optional=True),
-    "length_penalty": _real(-math.inf, math.inf, optional=False),
+    "top_logprobs": _Range(_INT, 0, MAX_TOP_LOGPROBS),
+    "num_beams": _Range(_INT, 1, optional=True),
+    "length_penalty": _Range(_FLOAT, -math.inf),
     "early_stopping": lambda v: None if isinstance(v, bool) else "True or False",
-    "num_return_sequences": _whole(1, None),
+    "num_return_sequences": _Range(_INT, 1),
 }
 _FIELDS = tuple(_CHECKS)
 _PER_PROMPT = frozenset(_FIELDS[:9]) | {"constraint"}
+_NUMPY = (np.ndarray, np.generic)
 _FILTERS = ("temperature", "top_k", "top_p", "min_p")
 _DECODING = {"max_new_tokens", "min_new_tokens", "eos_token_id", "constraint"}
 _MEASURING = {"stop", "token_statistics", "top_logprobs"}
@@ -249,19 +222,13 @@ _USES: dict[str, set[str]] = {  # which fields a method takes
 def check_values(values: Mapping[str, Any]) -> None:
     """Raises ConfigError for the first value that a field cannot have."""
     for name, value in values.items():
-        per_prompt = _is_per_prompt(name, value)
-        if per_prompt and not len(value):
-            raise ConfigError(f"{name}: expected one value per prompt, got an empty list.")
-        for entry in value if per_prompt else [value]:
+        for entry in value if _is_per_prompt(name, value) else [value]:
             expected = _CHECKS[name](entry)
             if expected:
                 raise ConfigError(f"{name}: expected {expected}, got {repr(entry)[:200]}.")
-    lengths = _lengths(values)
-    if lengths:
-        check_lengths(values, max(lengths.values()))
+    count = common_length(values) or 1
     low, high = values.get("min_new_tokens", 0), values.get("max_new_tokens", MAX_NEW_TOKENS)
-    count = max(lengths.values(), default=1)
-    lows, highs = (list(v) if isinstance(v, Sequence) else [v] * count for v in (low, high))
+    lows, highs = (v if isinstance(v, list | tuple) else [v] * count for v in (low, high))
     for least, most in zip(lows, highs, strict=True):
         if least > most:
             raise ConfigError(
@@ -325,18 +292,9 @@ def resolve_config(
         config = dataclasses.replace(config, **dict.fromkeys(_FILTERS))
     elif any(settings.get(name) is not None for name in _FILTERS):
         config = dataclasses.replace(config, sampler=None)
-    settings = {name: _plain(value) for name, value in settings.items()}
-    check_values({name: getattr(config, name) for name in _FIELDS} | settings)
+    settings = {n: v.tolist() if isinstance(v, _NUMPY) else v for n, v in settings.items()}
+    check_values(vars(config) | settings)
     return dataclasses.replace(config, **settings)
-
-
-def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy as Python's."""
-    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
-    return value
 
 
 def _unknown(method: str, name: str, names: Sequence[str]) -> str:

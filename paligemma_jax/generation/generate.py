@@ -76,7 +76,7 @@ class Request:
         """Raises ConfigError for what does not fit the batch or the model."""
         mask = real_sequences(batch)
         real, vocab_size = np.flatnonzero(mask), model.config.llm.vocab_size
-        config = config.for_prompts(real.size)
+        config = config.select(range(real.size), real.size)
         if config.top_logprobs > vocab_size:
             raise ConfigError(f"top_logprobs: expected at most the {vocab_size} tokens there are.")
         if config.stop and tokenizer is None:

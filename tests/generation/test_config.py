@@ -112,18 +112,20 @@ def test_defaults():
     assert resolve(top_k=[None, 4]).values("temperature", 2) == [0.0, 1.0]
     assert resolve(stop="a").values("stop", 2) == [("a",)] * 2
     assert resolve(stop=["a", "b"]).values("stop", 2) == [("a", "b")] * 2
-    assert resolve(stop=[["a"], ["b"]]).values("stop", 2) == [("a",), ("b",)]
+    assert resolve(stop=[["a"], ["b"]]).values("stop", 2) == [["a"], ["b"]]
     assert resolve(eos_token_id=[3, 4]).values("eos_token_id", 2) == [(3, 4)] * 2
     assert resolve(seed=np.int64(3), top_k=np.array([1, 2])).values("top_k", 2) == [1, 2]
 
 
 def test_one_value_for_all_or_one_for_each_prompt():
     config = resolve(seed=2**64 - 1, temperature=[0.1, 0.2, 0.3])
-    each = config.for_prompts(3)
+    each = config.select(range(3), 3)
     assert each.seed == (2**64 - 1, 0, 1)
-    assert each.take([2, 0]).temperature == (0.3, 0.1) and each.take([1]).seed == (0,)
+    some = config.select([2, 0], 3)
+    assert some.temperature == (0.3, 0.1) and some.seed == (1, 2**64 - 1)
+    assert each.select([1], 3).seed == (0,)
     with pytest.raises(ConfigError, match="each of 2 prompts"):
-        config.for_prompts(2)
+        config.select([0], 2)
 
 
 def test_a_configuration_is_shared_by_all_methods():
