@@ -204,7 +204,7 @@ def _calibrate(args: argparse.Namespace, quantization: str) -> None:
             pipeline,
             args.calibrate,
             quantization,
-            records=args.calibration_samples,
+            samples=args.calibration_samples,
             batch_size=args.batch_size,
             progress=progress,
         )

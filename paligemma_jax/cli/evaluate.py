@@ -124,12 +124,12 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, task: "EvaluationTask", examples: "Sequence[Example]") -> int:
     from paligemma_jax.evaluation.evaluate import evaluate
-    from paligemma_jax.generation.devices import on_devices, row_parts
+    from paligemma_jax.generation.devices import on_devices, batch_shards
 
     pipeline = load_pipeline(args)
     if args.mesh is None:
         pipeline = dataclasses.replace(pipeline, model=on_devices(pipeline.model))
-    batch_size = (args.batch_size or _BATCH_SIZE) * row_parts(pipeline.model)
+    batch_size = (args.batch_size or _BATCH_SIZE) * batch_shards(pipeline.model)
     out = None if args.out is None else Path(args.out).expanduser()
     number, count = args.shard or (0, 1)
     total = len(examples[number::count])

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.constraints import Constraint
-from paligemma_jax.generation.devices import by_rows
+from paligemma_jax.generation.devices import batch_placement
 from paligemma_jax.generation.sampling import Greedy, Sampler
 from paligemma_jax.generation.token_statistics import TokenStatistics
 from paligemma_jax.models.kv_cache import KVCache
@@ -213,7 +213,7 @@ def read_prompts(
     Raises ConfigError if they are for another number of prompts.
     """
     batch_size, length = batch.tokens.shape
-    place = by_rows(model)
+    place = batch_placement(model)
     text = [place(x) for x in (batch.tokens, batch.mask_ar, batch.mask_input)]
     if image_tokens is not None:
         if image_tokens.shape[0] != batch_size:

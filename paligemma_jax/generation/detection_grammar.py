@@ -105,7 +105,7 @@ _DIGIT = 32  # bins are numbers of two such digits
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ObjectState:
-    """Where each row is in its answer."""
+    """Where each sequence is in its answer."""
 
     place: jax.Array  # i32[B], tokens of the current object so far; stays at the label
     node: jax.Array  # i32[B], of the labels' tree

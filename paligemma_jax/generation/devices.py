@@ -15,9 +15,9 @@ from paligemma_jax.models.sharding import DATA, FSDP, NAMES, Axes, make_mesh, sh
 def on_devices(model: PaliGemma, devices: Sequence[Any] | None = None) -> PaliGemma:
     """The model with its weights whole on each device; all of this process if none are named.
 
-    What it is asked then is split by rows among them, where their number divides that of the rows
-    (which are filled up to powers of two). Answers are those of one device. On one device nothing
-    changes. Raises ConfigError for no devices.
+    Batches are then split among them, where their number divides the batch size (which is filled
+    up to powers of two). Results are those of one device. On one device nothing changes. Raises
+    ConfigError for no devices.
     """
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices:
@@ -30,16 +30,16 @@ def on_devices(model: PaliGemma, devices: Sequence[Any] | None = None) -> PaliGe
     return shard_model(model, make_mesh(Axes(data=-1), devices))
 
 
-def row_parts(model: PaliGemma) -> int:
-    """How many parts the rows that it is asked are split into."""
+def batch_shards(model: PaliGemma) -> int:
+    """How many parts a batch is split into."""
     mesh = _mesh_of(model)
     return 1 if mesh is None else mesh.shape[DATA] * mesh.shape[FSDP]
 
 
-def by_rows(model: PaliGemma) -> Callable[[Any], jax.Array]:
+def batch_placement(model: PaliGemma) -> Callable[[Any], jax.Array]:
     """What puts an array [B, ...] where the model expects it.
 
-    Of a model on a mesh its rows go over the axes "data" and "fsdp", as far as they come out even.
+    For a model on a mesh B goes over the axes "data" and "fsdp", as far as it divides.
     """
     mesh = _mesh_of(model)
     if mesh is None:

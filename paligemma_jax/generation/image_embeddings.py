@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from paligemma_jax.config import PaliGemmaConfig
 from paligemma_jax.errors import ConfigError, InvalidImageError, InvalidPromptError
-from paligemma_jax.generation.devices import by_rows
+from paligemma_jax.generation.devices import batch_placement
 from paligemma_jax.models.layers import Jitted
 from paligemma_jax.models.paligemma import PaliGemma
 from paligemma_jax.processing.image import ImagePreprocessing, load_image
@@ -90,27 +90,11 @@ def encode(
     The same object given several times is read and encoded once. Raises InvalidImageError.
     """
     if isinstance(images, EncodedImages):
-        if images.config != model.config:
-            raise ConfigError(
-                "expected images that this model encoded, got those of a model of another "
-                "architecture. Encode them again: pali.encode(image)"
-            )
-        return images
-    entries = images_of(images)
-    if not entries:
+        return _checked(images, model)
+    sources = images_of(images)
+    if not sources:
         raise InvalidImageError("expected an image, or a list of at least one, got none.")
-    distinct = {id(image): image for image in entries}  # by identity, as in Processor
-    reader = _Reader(preprocessing, allow_urls)
-    tokens = _in_groups(model, np.stack([reader.pixels(image) for image in distinct.values()]))
-    places = {key: place for place, key in enumerate(distinct)}
-    order = [places[id(image)] for image in entries]
-    if order != list(range(len(distinct))):
-        tokens = tokens[np.array(order)]
-    return EncodedImages(
-        tokens=tokens.reshape(-1, tokens.shape[-1]),
-        sizes=tuple(reader.size(image) for image in entries),
-        config=model.config,
-    )
+    return _encoded(model, sources, _read(preprocessing, {0: sources}, allow_urls))
 
 
 def prompt_batches(
@@ -129,11 +113,8 @@ def prompt_batches(
     entry that several prompts of a batch share is encoded once. Images are read when their batch
     comes. Raises InvalidPromptError, InvalidImageError and ConfigError, naming the entry.
     """
-    if (
-        isinstance(prompts, str)
-        or not isinstance(images, Sequence | None)
-        or isinstance(images, str)
-    ):
+    lists = isinstance(images, Sequence | None) and not isinstance(images, str)
+    if isinstance(prompts, str) or not lists:
         raise InvalidPromptError(
             f"expected a list of images and a list of prompts, got {type(images).__name__} and "
             f"{type(prompts).__name__}. Call generate([image], [prompt])[0]"
@@ -169,50 +150,64 @@ def _with_images(
 ) -> PromptBatch:
     """Adds images by their number among all prompts, encoded where they are shared."""
     keys = [_identity(entry) for entry in entries.values()]
-    encoded_already = any(isinstance(entry, EncodedImages) for entry in entries.values())
-    shared = len(set(keys)) < len(keys) and any(keys)
-    size, several = batch.tokens.shape[0], len(entries) > 1
-    if encoded_already or shared:
+    given = [entry for entry in entries.values() if isinstance(entry, EncodedImages)]
+    size, numbers = batch.tokens.shape[0], list(entries)
+    sources = {n: images_of(e) for n, e in entries.items() if not isinstance(e, EncodedImages)}
+    read = _read(preprocessing, sources, allow_urls)
+    if given or (len(set(keys)) < len(keys) and any(keys)):
         encoded: dict[tuple[int, ...], EncodedImages] = {}
         for key, (number, entry) in zip(keys, entries.items(), strict=True):
-            if key not in encoded:
-                try:
-                    encoded[key] = encode(model, preprocessing, entry, allow_urls=allow_urls)
-                except InvalidImageError as e:
-                    raise InvalidImageError(f"images[{number}]: {e}" if several else str(e)) from e
+            if isinstance(entry, EncodedImages):
+                encoded[key] = _checked(entry, model)
+            elif key not in encoded:
+                encoded[key] = _encoded(model, sources[number], read)
         own = [encoded[key] for key in keys]
-        return PromptBatch(list(entries), batch, stack(own, size), [e.sizes for e in own])
-    reader, rows, sizes = _Reader(preprocessing, allow_urls), [], []
-    for number, entry in entries.items():
-        images = images_of(entry)
-        try:
-            rows.append([reader.pixels(image) for image in images])
-        except InvalidImageError as e:
-            raise InvalidImageError(f"images[{number}]: {e}" if several else str(e)) from e
-        sizes.append(tuple(reader.size(image) for image in images))
-    if rows[0]:
-        filled = np.stack([np.stack(row) for row in rows + rows[:1] * (size - len(rows))])
+        return PromptBatch(numbers, batch, stack(own, size), [e.sizes for e in own])
+    sizes = [tuple(read[id(image)][1] for image in images) for images in sources.values()]
+    if sizes[0]:
+        rows = [np.stack([read[id(x)][0] for x in images]) for images in sources.values()]
+        filled = np.stack(rows + rows[:1] * (size - len(rows)))
         batch = dataclasses.replace(batch, images=filled)
-    return PromptBatch(list(entries), batch, None, sizes)
+    return PromptBatch(numbers, batch, None, sizes)
 
 
-class _Reader:
-    """Reads each image once, by identity; its entries must be kept alive."""
+def _read(
+    preprocessing: ImagePreprocessing, sources: dict[int, list[Any]], allow_urls: bool
+) -> dict[int, tuple[np.ndarray, tuple[int, int]]]:
+    """Each image once: pixels f32[H, W, 3] and size in the file, by `id`; names what is wrong."""
+    read: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
+    for number, images in sources.items():
+        for image in images:
+            if id(image) not in read:
+                try:
+                    loaded = load_image(image, allow_urls=allow_urls)
+                except InvalidImageError as e:
+                    where = f"images[{number}]: " if len(sources) > 1 else ""
+                    raise InvalidImageError(f"{where}{e}") from e
+                read[id(image)] = preprocessing.preprocess(loaded), loaded.size
+    return read
 
-    def __init__(self, preprocessing: ImagePreprocessing, allow_urls: bool):
-        self._preprocessing, self._allow_urls = preprocessing, allow_urls
-        self._read: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
 
-    def pixels(self, image: Any) -> np.ndarray:
-        """f32[H, W, 3], preprocessed."""
-        if id(image) not in self._read:
-            loaded = load_image(image, allow_urls=self._allow_urls)
-            self._read[id(image)] = self._preprocessing.preprocess(loaded), loaded.size
-        return self._read[id(image)][0]
+def _encoded(
+    model: PaliGemma, images: list[Any], read: dict[int, tuple[np.ndarray, tuple[int, int]]]
+) -> EncodedImages:
+    """The images of one prompt, each object encoded once."""
+    distinct = list(dict.fromkeys(map(id, images)))
+    tokens = _in_groups(model, np.stack([read[key][0] for key in distinct]))
+    order = [distinct.index(id(image)) for image in images]
+    if order != list(range(len(distinct))):
+        tokens = tokens[np.array(order)]
+    sizes = tuple(read[id(image)][1] for image in images)
+    return EncodedImages(tokens.reshape(-1, tokens.shape[-1]), sizes, model.config)
 
-    def size(self, image: Any) -> tuple[int, int]:
-        """Width and height of an image that was read."""
-        return self._read[id(image)][1]
+
+def _checked(images: EncodedImages, model: PaliGemma) -> EncodedImages:
+    if images.config != model.config:
+        raise ConfigError(
+            "expected images that this model encoded, got those of a model of another "
+            "architecture. Encode them again: pali.encode(image)"
+        )
+    return images
 
 
 def stack(encoded: Sequence[EncodedImages], size: int) -> jax.Array:
@@ -240,7 +235,7 @@ def _encode(model: PaliGemma, images: Float[Array, "N height width 3"]) -> Float
 
 def _in_groups(model: PaliGemma, pixels: np.ndarray) -> jax.Array:
     """f[N, P, W] of pixels f32[N, H, W, 3]; four program sizes serve any number of images."""
-    groups, place = [], by_rows(model)
+    groups, place = [], batch_placement(model)
     for start in range(0, len(pixels), IMAGES_AT_ONCE):
         group = pixels[start : start + IMAGES_AT_ONCE]
         fill = np.repeat(group[:1], bucket(len(group)) - len(group), axis=0)

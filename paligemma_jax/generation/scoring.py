@@ -33,75 +33,45 @@ PADDING = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where the tokens of one answer stand: columns `start` to `start + length` of `row`."""
-
-    row: int
-    answer: int  # number among the row's answers
-    start: int
-    length: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Pack:
-    """Beginnings of answers: every token but the last (EOS), with the token that follows it.
+    """Answers side by side: every token but the last (EOS), with the token that follows it.
 
     Attributes:
       tokens: i32[B, T].
       segment_ids: i32[B, T], number of the answer that a token belongs to; -1 on padding.
       targets: i32[B, T], the next token of the same answer.
-      places: where each answer went.
     """
 
     tokens: np.ndarray
     segment_ids: np.ndarray
     targets: np.ndarray
-    places: tuple[Place, ...]
 
 
-def pack(answers: Sequence[Sequence[Sequence[int]]], rows: int) -> Iterator[Pack]:
-    """Packs the answers of each prompt (ending in EOS) into rows; answers of EOS alone need none.
+def pack(answers: Sequence[Sequence[Sequence[int]]], batch: int) -> Iterator[Pack]:
+    """Packs the answers (ending in EOS) of each of `batch` prompts; those of EOS alone need none.
 
-    Widths are powers of two, at least 16, at most 512 divided by `rows` or what the longest answer
+    Widths are powers of two, at least 16, at most 512 divided by `batch` or what the longest answer
     needs; so the programs that read packs are few, whatever the number of answers.
     """
-    longest = max((len(answer) - 1 for row in answers for answer in row), default=0)
-    limit = max(bucket(longest, MIN_WIDTH), TOKENS_AT_ONCE // bucket(rows))
-    waiting = [
-        [(number, answer) for number, answer in enumerate(row) if len(answer) > 1][::-1]
-        for row in answers
-    ]
+    longest = max((len(answer) - 1 for own in answers for answer in own), default=0)
+    limit = max(bucket(longest, MIN_WIDTH), TOKENS_AT_ONCE // bucket(batch))
+    waiting = [[(n, a) for n, a in enumerate(own) if len(a) > 1][::-1] for own in answers]
     while any(waiting):
-        taken = [_take(row, limit) for row in waiting]
-        yield _lay_out(taken, rows)
-
-
-def _take(waiting: list[tuple[int, Sequence[int]]], limit: int) -> list[tuple[int, Sequence[int]]]:
-    """Removes from the end as many answers as fit into `limit` tokens."""
-    taken, room = [], limit
-    while waiting and len(waiting[-1][1]) - 1 <= room:
-        taken.append(waiting.pop())
-        room -= len(taken[-1][1]) - 1
-    return taken
-
-
-def _lay_out(taken: Sequence[Sequence[tuple[int, Sequence[int]]]], rows: int) -> Pack:
-    used = max(sum(len(answer) - 1 for _, answer in row) for row in taken)
-    shape = (rows, bucket(used, MIN_WIDTH))
-    tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    segment_ids = np.full(shape, PADDING, np.int32)
-    places = []
-    for row, members in enumerate(taken):
-        start = 0
-        for number, answer in members:
-            length = len(answer) - 1
-            columns = slice(start, start + length)
-            tokens[row, columns] = answer[:-1]
-            targets[row, columns] = answer[1:]
-            segment_ids[row, columns] = number
-            places.append(Place(row, number, start, length))
-            start += length
-    return Pack(tokens, segment_ids, targets, tuple(places))
+        shape = (batch, limit)
+        tokens, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        segment_ids = np.full(shape, PADDING, np.int32)
+        used = 0
+        for i, own in enumerate(waiting):
+            start = 0
+            while own and start + len(own[-1][1]) - 1 <= limit:
+                number, answer = own.pop()
+                columns = slice(start, start + len(answer) - 1)
+                tokens[i, columns], targets[i, columns] = answer[:-1], answer[1:]
+                segment_ids[i, columns] = number
+                start = columns.stop
+            used = max(used, start)
+        width = bucket(used, MIN_WIDTH)
+        yield Pack(tokens[:, :width], segment_ids[:, :width], targets[:, :width])
 
 
 HEAD_TOKENS = 64  # whose logits exist at a time: 66 MB with PaliGemma's vocabulary
@@ -215,9 +185,9 @@ def score_tokens(
     for p in pack(placed, mask.size):
         arrays = [jnp.asarray(x) for x in (p.tokens, p.segment_ids, p.targets)]
         logprobs = np.asarray(packed_logprobs(model, *arrays, cache=cache))
-        for place in p.places:
-            end = place.start + place.length
-            scored[place.row][place.answer] += logprobs[place.row, place.start : end].tolist()
+        for i, own in enumerate(p.segment_ids):
+            for number in set(own.tolist()) - {PADDING}:
+                scored[i][number] += logprobs[i, own == number].tolist()
     return [[tuple(answer) for answer in scored[i]] for i in real]
 
 

@@ -1,4 +1,4 @@
-"""A model rounded to few bits by what it is asked: `calibrate`."""
+"""Calibrated quantization: weights rounded for the prompts that a model is used with."""
 
 import dataclasses
 import os
@@ -18,8 +18,8 @@ from paligemma_jax.models.quantization_config import Quantization
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.processor import Processor
 
-RECORDS, ROWS = 256, 8
-Report = Callable[[int, int], None]  # records read, and how many there are to read
+SAMPLES, BATCH_SIZE = 256, 8
+Progress = Callable[[int, int], None]  # samples read, and how many there are to read
 
 
 def calibrate(
@@ -27,32 +27,32 @@ def calibrate(
     data: RecordSource | str | os.PathLike[str],
     quantization: Quantization | str = "int4",
     *,
-    records: int = RECORDS,
-    batch_size: int = ROWS,
+    samples: int = SAMPLES,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
-    progress: Report | None = None,
+    progress: Progress | None = None,
 ) -> Pipeline:
-    """The pipeline with weights of few bits, those of 4 bits rounded to lose little in such texts.
+    """The pipeline with quantized weights, those of 4 bits rounded to lose little on `data`.
 
-    `data` are prompts with answers, of the kind that will be asked: a source of training data, or a
-    path as `open_source` takes it. So many `records` of it, chosen by `seed`, are read `batch_size`
-    at a time, once for each of `calibration_rounds`; texts that are too long are cut. The pipeline
-    given stays as it is, and the result can be saved. Raises DatasetError, ConfigError, and
-    MissingExtraError without grain.
+    `data` are prompts with answers, of the kind that the model will be used for: a source of
+    training data, or a path as `open_source` takes it. So many `samples` of it, chosen by `seed`,
+    are read `batch_size` at a time, once for each of `calibration_rounds`; texts that are too long
+    are cut. The pipeline given stays as it is, and the result can be saved. Raises DatasetError,
+    ConfigError, and MissingExtraError without grain.
     """
     source = open_source(data) if isinstance(data, str | os.PathLike) else data
     model = nnx.merge(*nnx.split(unstack_layers(pipeline.model)))  # another, of the same arrays
-    rows = max(1, min(batch_size, records, len(source)))
-    count = min(records, len(source)) // rows
-    total = count * rows * len(calibration_rounds(model.config))
+    size = max(1, min(batch_size, samples, len(source)))
+    count = min(samples, len(source)) // size
+    total = count * size * len(calibration_rounds(model.config))
     done = 0
 
     def texts() -> Iterator[Texts]:
         nonlocal done
-        found = _read(source, pipeline.processor, rows, seed)
+        found = _read(source, pipeline.processor, size, seed)
         for _ in range(count):
             yield _next(found)
-            done += rows
+            done += size
             if progress:
                 progress(done, total)
         found.close()
@@ -61,11 +61,11 @@ def calibrate(
     return dataclasses.replace(pipeline, model=model)
 
 
-def _read(source: RecordSource, processor: Processor, rows: int, seed: int) -> Batches:
+def _read(source: RecordSource, processor: Processor, batch_size: int, seed: int) -> Batches:
     return make_batches(
         source,
         processor,
-        batch_size=rows,
+        batch_size=batch_size,
         length=processor.max_text_length,
         seed=seed,
         epochs=1,
@@ -78,8 +78,7 @@ def _next(batches: Batches) -> Texts:
     batch = found.batch
     if batch.images is None or batch.mask_ar is None:
         raise DatasetError(
-            f"The records {', '.join(found.ids)} have no pictures. Prompts about pictures fit, for "
-            "the model is rounded by what it sees. Name other data: --calibrate DATA"
+            f"expected records with images to calibrate with, got {', '.join(found.ids)} without."
         )
     tokens, mask_ar, real = (
         jnp.asarray(x)[:, :-1] for x in (batch.tokens, batch.mask_ar, batch.mask_input)

@@ -1,4 +1,4 @@
-"""EndWhenRanked is the rule of transformers: the same answers, with the same scores.
+"""Beam search without early stopping is that of transformers: the same answers and scores.
 
 Needs torch and transformers: pytest -m parity
 """

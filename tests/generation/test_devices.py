@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import paligemma_jax as pg
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.decode import read_prompts
-from paligemma_jax.generation.devices import by_rows, on_devices
+from paligemma_jax.generation.devices import batch_placement, on_devices
 from paligemma_jax.generation.generate import generate
 from paligemma_jax.models import layers as backend
 from paligemma_jax.models.inference_layout import unstack_layers
@@ -40,13 +40,13 @@ def test_two_devices_answer_as_one(tiny_model: PaliGemma):
     for row, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(row.logprobs, other.logprobs, rtol=1e-4, atol=1e-5)
     # A row alone cannot be split.
-    alone = by_rows(both)(np.zeros((1, 3)))
+    alone = batch_placement(both)(np.zeros((1, 3)))
     assert alone.is_fully_replicated and alone.sharding.device_set == set(devices)
 
 
 def test_one_device_changes_nothing(tiny_model: PaliGemma):
     assert on_devices(tiny_model, jax.local_devices()[:1]) is tiny_model
-    assert len(by_rows(tiny_model)(np.zeros(2)).sharding.device_set) == 1
+    assert len(batch_placement(tiny_model)(np.zeros(2)).sharding.device_set) == 1
     with pytest.raises(ConfigError, match="no devices"):
         on_devices(tiny_model, [])
 
@@ -69,7 +69,7 @@ def test_two_devices_share_the_weights(store: Path, monkeypatch: pytest.MonkeyPa
     whole = sum(leaf.nbytes for leaf in leaves)
     own = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
     assert own < 0.55 * whole
-    assert by_rows(two.model)(np.zeros((2, 3))).is_fully_replicated
+    assert batch_placement(two.model)(np.zeros((2, 3))).is_fully_replicated
 
 
 def test_meshes_that_do_not_fit():
