@@ -248,10 +248,9 @@ class Pipeline:
           ConfigError: for settings that are unknown, out of their range, or that no answer could
             keep; before anything is computed.
         """
-        config = resolve_config("generate", config or self.generation_config, settings, also=_ALSO)
         run = functools.partial(self._run, decoding.generate)
-        how = dict(answer_prefixes=answer_prefixes, batch_size=batch_size, allow_urls=allow_urls)
-        return self._batched(images, prompts, config, run, how)
+        how = (answer_prefixes, batch_size, allow_urls)
+        return self._generate("generate", run, images, prompts, config, settings, how)
 
     def best_of(
         self,
@@ -280,9 +279,8 @@ class Pipeline:
         """
         config = decoding.best_of_config(n, config or self.generation_config, settings)
         run = functools.partial(self._run, decoding.best_of, n=n)
-        at_once = _share(batch_size, n)
-        how = dict(answer_prefixes=answer_prefixes, batch_size=at_once, allow_urls=allow_urls)
-        return self._batched(images, prompts, config, run, how)
+        how = (answer_prefixes, _share(batch_size, n), allow_urls)
+        return self._generate("best_of", run, images, prompts, config, {}, how)
 
     def beam_search(
         self,
@@ -312,8 +310,8 @@ class Pipeline:
         config = resolve_config("beam_search", base, settings, also=_ALSO)
         run = functools.partial(self._run, beams.beam_search)
         at_once = _share(batch_size, config.num_beams or beams.NUM_BEAMS)
-        how = dict(answer_prefixes=answer_prefixes, batch_size=at_once, allow_urls=allow_urls)
-        return self._batched(images, prompts, config, run, how)
+        how = (answer_prefixes, at_once, allow_urls)
+        return self._generate("beam_search", run, images, prompts, config, {}, how)
 
     def prompt_lookup_generate(
         self,
@@ -345,21 +343,10 @@ class Pipeline:
                 [image], ["detect cat ; dog"], token_classes=classes, draft_corpus=corpus
             )
 
-        Args:
-          draft_tokens: tokens that are drafted for a pass.
-          max_ngram_size: how many of the last tokens are looked for at most.
-          token_classes: ranges of tokens that count as equal when looking.
-          draft_corpus: tokens for each prompt that are searched, too, and not shown to the model:
-            answers that this one may resemble, or a pattern.
-          images, prompts, config, answer_prefixes, batch_size, allow_urls, **settings: as for
-            `generate`, but for those of sampling.
-
-        Raises:
-          ConfigError: for a negative number of draft tokens, or nothing to look for; else as
-            `generate`.
+        Args and errors are those of `generate`, without sampling, and of the function of the same
+        name: draft_tokens, max_ngram_size, token_classes, and draft_corpus with tokens for each
+        prompt.
         """
-        base = config or self.generation_config
-        config = resolve_config("prompt_lookup_generate", base, settings, also=_ALSO)
         drafting = dict(
             draft_tokens=draft_tokens, max_ngram_size=max_ngram_size, token_classes=token_classes
         )
@@ -374,8 +361,8 @@ class Pipeline:
             function = lookup.prompt_lookup_generate
             return self._run(function, chosen, config, draft_corpus=own, **drafting)
 
-        how = dict(answer_prefixes=answer_prefixes, batch_size=batch_size, allow_urls=allow_urls)
-        return self._batched(images, prompts, config, run, how)
+        how = (answer_prefixes, batch_size, allow_urls)
+        return self._generate("prompt_lookup_generate", run, images, prompts, config, settings, how)
 
     def stream(
         self,
@@ -506,7 +493,6 @@ class Pipeline:
             settings["constraint"] = [grammars[own] for own in spread]
         elif grammars:
             (settings["constraint"],) = grammars.values()
-        config = resolve_config("generate", self.generation_config, settings)
 
         def run(chosen: PromptBatch, config: GenerationConfig) -> Iterator[_Found]:
             generations = self._run(decoding.generate, chosen, config)
@@ -515,7 +501,8 @@ class Pipeline:
                 yield read(answer, *sizes[0])
 
         prompts = [prompt_of(own) for own in spread]
-        return self._batched(images, prompts, config, run, dict(batch_size=batch_size))
+        how = (None, batch_size, False)
+        return self._generate("generate", run, images, prompts, None, settings, how)
 
     def _run(
         self,
@@ -534,19 +521,26 @@ class Pipeline:
             **more,
         )
 
-    def _batched(
+    def _generate(
         self,
+        method: str,
+        run: Callable[[PromptBatch, GenerationConfig], Iterable[_T]],
         images: Sequence[Images] | None,
         prompts: Sequence[str],
-        config: GenerationConfig,
-        run: Callable[[PromptBatch, GenerationConfig], Iterable[_T]],
-        how: Mapping[str, Any],
+        config: GenerationConfig | None,
+        settings: Mapping[str, Any],
+        how: tuple[Sequence[str] | None, int, bool],
     ) -> list[_T]:
-        """What `run` makes of every prompt, in order, a batch at a time; `how` to batch them."""
+        """What `run` makes of every prompt, in order, a batch at a time.
+
+        `how` are answer_prefixes, batch_size and allow_urls.
+        """
+        config = resolve_config(method, config or self.generation_config, settings, also=_ALSO)
         if not isinstance(prompts, str):
             common_length(vars(config), len(prompts))
+        names: dict[str, Any] = dict(zip(_ALSO, how, strict=True))
         results: dict[int, _T] = {}
-        for chosen in prompt_batches(self.model, self.processor, images, prompts, **how):
+        for chosen in prompt_batches(self.model, self.processor, images, prompts, **names):
             made = run(chosen, config.select(chosen.indices, len(prompts)))
             results.update(zip(chosen.indices, made, strict=True))
         return [results[i] for i in range(len(prompts))]

@@ -88,7 +88,10 @@ class Temperature(_Samples):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TopK(_Samples):
-    """Sampling from the `k` most probable tokens, and all as probable as the last of them."""
+    """Sampling from the `k` most probable tokens, and all as probable as the last of them.
+
+    `k` is one number or i32[B]; `p` of the next two likewise.
+    """
 
     k: int | Any
 
@@ -96,7 +99,8 @@ class TopK(_Samples):
         _check("k", self.k, 1, math.inf, "TopK(k=40)")
 
     def process(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        return keep_top_k(logits, jnp.broadcast_to(self.k, logits.shape[:1]))
+        least = _threshold(logits, lambda above: jnp.sum(above, axis=-1) >= self.k)
+        return jnp.where(logits >= least[:, None], logits, -jnp.inf)
 
 
 @jax.tree_util.register_dataclass
@@ -116,7 +120,13 @@ class TopP(_Samples):
         _check("p", self.p, 0, 1, "TopP(p=0.9)")
 
     def process(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        return keep_top_p(logits, jnp.broadcast_to(self.p, logits.shape[:1]))
+        probabilities = jax.nn.softmax(logits, axis=-1)
+
+        def enough(above: Bool[Array, "B V"]) -> Bool[Array, " B"]:
+            return jnp.sum(probabilities, axis=-1, where=above) >= self.p
+
+        least = jnp.where(jnp.asarray(self.p) < 1, _threshold(logits, enough), -jnp.inf)
+        return jnp.where(logits >= least[:, None], logits, -jnp.inf)
 
 
 @jax.tree_util.register_dataclass
@@ -133,7 +143,8 @@ class MinP(_Samples):
         _check("p", self.p, 0, 1, "MinP(p=0.05)")
 
     def process(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        return keep_min_p(logits, jnp.broadcast_to(self.p, logits.shape[:1]))
+        least = jnp.max(logits, axis=-1) + jnp.log(self.p)
+        return jnp.where(logits >= least[:, None], logits, -jnp.inf)
 
 
 @jax.tree_util.register_dataclass
@@ -183,12 +194,14 @@ class SequenceSampler:
     def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, " B"]) -> Int[Array, " B"]:
         warm = self.temperature > 0
         x = logits / jnp.where(warm, self.temperature, 1.0)[:, None]
-        for keep, value, used in (
-            (keep_top_k, self.top_k, self.top_k < logits.shape[1]),
-            (keep_top_p, self.top_p, self.top_p < 1),
-            (keep_min_p, self.min_p, self.min_p > 0),
+        for step, used in (
+            (TopK(k=self.top_k), self.top_k < logits.shape[1]),
+            (TopP(p=self.top_p), self.top_p < 1),
+            (MinP(p=self.min_p), self.min_p > 0),
         ):
-            x = jax.lax.cond(jnp.any(used & warm), keep, lambda x, _: x, x, value)
+            x = jax.lax.cond(
+                jnp.any(used & warm), lambda s, x: s.process(x), lambda _, x: x, step, x
+            )
         return jnp.where(warm, sample(x, keys), most_probable(logits))
 
 
@@ -224,32 +237,6 @@ def sequence_sampler(
         jnp.asarray([1.0 if p is None else p for p in top_p], jnp.float32),
         jnp.asarray([0.0 if p is None else p for p in min_p], jnp.float32),
     )
-
-
-def keep_top_k(logits: Float[Array, "B V"], k: Int[Array, " B"]) -> Float[Array, "B V"]:
-    """-inf for all but the `k` largest logits and their equals."""
-
-    def enough(above: Bool[Array, "B V"]) -> Bool[Array, " B"]:
-        return jnp.sum(above, axis=-1) >= k
-
-    return jnp.where(logits >= _threshold(logits, enough)[:, None], logits, -jnp.inf)
-
-
-def keep_top_p(logits: Float[Array, "B V"], p: Float[Array, " B"]) -> Float[Array, "B V"]:
-    """-inf for all but the largest logits that together have probability `p`, and their equals."""
-    probabilities = jax.nn.softmax(logits, axis=-1)
-
-    def enough(above: Bool[Array, "B V"]) -> Bool[Array, " B"]:
-        return jnp.sum(probabilities, axis=-1, where=above) >= p
-
-    least = jnp.where(p < 1, _threshold(logits, enough), -jnp.inf)
-    return jnp.where(logits >= least[:, None], logits, -jnp.inf)
-
-
-def keep_min_p(logits: Float[Array, "B V"], p: Float[Array, " B"]) -> Float[Array, "B V"]:
-    """-inf for tokens less than `p` times as probable as the most probable."""
-    least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(p)[:, None]
-    return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 def _threshold(logits: Float[Array, "B V"], enough: Any) -> Float[Array, " B"]:

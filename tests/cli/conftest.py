@@ -92,11 +92,12 @@ def says(monkeypatch: pytest.MonkeyPatch, pipeline: pg.Pipeline) -> Says:
         waiting = list(texts)
 
         class Scripted(pg.Pipeline):
-            def _batched(
-                self, images: Any, prompts: Any, config: Any, run: Any, how: Any
-            ) -> list[Any]:
+            def _generate(
+                self, method: str, run: Any, images: Any, prompts: Any, config: Any,
+                settings: Any, how: Any,
+            ) -> list[Any]:  # fmt: skip
                 calls.append(list(prompts))
-                return super()._batched(images, prompts, config, run, how)
+                return super()._generate(method, run, images, prompts, config, settings, how)
 
             def _run(
                 self, function: Any, chosen: Any, config: GenerationConfig, **more: Any
