@@ -311,24 +311,19 @@ def _unknown(method: str, name: str, names: Sequence[str]) -> str:
     return f"{method}() does not take {name!r}. {hint}"
 
 
-# Of a Hugging Face generation_config.json: what leaves an answer as it is, with None or 1 for
-# fields that do so by that value only.
+# Of a Hugging Face generation_config.json: fields that leave an answer as it is, and those that do
+# so with one value.
 _SILENT = frozenset(
     "bos_token_id pad_token_id transformers_version _from_model_config use_cache "
     "cache_implementation cache_config return_dict_in_generate output_scores output_logits "
-    "output_attentions "
-    "output_hidden_states return_legacy_cache disable_compile compile_config is_assistant "
-    "prompt_lookup_num_tokens max_matching_ngram_size max_time".split()
+    "output_attentions output_hidden_states return_legacy_cache disable_compile compile_config "
+    "is_assistant prompt_lookup_num_tokens max_matching_ngram_size max_time".split()
 )
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "repetition_penalty": (1, None), "encoder_repetition_penalty": (1, None),
-    "diversity_penalty": (0, None), "no_repeat_ngram_size": (0, None), "num_beams": (1, None),
-    "num_return_sequences": (1, None), "num_beam_groups": (1, None), "typical_p": (1, None),
-    "epsilon_cutoff": (0, None),
-    "eta_cutoff": (0, None), "max_length": (20, None), "min_length": (0, None),
-    "length_penalty": (1, None), "guidance_scale": (1, None), "renormalize_logits": (False, None),
-    "encoder_no_repeat_ngram_size": (0, None),
-}  # fmt: skip
+_NEUTRAL = {"max_length": 20} | dict.fromkeys(
+    "repetition_penalty encoder_repetition_penalty length_penalty guidance_scale typical_p "
+    "num_beams num_beam_groups num_return_sequences".split(),
+    1,
+)  # and for all fields None, False and 0
 
 
 def from_hugging_face(values: Mapping[str, Any], path: str | os.PathLike[str]) -> GenerationConfig:
@@ -346,10 +341,9 @@ def from_hugging_face(values: Mapping[str, Any], path: str | os.PathLike[str]) -
         if sampling["top_k"] == 0:  # transformers' word for all tokens
             sampling["top_k"] = None
         settings |= sampling
-    settings |= {"min_new_tokens": 0} if settings.get("min_new_tokens", 0) == 0 else {}
     handled = {*known, *_SILENT, *_FILTERS, "do_sample", "early_stopping"}
     ignored = [
-        n for n, v in values.items() if n not in handled and v not in _NEUTRAL.get(n, (None, False))
+        n for n, v in values.items() if n not in handled and v not in (None, 0, _NEUTRAL.get(n))
     ]
     if ignored:
         changed = ", ".join(f"{n}={values[n]!r}"[:80] for n in ignored[:20])
