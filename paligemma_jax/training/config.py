@@ -65,6 +65,7 @@ from paligemma_jax.training.step import StepConfig
 from paligemma_jax.weights.tensors import as_float_dtype
 
 ALL = ".*"
+_UNIONS = (typing.Union, types.UnionType)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,28 +252,18 @@ class TrainConfig:
             pattern = self.trainable or (ALL if self.lora is None else TRAINABLE)
             rest = () if pattern == ALL else ((ALL, None),)
             schedules = Rules(((pattern, self.schedule), *rest))
-        return OptimizerConfig(
-            learning_rate=self.learning_rate,
-            optimizer=self.optimizer,
-            schedules=schedules,
-            lr_multipliers=self.lr_multipliers,
-            weight_decay=self.weight_decay,
-            weight_decay_multipliers=self.weight_decay_multipliers,
-            max_grad_norm=self.max_grad_norm,
-        )
+        values = self._fields_of(OptimizerConfig)
+        values["schedules"] = schedules
+        return OptimizerConfig(**values)
 
     @functools.cached_property
     def step_config(self) -> StepConfig:
         """How an update is computed."""
-        return StepConfig(
-            loss_reduction=self.loss_reduction,
-            label_smoothing=self.label_smoothing,
-            dropout=self.dropout,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
-            remat=self.remat,
-            ema=self.ema,
-            skip_nonfinite=self.max_skipped_steps > 0,
-        )
+        return StepConfig(**self._fields_of(StepConfig), skip_nonfinite=self.max_skipped_steps > 0)
+
+    def _fields_of(self, cls: type) -> dict[str, Any]:
+        """The settings that are fields of `cls` under the same name."""
+        return {name: getattr(self, name) for name in _hints(cls) if hasattr(self, name)}
 
     def total_steps(self, records: int) -> int:
         """Updates of the whole run over so many records."""
@@ -306,12 +297,16 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _type_problem(value: Any, hint: Any) -> str:
     """What is wrong with the type of a value; "" for nothing."""
-    return "" if _has_type(value, hint) else f"expected {_type_name(hint)}, got {value!r}"[:200]
+    if _has_type(value, hint):
+        return ""
+    options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+    names = [getattr(option, "__name__", str(option)) for option in options]
+    return f"expected {' or '.join(names)}, got {value!r}"[:200]
 
 
 def _has_type(value: Any, hint: Any) -> bool:
     kind = typing.get_origin(hint) or hint
-    if kind in (typing.Union, types.UnionType):
+    if kind in _UNIONS:
         return any(_has_type(value, option) for option in typing.get_args(hint))
     if kind is typing.Literal:
         return value in typing.get_args(hint)
@@ -322,17 +317,6 @@ def _has_type(value: Any, hint: Any) -> bool:
         return kind is Any or isinstance(value, kind)
     except TypeError:  # a type that cannot be checked
         return True
-
-
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(map(repr, typing.get_args(hint)))
-    options = typing.get_args(hint) if not hasattr(hint, "__name__") else ()
-    if isinstance(hint, types.UnionType):
-        options = typing.get_args(hint)
-    if options:
-        return " or ".join(map(_type_name, options))
-    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
 def load_config(spec: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Any:

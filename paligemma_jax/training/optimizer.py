@@ -343,12 +343,9 @@ def make_optimizer(
     decays = _decays(config, paths, trainable)
     factors = {s: s.factor(run) for s in dict.fromkeys(schedules.values()) if s is not None}
     by_path = {path: factors[s] for path, s in schedules.items() if s is not None}
+    added = {path: config.weight_decay * f for path, f in decays.items()}
     chain = [] if config.max_grad_norm is None else [_clip(config.max_grad_norm)]
-    chain.append(config.optimizer.transformation(decays))
-    chain.append(_scale(rates))
-    if config.weight_decay:
-        chain.append(_add_decay({path: config.weight_decay * f for path, f in decays.items()}))
-    chain.append(_scale_by_schedules(by_path))
+    chain += [config.optimizer.transformation(decays), _descend(rates, added, by_path)]
     return optax.chain(*chain)
 
 
@@ -385,32 +382,32 @@ def global_norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
 
 
-def _scale(rates: Mapping[str, float]) -> optax.GradientTransformation:
-    def scale(updates: Any, params: Any) -> Any:
-        return {k: u * rates[k] for k, u in updates.items()}
-
-    return optax.stateless(scale)
-
-
 def _add_decay(decays: Mapping[str, float]) -> optax.GradientTransformation:
     def add(updates: Any, params: Any) -> Any:
         return {
-            k: u + decays[k] * params[k].astype(u.dtype) if k in decays else u
+            k: u + decays[k] * params[k].astype(u.dtype) if decays.get(k) else u
             for k, u in updates.items()
         }
 
     return optax.stateless(add)
 
 
-def _scale_by_schedules(factors: Mapping[str, optax.Schedule]) -> optax.GradientTransformation:
-    """Descends: scales by minus each path's factor at the number of updates made before."""
+def _descend(
+    rates: Mapping[str, float],
+    decays: Mapping[str, float],
+    factors: Mapping[str, optax.Schedule],
+) -> optax.GradientTransformation:
+    """-schedule * (learning rate * update + weight decay * weights), at the number of updates."""
+    decay = _add_decay(decays)
 
     def init(params: Any) -> Any:
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         now: dict[Any, Any] = {f: f(state.count) for f in dict.fromkeys(factors.values())}
-        scaled = {k: (u * -now[factors[k]]).astype(u.dtype) for k, u in updates.items()}
+        scaled: Any = {k: u * rates[k] for k, u in updates.items()}
+        scaled, _ = decay.update(scaled, optax.EmptyState(), params)
+        scaled = {k: (u * -now[factors[k]]).astype(u.dtype) for k, u in scaled.items()}
         count: Any = optax.safe_increment(state.count)
         return scaled, optax.ScaleByScheduleState(count)
 
