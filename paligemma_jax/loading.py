@@ -98,7 +98,7 @@ def from_pretrained(
     with open_checkpoint(
         path, config=config, tokenizer=tokenizer, mask_codec=mask_codec
     ) as checkpoint:
-        processor = _processor(checkpoint, resolution)
+        processor = processor_of(checkpoint, resolution)
         vae = checkpoint.mask_codec
         generation = from_hugging_face(checkpoint.origin.get("generation_config", {}), path)
         if quantization is not None and checkpoint.quantization != quantization:
@@ -163,10 +163,11 @@ def load_model(
 def load_processor(path: str | os.PathLike[str]) -> Processor:
     """The processor alone: tokenizer, image preprocessing and text encoding of a checkpoint."""
     with open_checkpoint(find_checkpoint(path)) as checkpoint:
-        return _processor(checkpoint, None)
+        return processor_of(checkpoint, None)
 
 
-def _processor(checkpoint: Checkpoint, resolution: int | None) -> Processor:
+def processor_of(checkpoint: Checkpoint, resolution: int | None) -> Processor:
+    """That of an opened checkpoint, for images of `resolution` pixels if given."""
     tokenizer = checkpoint.tokenizer
     if tokenizer is None:
         raise CheckpointError(

@@ -27,7 +27,7 @@ import jax
 from paligemma_jax.data.batches import make_batches
 from paligemma_jax.data.record import RecordSource
 from paligemma_jax.errors import CheckpointError, ConfigError
-from paligemma_jax.loading import enable_compilation_cache, find_checkpoint, load_processor
+from paligemma_jax.loading import enable_compilation_cache, find_checkpoint, processor_of
 from paligemma_jax.models.lora import is_adapter
 from paligemma_jax.models.sharding import make_mesh
 from paligemma_jax.processing.masks import MaskCodec
@@ -389,10 +389,7 @@ def train(
             Checkpoints(workdir / CHECKPOINTS, config.max_to_keep, config.best)
         )
         mesh = make_mesh(config.mesh)
-        processor = load_processor(checkpoint.path)
-        if config.resolution is not None:
-            image = dataclasses.replace(processor.image, size=config.resolution)
-            processor = dataclasses.replace(processor, image=image)
+        processor = processor_of(checkpoint, config.resolution)
         part, parts = process_shard(mesh, config.batch_size)
         batches = exits.enter_context(
             make_batches(
