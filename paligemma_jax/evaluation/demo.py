@@ -107,15 +107,17 @@ def demo_examples(scenes: int = SCENES, seed: int = SEED) -> list[Example]:
     Images are drawn when they are asked about. Scenes come from a seed that no training run can
     reach.
     """
-    drawn = held_out_scenes(seed, scenes)
-    images = [_image(f"scene {i:04d}", scene) for i, scene in enumerate(drawn)]
+    drawn = [
+        (scene, _image(f"scene {i:04d}", scene))
+        for i, scene in enumerate(held_out_scenes(seed, scenes))
+    ]
     # Kind by kind, so that what is answered together is alike.
     return [
-        *_about_words(drawn, images, seed),
+        *_about_words(drawn, seed),
         *_about_pairs(seed, scenes),
-        *_about_boxes(drawn, images, ONE_LABEL, lambda scene: [(kind,) for kind in KINDS]),
-        *_about_boxes(drawn, images, TWO_LABELS, _two_names),
-        *_about_masks(drawn, images, seed),
+        *_about_boxes(drawn, ONE_LABEL, lambda scene: [(kind,) for kind in KINDS]),
+        *_about_boxes(drawn, TWO_LABELS, _two_names),
+        *_about_masks(drawn, seed),
     ]
 
 
@@ -137,14 +139,15 @@ def demo_table(done: EvaluationResult) -> str:
     return "\n".join(lines)
 
 
+_Drawn = tuple[Scene, LazyImage]
+
+
 def _image(name: str, scene: Scene) -> LazyImage:
     return LazyImage(name, functools.partial(render, scene, IMAGE_SIZE))
 
 
-def _about_words(
-    scenes: Sequence[Scene], images: Sequence[LazyImage], seed: int
-) -> Iterator[Example]:
-    for i, (scene, image) in enumerate(zip(scenes, images, strict=True)):
+def _about_words(drawn: Sequence[_Drawn], seed: int) -> Iterator[Example]:
+    for i, (scene, image) in enumerate(drawn):
         # A stream of its own for the questions, apart from the one that drew the scene.
         for n, one in enumerate(examples(scene, split_rng(seed + 1, HELD_OUT, i))):
             if one.task == "detect":
@@ -173,12 +176,9 @@ def _two_names(scene: Scene) -> list[tuple[str, ...]]:
 
 
 def _about_boxes(
-    scenes: Sequence[Scene],
-    images: Sequence[LazyImage],
-    group: str,
-    asked: Callable[[Scene], Sequence[tuple[str, ...]]],
+    drawn: Sequence[_Drawn], group: str, asked: Callable[[Scene], Sequence[tuple[str, ...]]]
 ) -> Iterator[Example]:
-    for i, (scene, image) in enumerate(zip(scenes, images, strict=True)):
+    for i, (scene, image) in enumerate(drawn):
         for labels in asked(scene):
             shapes = [(one, s) for one in labels for s in scene.shapes if one in (s.name, s.kind)]
             boxes = [[IMAGE_SIZE * s.box[k] for k in (1, 0, 3, 2)] for _, s in shapes]
@@ -189,11 +189,9 @@ def _about_boxes(
             )  # fmt: skip
 
 
-def _about_masks(
-    scenes: Sequence[Scene], images: Sequence[LazyImage], seed: int
-) -> Iterator[Example]:
+def _about_masks(drawn: Sequence[_Drawn], seed: int) -> Iterator[Example]:
     """One of the names in the scene that at most two shapes have."""
-    for i, (scene, image) in enumerate(zip(scenes, images, strict=True)):
+    for i, (scene, image) in enumerate(drawn):
         names = sorted(shape.name for shape in scene.shapes)
         usable = [name for name in dict.fromkeys(names) if names.count(name) <= MOST_MASKS]
         if not usable:

@@ -185,41 +185,40 @@ def _read_boxes(prediction: Any, reference: Any, scored: bool) -> tuple[_Boxes, 
         got = f"{type(prediction).__name__} and {type(reference).__name__}"
         raise InvalidExample(f"expected FoundBoxes and TrueBoxes, got {got}")
     found = _checked(prediction.xyxy, prediction.labels, "prediction")
-    if scored and prediction.scores is None and len(found[0]):
+    count = len(found[0])
+    if scored and prediction.scores is None and count:
         raise InvalidExample("the boxes have no scores (without: BoxDetection(scored=False))")
-    scores = _column(prediction.scores if scored else None, np.ones(len(found[0])), "scores")
+    scores = (
+        _numbers(() if prediction.scores is None else prediction.scores, (count,), "scores")
+        if scored
+        else np.ones(count)
+    )
     return found, scores, _checked(reference.xyxy, reference.labels, "reference")
 
 
 def _checked(xyxy: Any, labels: Any, what: str) -> _Boxes:
-    try:
-        boxes = np.asarray(xyxy, np.float64)
-    except (TypeError, ValueError) as e:
-        raise InvalidExample(f"the boxes of the {what} are not numbers") from e
-    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
-        raise InvalidExample(f"expected boxes [n, 4] of the {what}, got {list(boxes.shape)}")
-    boxes = boxes.reshape(-1, 4)
-    wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    names = check_texts(labels, "label") if len(labels) else []
+    boxes = _numbers(xyxy, (len(names), 4), f"boxes of the {what}")
+    wrong = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
     if wrong.any():
         got = boxes[wrong][0].tolist()
         raise InvalidExample(f"expected x1 <= x2, y1 <= y2 of the {what}, got {got}")
-    names = check_texts(labels, "label", len(boxes)) if len(boxes) or len(labels) else []
     return boxes, np.array(names, object)
 
 
-def _column(values: Any, default: np.ndarray, what: str) -> np.ndarray:
-    """One finite number a box."""
-    if values is None:
-        return default
+def _numbers(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """Finite numbers f64 of this shape."""
     try:
-        column = np.asarray(values, np.float64)
+        array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as e:
         raise InvalidExample(f"the {what} are not numbers") from e
-    if column.shape != default.shape:
-        raise InvalidExample(f"expected {default.size} {what}, one a box, got {column.size}")
-    if not np.isfinite(column).all():
+    array = array.reshape(shape) if array.size == 0 and 0 in shape else array
+    if array.shape != shape:
+        got = list(array.shape)
+        raise InvalidExample(f"expected {what} {list(shape)}, one for each label, got {got}")
+    if not np.isfinite(array).all():
         raise InvalidExample(f"the {what} are not all finite")
-    return column
+    return array
 
 
 @dataclasses.dataclass(eq=False)
@@ -248,8 +247,11 @@ class BoxDetection(Metric):
 
     def _keep(self, prediction: Any, reference: Any) -> dict[str, Matches]:
         (boxes, labels), scores, (truths, names) = _read_boxes(prediction, reference, self.scored)
-        crowd = _column(reference.crowd, np.zeros(len(truths)), "crowd marks").astype(bool)
-        areas = _column(reference.areas, box_areas(truths), "areas")
+        areas, crowd = box_areas(truths), np.zeros(len(truths), bool)
+        if reference.areas is not None:
+            areas = _numbers(reference.areas, areas.shape, "areas")
+        if reference.crowd is not None:
+            crowd = _numbers(reference.crowd, areas.shape, "crowd marks") > 0
         matches = {}
         for label in sorted({*labels, *names}):
             mine, right = labels == label, names == label
@@ -480,7 +482,7 @@ def _checked_mask(value: Any, what: str) -> ObjectMask:
     if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2 or not mask.size:
         got = f"{mask.dtype}{list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask)
         raise InvalidExample(f"expected the mask of the {what} to be bool[H, W], got {got}")
-    box = np.asarray(value.box, np.float64)
-    if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < box[:2]).any():
+    box = _numbers(value.box, (4,), "box")
+    if (box[2:] < box[:2]).any():
         raise InvalidExample(f"expected x1 <= x2, y1 <= y2 of the {what}, got {value.box}")
     return value

@@ -301,17 +301,31 @@ class PredictionFile:
         own = PREDICTIONS if count == 1 else f"predictions.{number}-of-{count}.jsonl"
         self.path = folder / own
         folder.mkdir(parents=True, exist_ok=True)
-        kept = folder / SETTINGS
-        if kept.exists():
-            _check_same(kept, settings)
-        else:
-            write_whole(kept, json.dumps(dict(settings), indent=1, ensure_ascii=False) + "\n")
+        self._check_same(folder / SETTINGS, settings)
         if self.path.exists():  # without what was half written when the process ended
             *whole, last = self.path.read_bytes().split(b"\n")
             if last:
                 write_whole(self.path, b"\n".join([*whole, b""]).decode())
         self.done: dict[str | int, Prediction] = {}
         self.read_again()
+
+    def _check_same(self, path: Path, settings: Mapping[str, Any]) -> None:
+        if not path.exists():
+            write_whole(path, json.dumps(dict(settings), indent=1, ensure_ascii=False) + "\n")
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            kept = {}
+        different = [
+            f"{name} was {kept.get(name)!r} and is {settings.get(name)!r}"
+            for name in sorted({*kept, *settings})
+            if kept.get(name) != settings.get(name)
+        ]
+        if different:
+            raise ConfigError(
+                f"{path.parent} holds predictions of other settings: {'; '.join(different)}. With "
+                "the same settings the run goes on. Choose another folder: --out FOLDER"
+            )
 
     def read_again(self) -> None:
         """Takes in what all processes have written by now."""
@@ -342,23 +356,6 @@ def write_whole(path: Path, text: str) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
-
-
-def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        kept = {}
-    different = [
-        f"{name} was {kept.get(name)!r} and is {settings.get(name)!r}"
-        for name in sorted({*kept, *settings})
-        if kept.get(name) != settings.get(name)
-    ]
-    if different:
-        raise ConfigError(
-            f"{path.parent} holds predictions of other settings: {'; '.join(different)}. With the "
-            "same settings the run goes on. Choose another folder: --out FOLDER"
-        )
 
 
 def write_metrics(done: EvaluationResult, folder: Path, model: str = "") -> Path:

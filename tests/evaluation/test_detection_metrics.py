@@ -190,14 +190,18 @@ def test_without_scores_the_order_of_boxes_ranks_them():
 def test_wrong_boxes():
     good, truth = FoundBoxes([BOX], ["a"], [1.0]), TrueBoxes([BOX], ["a"])
     cases = [
-        (FoundBoxes([BOX], ["a", "b"], [1.0]), truth, "expected 1 labels, got 2"),
-        (FoundBoxes([BOX], ["a"], [1.0, 2.0]), truth, "expected 1 scores, one a box, got 2"),
+        (FoundBoxes([BOX], ["a", "b"], [1.0]), truth, "[2, 4], one for each label, got [1, 4]"),
+        (
+            FoundBoxes([BOX], ["a"], [1.0, 2.0]),
+            truth,
+            "expected scores [1], one for each",
+        ),
         (FoundBoxes([BOX], ["a"], [float("nan")]), truth, "the scores are not all finite"),
         (FoundBoxes([(9, 0, 1, 1)], ["a"], [1.0]), truth, "expected x1 <= x2, y1 <= y2"),
         (
             FoundBoxes([BOX[:3]], ["a"], [1.0]),
             truth,
-            "[n, 4] of the prediction, got [1, 3]",
+            "[1, 4], one for each label, got [1, 3]",
         ),
         (FoundBoxes("boxes", ["a"], [1.0]), truth, "are not numbers"),
         (good, [BOX], "expected FoundBoxes and TrueBoxes, got FoundBoxes and list"),

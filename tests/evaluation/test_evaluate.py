@@ -208,7 +208,7 @@ def test_boxes(tmp_path: Path):
     again = evaluate(fake({})[1], evaluated, examples, out=tmp_path / "out", resamples=2)
     assert again.scores == done.scores  # from the file alone
     assert write_report(done, tmp_path).read_text().count("<figcaption>right") == 2
-    with pytest.raises(DatasetError, match="labels is empty"):
+    with pytest.raises(DatasetError, match="at least one label"):
         read_examples(evaluated, write(tmp_path, "detection", [rows[0] | {"labels": []}]))
     wrong = rows[0] | {"objects": [{"label": "cat"}]}
     with pytest.raises(DatasetError, match="has no label or no box"):
