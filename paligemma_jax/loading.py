@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from paligemma_jax.config import VARIANTS, PaliGemmaConfig
-from paligemma_jax.demo import demo_checkpoint
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.filesystem import user_cache
 from paligemma_jax.generation.config import from_hugging_face
@@ -33,6 +32,7 @@ from paligemma_jax.weights.peft import load_adapter
 from paligemma_jax.weights.tensors import DTypeLike, Progress, TensorSpec, as_float_dtype
 
 DEMO = "demo"
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def from_pretrained(
@@ -270,3 +270,17 @@ def _machine() -> str:
     except OSError:
         pass
     return hashlib.sha256("\n".join(kind).encode()).hexdigest()[:16]
+
+
+def demo_checkpoint(package: Path = _PACKAGE) -> Path:
+    """Directory of the demo checkpoint, given that of the package; raises CheckpointError."""
+    # A wheel carries checkpoints/ inside the package; a checkout and an editable install have it
+    # beside the package, as in the repository.
+    places = [parent / "checkpoints" / "demo" for parent in (package, package.parent)]
+    for place in places:
+        if (place / "params").is_dir():
+            return place
+    raise CheckpointError(
+        f"expected the demo checkpoint in {places[0]} or {places[1]}, found neither. "
+        "Install again: pip install --force-reinstall paligemma-jax"
+    )

@@ -124,7 +124,7 @@ def test_installed_package_is_whole(scripts: Path, tmp_path: Path):
 from importlib import resources
 import paligemma_jax
 from paligemma_jax.demo.scene import FONTS, load_font
-from paligemma_jax.demo import demo_checkpoint
+from paligemma_jax.loading import demo_checkpoint
 assert (resources.files("paligemma_jax") / "py.typed").is_file()
 for name in FONTS:
     load_font(name, 12)

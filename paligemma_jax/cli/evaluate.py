@@ -124,7 +124,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, task: "EvaluationTask", examples: "Sequence[Example]") -> int:
     from paligemma_jax.evaluation.evaluate import evaluate
-    from paligemma_jax.generation.devices import on_devices, batch_shards
+    from paligemma_jax.generation.devices import batch_shards, on_devices
 
     pipeline = load_pipeline(args)
     if args.mesh is None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from paligemma_jax.data.coco import CocoSource
-from paligemma_jax.demo import demo_checkpoint
 from paligemma_jax.errors import DatasetError
+from paligemma_jax.loading import demo_checkpoint
 from paligemma_jax.processing.location_tokens import parse_answer
 from paligemma_jax.processing.masks import RLE, MaskCodec
 from paligemma_jax.weights.mask_vae import load_mask_vae

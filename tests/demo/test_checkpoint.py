@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from paligemma_jax.demo import demo_checkpoint
 from paligemma_jax.errors import CheckpointError
+from paligemma_jax.loading import demo_checkpoint
 
 
 def make_store(directory: Path) -> Path:

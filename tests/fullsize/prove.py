@@ -3,7 +3,7 @@
     python tests/fullsize/prove.py paligemma-3b-pt-224 --folder /somewhere/with/30/GB
 
 Each step runs in a process of its own, so that its peak memory is its own. Prints a Markdown row
-for benchmarks.md and, with --json, everything measured. Needs the extra "parity" for the comparison.
+for benchmarks.md and, with --json, all figures. Needs the extra "parity" for the comparison.
 """
 
 import argparse

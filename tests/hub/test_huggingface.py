@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from paligemma_jax.demo import demo_checkpoint
 from paligemma_jax.errors import CheckpointError, MissingExtraError
 from paligemma_jax.hub.catalogue import HuggingFace
 from paligemma_jax.hub.download import cached, download
-from paligemma_jax.loading import find_checkpoint
+from paligemma_jax.loading import demo_checkpoint, find_checkpoint
 from paligemma_jax.weights.checkpoint import open_checkpoint
 from tests.hub.server import COMMIT, Cut, FakeHub, Fault, Flipped, Status
 from tests.hub.together import fetch_at_once
