@@ -55,7 +55,7 @@ class Example:
       id: unlike that of any other.
       images: opened when they are needed.
       prompt, reference: what is asked, and what is right, as the metric takes it.
-      fields: of the line or row it was read from.
+      fields: as they were read.
       groups, unit: as `Metric.add` takes them.
       output, max_new_tokens: the task's where they are None.
     """
@@ -293,23 +293,23 @@ def _coco(task: EvaluationTask, path: Path) -> Iterator[_Load]:
     return (functools.partial(load, one) for one in file.images)
 
 
-def _tfds_fields(name: str, row: Fields, directory: Path, split: str) -> Fields:
-    """With the groups that no column names, and the one object of a row of RefCOCO."""
-    if name == "tallyqa" and "issimple" in row:
-        return {**row, "difficulty": "simple" if row["issimple"] == 1 else "complex"}
-    if name in ("chartqa", "pope") and "split" not in row:
-        return {**row, "split": directory.parent.name.removeprefix("pope_")}
-    if name == "xgqa" and "language" not in row:
-        return {**row, "language": split.rpartition("_")[2]}
-    if name.endswith("_seg") and "objects" in row:
-        return {**row, **_referred(row)}
-    return row
+def _tfds_fields(name: str, fields: Fields, directory: Path, split: str) -> Fields:
+    """With the groups that no column names, and the one object of an example of RefCOCO."""
+    if name == "tallyqa" and "issimple" in fields:
+        return {**fields, "difficulty": "simple" if fields["issimple"] == 1 else "complex"}
+    if name in ("chartqa", "pope") and "split" not in fields:
+        return {**fields, "split": directory.parent.name.removeprefix("pope_")}
+    if name == "xgqa" and "language" not in fields:
+        return {**fields, "language": split.rpartition("_")[2]}
+    if name.endswith("_seg") and "objects" in fields:
+        return {**fields, **_referred(fields)}
+    return fields
 
 
-def _referred(row: Fields) -> Fields:
-    """Of a row with one object and one expression, as the splits named _flat have."""
-    masks, boxes = list(column(row, "objects.mask")), list(column(row, "objects.bbox"))
-    names = [texts_of(one, "sentence") for one in column(row, "objects.refs.sentence")]
+def _referred(fields: Fields) -> Fields:
+    """Of an example with one object and one expression, as the splits named _flat have."""
+    masks, boxes = list(column(fields, "objects.mask")), list(column(fields, "objects.bbox"))
+    names = [texts_of(one, "sentence") for one in column(fields, "objects.refs.sentence")]
     if len(masks) != 1 or len(names[0]) != 1:
         raise InvalidExample(
             f"expected one object with one expression, got {len(masks)} objects. Use the splits "
@@ -328,5 +328,5 @@ def _referred(row: Fields) -> Fields:
         "size": [height, width],
         "box": [x1 * width, y1 * height, x2 * width, y2 * height],
         "objects": None,
-        "question_id": int(column(row, "objects.refs.id")[0][0]),
+        "question_id": int(column(fields, "objects.refs.id")[0][0]),
     }

@@ -42,7 +42,7 @@ from paligemma_jax.processing.masks import load_mask, mask_from_coco, tight_corn
 # What the model's words are read as before they are scored: "mask" is the first object of an answer
 # in words, "boxes" and "masks" are all objects of `detect` and `segment`.
 Output = Literal["text", "mask", "boxes", "masks"]
-Fields = Mapping[str, Any]  # of an example, as its line or row has them
+Fields = Mapping[str, Any]  # of an example, as they were read
 # The right answer of an example, as the metric takes it: of the task, its fields, and the folder of
 # its files. Raises DatasetError.
 Reference = Callable[[data.Task, Fields, Path], Any]
