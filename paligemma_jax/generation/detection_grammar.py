@@ -7,8 +7,6 @@ with y1 < y2 and x1 < x2, no box twice, and one of the labels asked for. The aut
 many tokens are left and starts no object that might not be finished.
 
 Letters: B batch, V vocabulary, S nodes and C children of the labels' tree, N boxes at most, L bins.
-
-Labels of detection answers as the token sequences that the tokenizer really makes of them.
 """
 
 import dataclasses
@@ -90,8 +88,8 @@ def _paths(tokenizer: Tokenizer, label: str, masks: bool) -> LabelPaths:
     codes = range(tokenizer.seg_start, tokenizer.seg_start + len(SEG_PIECES))
     if any(token in special or token in codes for token in last):
         raise InvalidPromptError(
-            f"The {what} holds a location or segmentation token, which would be read as a part of "
-            "the box. Plain words fit. Leave out <loc....> and <seg...>."
+            f"{what}: expected plain words, got a location or segmentation token, which would be "
+            "read as a part of the box."
         )
     return LabelPaths((*last, tokenizer.eos_id), tuple(again))
 
@@ -138,9 +136,8 @@ class ObjectGrammar:
         self.trie.check(vocab_size)
         if max_new_tokens < (longest := int(self.longest)):
             raise ConfigError(
-                f"max_new_tokens is {max_new_tokens}, but one object with the longest label takes "
-                f"{longest} tokens with its end. At least {longest} fits. "
-                f"Pass max_new_tokens={longest} or more."
+                f"max_new_tokens: expected at least {longest}, one object with the longest label "
+                f"and EOS, got {max_new_tokens}."
             )
 
     def start(self, batch: int, limit: Int[Array, " B"]) -> ObjectState:
@@ -223,8 +220,7 @@ def _grammar(
 ) -> ObjectGrammar:
     if max_objects < 1:
         raise ConfigError(
-            f"max_objects is {max_objects}; nothing could be found. It must be at least 1. "
-            f"Leave it out for {MAX_OBJECTS}."
+            f"max_objects: expected at least 1, got {max_objects}. Leave it out for {MAX_OBJECTS}."
         )
     paths = label_paths(tokenizer, labels, masks)
     label_place = CORNERS + CODES * masks

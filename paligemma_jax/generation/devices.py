@@ -22,8 +22,7 @@ def on_devices(model: PaliGemma, devices: Sequence[Any] | None = None) -> PaliGe
     devices = jax.local_devices() if devices is None else list(devices)
     if not devices:
         raise ConfigError(
-            "There are no devices to put the model on. At least one fits. Call for example: "
-            "on_devices(model, jax.local_devices())"
+            "expected at least one device, got none. Call on_devices(model, jax.local_devices())"
         )
     if len(devices) == 1:
         return model

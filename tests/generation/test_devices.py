@@ -47,7 +47,7 @@ def test_two_devices_answer_as_one(tiny_model: PaliGemma):
 def test_one_device_changes_nothing(tiny_model: PaliGemma):
     assert on_devices(tiny_model, jax.local_devices()[:1]) is tiny_model
     assert len(batch_placement(tiny_model)(np.zeros(2)).sharding.device_set) == 1
-    with pytest.raises(ConfigError, match="no devices"):
+    with pytest.raises(ConfigError, match="at least one device"):
         on_devices(tiny_model, [])
 
 

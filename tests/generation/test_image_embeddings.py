@@ -205,11 +205,11 @@ def test_candidates_that_do_not_fit(model, processor, images):
     def ask(*candidates, prompts=("ocr",)):
         return score(model, processor, [images[0]], list(prompts), list(candidates))
 
-    with pytest.raises(InvalidPromptError, match="an empty list"):
+    with pytest.raises(InvalidPromptError, match="at least one answer"):
         ask([])
-    with pytest.raises(InvalidPromptError, match="'yes'. A list"):
+    with pytest.raises(InvalidPromptError, match="got 'yes'"):
         ask("yes")
-    with pytest.raises(InvalidPromptError, match="int is no text"):
+    with pytest.raises(InvalidPromptError):
         ask([3])
     with pytest.raises(InvalidPromptError, match="each of 1 prompts, got 2"):
         ask(["yes"], ["no"])
