@@ -279,12 +279,8 @@ class TrainSteps(Case):
         losses = [trainer.step()]
         numbers = {"first_step_seconds": time.perf_counter() - start}
         trainer.reset_peak()
-        samples: list[Sample] = []
         effort = dataclasses.replace(self.effort, fewest=max(self.effort.fewest, self.compared - 1))
-        while len(samples) < effort.fewest or (
-            len(samples) < effort.most and sum(s.seconds for s in samples) < effort.seconds
-        ):
-            samples.append(timed(lambda: losses.append(trainer.step())))
+        samples = measure([lambda: timed(lambda: losses.append(trainer.step()))], effort)[0]
         numbers["tokens_per_example"] = context.config.img.num_patches + self.text
         return Outcome(samples, numbers, {"losses": np.array(losses[: self.compared])})
 
