@@ -79,33 +79,29 @@ class Found:
         return np.array(values), np.array(hits, bool)
 
 
-def find_kinds(
-    pipeline: Pipeline, scenes: Sequence[Scene], pictures: Sequence[np.ndarray]
-) -> Found:
+def find_kinds(pipeline: Pipeline, scenes: Sequence[Scene], images: Sequence[np.ndarray]) -> Found:
     """Asks about every kind of shape in every scene, whether it is there or not."""
-    return _find(pipeline, scenes, pictures, [(i, (k,)) for i in range(len(scenes)) for k in KINDS])
+    return _find(pipeline, scenes, images, [(i, (k,)) for i in range(len(scenes)) for k in KINDS])
 
 
-def find_pairs(
-    pipeline: Pipeline, scenes: Sequence[Scene], pictures: Sequence[np.ndarray]
-) -> Found:
+def find_pairs(pipeline: Pipeline, scenes: Sequence[Scene], images: Sequence[np.ndarray]) -> Found:
     """Asks for two things at once wherever a scene has two."""
     names = [sorted({shape.name for shape in scene.shapes})[:2] for scene in scenes]
     return _find(
-        pipeline, scenes, pictures, [(i, tuple(n)) for i, n in enumerate(names) if len(n) == 2]
+        pipeline, scenes, images, [(i, tuple(n)) for i, n in enumerate(names) if len(n) == 2]
     )
 
 
 def _find(
     pipeline: Pipeline,
     scenes: Sequence[Scene],
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     questions: Sequence[tuple[int, Labels]],
 ) -> Found:
     tokenizer = pipeline.processor.tokenizer
     grammars = {labels: detection_grammar(tokenizer, labels) for _, labels in questions}
     answers = pipeline.generate(
-        [pictures[i] for i, _ in questions],
+        [images[i] for i, _ in questions],
         [prompts.detect(labels) for _, labels in questions],
         max_new_tokens=MAX_NEW_TOKENS,
         constraint=[grammars[labels] for _, labels in questions],
@@ -249,21 +245,21 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="bfloat16 or float32")
     parser.add_argument("--seed", type=int, default=2026, help="held-out seed")
     parser.add_argument("--count", type=int, default=500, help="scenes")
-    parser.add_argument("--picture", type=Path, help="also draw the reliability curve here (PNG)")
+    parser.add_argument("--image", type=Path, help="also draw the reliability curve here (PNG)")
     args = parser.parse_args()
     pipeline = from_pretrained(args.model, dtype=args.dtype)
     scenes = held_out_scenes(args.seed, args.count)
-    pictures = [render(scene, IMAGE_SIZE) for scene in scenes]
-    kinds = find_kinds(pipeline, scenes, pictures)
-    pairs = find_pairs(pipeline, scenes, pictures)
+    images = [render(scene, IMAGE_SIZE) for scene in scenes]
+    kinds = find_kinds(pipeline, scenes, images)
+    pairs = find_pairs(pipeline, scenes, images)
     print(table(kinds, pairs))
     scores, right = kinds.judged(constant)
     print(f"\n{args.count} scenes of seed {args.seed}, {args.dtype}; for one kind, {scores.size} "
           f"boxes, of which {right.mean():.1%} are right")  # fmt: skip
-    if args.picture:
+    if args.image:
         names = ["product of locations", "geometric mean of near mass", "objectness x label",
                  "objectness x label x edges"]  # fmt: skip
-        draw_reliability(kinds, pairs, names, args.picture)
+        draw_reliability(kinds, pairs, names, args.image)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ ROWS, TEXT = 8, 10
 
 
 def batch() -> Batch:
-    """All rows; between one and four tokens of each are learnt."""
+    """All rows; between one and four tokens of each are learned."""
     rows = prompts([TEXT] * ROWS, TEXT)
     mask = (np.arange(TEXT)[None] > TEXT - 2 - np.arange(ROWS)[:, None] % 4).astype(np.int32)
     return dataclasses.replace(rows, mask_ar=mask, mask_loss=mask)

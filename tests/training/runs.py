@@ -34,7 +34,7 @@ def stored_weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def records(count: int = 12) -> list[dict[str, Any]]:
-    """Noise, each with a colour to say."""
+    """Noise, each with a color to say."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (count, SIZE, SIZE, 3), np.uint8)
     words = ["red", "green", "blue"]
