@@ -154,7 +154,7 @@ class HFConfig:
             value = values.get(theirs, defaults.get(theirs))
             if value is None and values:
                 self._problems.append(f"{section}.{theirs} is missing")
-            elif values and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            elif values and not _is_whole(value):
                 self._problems.append(f"{section}.{theirs} is {value!r}, no positive whole number")
             sizes[ours] = value
         return sizes
@@ -169,27 +169,30 @@ class HFConfig:
                 self._problems.append(f"{section}.rope_parameters is {rope}, not of type default")
         for name, allowed in fixed.items():
             if name in values and values[name] not in allowed:
-                fits = " or ".join(map(repr, allowed))
-                self._problems.append(f"{section}.{name} is {values[name]!r}, only {fits} is known")
+                known = " or ".join(map(repr, allowed))
+                self._problems.append(f"{section}.{name} is {values[name]!r}, expected {known}")
 
     def _vocab_size(self, text: Mapping[str, Any]) -> int | None:
         # image_token_index counts the real pieces; vocab_size may include the filler rows.
         for name in ("image_token_index", "image_token_id", "_vocab_size"):
             if name in self._values:
                 value = self._values[name]
-                if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                if _is_whole(value):
                     return value
-                self._problems.append(f"{name} is {value!r}, no positive number")
+                self._problems.append(f"{name} is {value!r}, no positive whole number")
                 return None
         return VOCAB_SIZE if text.get("vocab_size", 0) >= VOCAB_SIZE else None
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def _is_number(value: Any, *, positive: bool) -> bool:
-    if not positive and value is None:
+    if not positive and (value is None or value == 0):
         return True
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return False
-    return value > 0 or (value == 0 and not positive)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
 
 
 TRANSFORMERS = "4.47.0"  # the first version that knows PaliGemma 2; later ones read its files
@@ -308,7 +311,7 @@ def _vision(img: SigLIPConfig, width: int) -> dict[str, Any]:
 
 
 def hf_preprocessor(config: PaliGemmaConfig) -> dict[str, Any]:
-    """preprocessor_config.json: as published, but that pictures of any mode become RGB."""
+    """preprocessor_config.json: as published, but that images of any mode become RGB."""
     size = config.img.image_size
     return {
         "do_convert_rgb": True,

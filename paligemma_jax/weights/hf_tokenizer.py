@@ -64,9 +64,8 @@ def _require_gemma(pieces: list[Piece]) -> None:
     if kinds != [*[PieceType.CONTROL] * 3, PieceType.UNKNOWN]:
         found = ", ".join(repr(text) for text, _, _ in pieces[:4])
         raise CheckpointError(
-            f"The tokenizer begins with {found}, which are not pad, eos, bos and unknown. A "
-            "SentencePiece model of Gemma or PaliGemma fits. "
-            "Name one with: paligemma convert SOURCE TARGET --tokenizer tokenizer.model"
+            f"The tokenizer begins with {found}, which are not pad, eos, bos and unknown. Pass one "
+            "of Gemma or PaliGemma: paligemma convert SOURCE TARGET --tokenizer tokenizer.model"
         )
 
 
