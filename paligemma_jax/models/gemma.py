@@ -146,6 +146,8 @@ State = TypeVar("State")
 class Head(Linear):
     """One row for each token: an output head of its own, or what `Embedder` adds lookups to."""
 
+    w: nnx.Param
+
     def __init__(self, config: GemmaConfig, *, rngs: nnx.Rngs, dtype: DType, param_dtype: DType):
         self.shape, self.axes = (config.vocab_size, config.width), EinsumAxes((1,))
         self.dtype = dtype

@@ -192,6 +192,7 @@ def test_targets_may_be_parts_of_a_weight(tiny_model: PaliGemma):
     found = adapters(model)
     assert found.keys() == {"llm/layers/attn/q_einsum", "llm/layers/attn/kv_einsum"}
     layer = found["llm/layers/attn/kv_einsum"]
+    assert layer.lora_a is not None
     np.testing.assert_array_equal(layer.lora_scale[...], [[0, 2.5]] * 3)
     assert not np.any(layer.lora_a[...][:, 0]) and np.all(layer.lora_a[...][:, 1])
     assert np.abs(layer.lora_a[...]).max() <= tiny_model.config.llm.width**-0.5

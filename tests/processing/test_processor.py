@@ -268,6 +268,6 @@ def test_one_piece_merges_the_newline(tokenizer):
 
 def test_other_names_are_refused(tokenizer):
     with pytest.raises(ConfigError, match="big_vision or huggingface, got 'keras'"):
-        Processor(tokenizer, ImagePreprocessing(28), encoding="keras")
+        Processor(tokenizer, ImagePreprocessing(28), encoding="keras")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="'cut'"):
-        Processor(tokenizer, ImagePreprocessing(28)).encode_prompt("ocr", 1, "cut")
+        Processor(tokenizer, ImagePreprocessing(28)).encode_prompt("ocr", 1, "cut")  # pyright: ignore

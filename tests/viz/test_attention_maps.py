@@ -47,10 +47,10 @@ def test_no_attention_at_all_is_cold_everywhere():
     assert (drawn == drawn[0, 0]).all()
 
 
-@pytest.mark.parametrize("images", [1, 3])
-def test_sheet_has_a_panel_for_each_token(images: int):
-    maps = np.stack([[one_patch(t, n) for n in range(images)] for t in range(3)])
-    images = [GRAY] * images
+@pytest.mark.parametrize("count", [1, 3])
+def test_sheet_has_a_panel_for_each_token(count: int):
+    maps = np.stack([[one_patch(t, n) for n in range(count)] for t in range(3)])
+    images = [GRAY] * count
     wide = draw_attention_maps(images, maps, ["a", "▁b", "<eos>"], columns=4, panel=400)
     narrow = draw_attention_maps(images, maps, ["a", "▁b", "<eos>"], columns=1, panel=400)
     assert wide.width > 3 * narrow.width and narrow.height > 2 * wide.height
