@@ -152,7 +152,7 @@ def test_the_number_of_objects_is_what_fits(masks: bool):
 def test_the_empty_answer():
     grammar = detection_grammar(tokenizer(), "circle")
     assert speak(grammar, -preferring(), limit=16) == [EOS]
-    state = grammar.start(1, jnp.asarray(16))
+    state = grammar.start(1, jnp.asarray([16]))
     masked = grammar.allow(state, jnp.zeros((1, tokenizer().vocab_size)))
     loc = tokenizer().loc_start
     first = [EOS, *range(loc, loc + 1023)]  # a box cannot begin at the last bin
