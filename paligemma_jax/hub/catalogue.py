@@ -5,7 +5,6 @@ Scores: big_vision's README (PaliGemma, arXiv 2407.07726) and the model cards of
 """
 
 import dataclasses
-import functools
 import os
 import re
 import urllib.parse
@@ -71,8 +70,9 @@ _NAME = re.compile(r"paligemma(2?)-(\d+b)-(pt|mix|ft)(?:-(.+))?-(\d+)")
 _GENERAL = {
     "pt": "for fine-tuning",
     "mix": "captions, answers, boxes, masks, reading",
+    "ft": "long, detailed descriptions",
 }
-# The versions that a hub of computer-vision models serves these under.
+# Versions of Roboflow's model "paligemma-pretrains".
 _ROBOFLOW = {
     "mix-224": 1, "mix-448": 20,
     "ft-cococap-224": 8, "ft-screen2words-224": 9, "ft-vqav2-224": 10,
@@ -80,6 +80,11 @@ _ROBOFLOW = {
     "ft-cococap-448": 14, "ft-screen2words-448": 15, "ft-vqav2-448": 16,
     "ft-tallyqa-448": 17, "ft-docvqa-448": 18, "ft-ocrvqa-448": 19,
 }  # fmt: skip
+STORAGE = "https://storage.googleapis.com"
+# The only published weights that need no account.
+OPEN_COPIES = {
+    "paligemma-3b-pt-224": "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,39 +140,33 @@ class ModelInfo:
     @property
     def keras_preset(self) -> str | None:
         """Name of the same weights in KerasHub."""
-        if self.generation == 1:
-            kind = {"pt": "", "mix": "mix_"}.get(self.kind)
-            return None if kind is None else f"pali_gemma_3b_{kind}{self.resolution}"
-        if self.kind == "ft":
-            family = "pali_gemma_2" if self.size == "3b" else "pali_gemma2"  # as it is spelt there
-            return f"{family}_ft_{self.task}_{self.size}_{self.resolution}"
-        return f"pali_gemma2_{self.kind}_{self.size}_{self.resolution}"
+        return next(iter(self._keras_presets), None)
 
     @property
-    def roboflow(self) -> str | None:
-        """Model and version that Roboflow knows these weights by, besides their name."""
-        number = _ROBOFLOW.get(self.name.removeprefix("paligemma-3b-"))
-        return None if number is None else f"paligemma-pretrains/{number}"
+    def _keras_presets(self) -> list[str]:
+        """The name in KerasHub, then other spellings of it."""
+        if self.generation == 1:
+            kind = "" if self.kind == "pt" else "mix_"
+            return [] if self.kind == "ft" else [f"pali_gemma_3b_{kind}{self.resolution}"]
+        kind = f"ft_{self.task}" if self.kind == "ft" else self.kind
+        family = "pali_gemma_2" if (self.kind, self.size) == ("ft", "3b") else "pali_gemma2"
+        names = [f"{family}_{kind}_{self.size}_{self.resolution}"]
+        if self.kind == "ft" or (self.kind, self.size) == ("mix", "28b"):
+            names.append(f"pali_gemma2_{self.size}_{kind}_{self.resolution}")
+        return names
 
     @property
     def aliases(self) -> tuple[str, ...]:
         """Every other name of these weights, in lower case, without "google/"."""
-        preset = self.keras_preset
         family = "paligemma" if self.generation == 1 else "paligemma2"
-        presets = [] if preset is None else [preset]
-        if self.generation == 2 and self.kind == "ft":
-            # Two words of the name have been in either order.
-            presets.append(f"pali_gemma2_{self.size}_ft_{self.task}_{self.resolution}")
-        if self.size == "28b" and self.kind == "mix":
-            presets.append(f"pali_gemma2_28b_mix_{self.resolution}")
-        return tuple(
-            dict.fromkeys(
-                [f"{self.name}-jax", f"{self.name}-keras"]
-                + presets
-                + [f"keras/{family}/keras/{name}" for name in presets]
-                + ([self.kaggle.removeprefix("google/")] if self.kaggle else [])
-                + ([self.roboflow] if self.roboflow else [])
-            )
+        roboflow = _ROBOFLOW.get(self.name.removeprefix("paligemma-3b-"))
+        return (
+            f"{self.name}-jax",
+            f"{self.name}-keras",
+            *self._keras_presets,
+            *(f"keras/{family}/keras/{preset}" for preset in self._keras_presets),
+            *([self.kaggle.removeprefix("google/")] if self.kaggle else []),
+            *([f"paligemma-pretrains/{roboflow}"] if roboflow else []),
         )
 
 
@@ -175,42 +174,21 @@ def _model_info(name: str) -> ModelInfo:
     match = _NAME.fullmatch(name)
     assert match, name
     two, size, kind, task, resolution = match.groups()
-    use, score = _GENERAL.get(kind, "long, detailed descriptions"), None
-    if task == "docci":
-        score = _DOCCI[size]
-    elif task:
+    use, score = _GENERAL[kind], _DOCCI[size] if task == "docci" else None
+    if task in _TASKS:
         use, metric, scores = _TASKS[task]
         values = scores[("224", "448", "896").index(resolution)]
         score = Score(metric, values if isinstance(values, tuple) else (values,))
-    generation = 2 if two else 1
-    return ModelInfo(name, generation, size, kind, task or "", int(resolution), use, score)
+    return ModelInfo(name, 2 if two else 1, size, kind, task or "", int(resolution), use, score)
 
 
 MODELS: dict[str, ModelInfo] = {name: _model_info(name) for name in VARIANTS}
-
-
-@functools.cache
-def _names() -> dict[str, ModelInfo]:
-    table = {alias: model for model in MODELS.values() for alias in model.aliases}
-    return table | MODELS
+_BY_NAME = {name: model for model in MODELS.values() for name in (*model.aliases, model.name)}
 
 
 def find_model(name: str) -> ModelInfo | None:
     """The model of a published name or alias, in any case, with or without its owner."""
-    return _names().get(name.lower().removeprefix("google/"))
-
-
-MAIN = "main"
-STORAGE = "https://storage.googleapis.com"
-# The only published weights that need no account.
-OPEN_COPIES = {
-    "paligemma-3b-pt-224": "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz",
-}
-_PART = re.compile(r"[\w][\w.-]*")
-_HUGGING_FACE = ("huggingface.co", "hf.co")
-_KAGGLE = ("kaggle.com", "www.kaggle.com")
-_FRAMEWORKS = ("jax", "flax", "transformers", "pytorch", "keras", "gemmacpp")  # Kaggle's
-_REVISION = re.compile(r"[\w][\w./-]*")
+    return _BY_NAME.get(name.lower().removeprefix("google/"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,11 +196,16 @@ class HuggingFace:
     """A repository of models at Hugging Face; `revision` is a branch, tag or commit."""
 
     repository: str
-    revision: str = MAIN
+    revision: str = "main"
 
     def __str__(self) -> str:
-        at = "" if self.revision == MAIN else f"@{self.revision}"
-        return f"{self.repository}{at}"
+        return self.repository + ("" if self.revision == "main" else f"@{self.revision}")
+
+    @property
+    def page(self) -> str:
+        """Its address, at the hub that HF_ENDPOINT names."""
+        endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        return f"{endpoint.rstrip('/')}/{self.repository}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,8 +223,9 @@ class Kaggle:
         return self.handle if self.version is None else f"{self.handle}/{self.version}"
 
     @property
-    def variation(self) -> str:
-        return self.handle.rsplit("/", 1)[1]
+    def page(self) -> str:
+        """Its address."""
+        return f"https://www.kaggle.com/models/{self.handle}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +241,10 @@ class Web:
 
 Location: TypeAlias = HuggingFace | Kaggle | Web
 
+_NAME_PART = re.compile(r"[\w][\w.-]*")
+_REVISION = re.compile(r"[\w][\w./-]*")
+_FRAMEWORKS = ("jax", "flax", "transformers", "pytorch", "keras", "gemmacpp")  # Kaggle's
+
 
 def find_location(name: str, revision: str | None = None) -> Location | None:
     """Where the weights of `name` can be downloaded; None if it is no name of any.
@@ -267,33 +255,34 @@ def find_location(name: str, revision: str | None = None) -> Location | None:
 
     Raises CheckpointError for a revision that is none, or that is given where there are none.
     """
-    if "://" in name:
+    scheme, separator, rest = name.partition("://")
+    if separator and scheme.lower() not in ("hf", "kaggle"):
         return _address(name, revision)
-    bare, at, after = name.partition("@")
-    if at:
-        if revision not in (None, after):
-            raise CheckpointError(
-                f"{name} names the revision {after}, and {revision} was given too. Ask for one: "
-                f"{bare}@{revision}"
-            )
-        name, revision = bare, after
-    parts = name.strip("/").split("/")
+    bare, at, after = (rest or name).partition("@")
+    if at and revision not in (None, after):
+        raise CheckpointError(
+            f"{name} names the revision {after}, and {revision} was given too. Ask for one: "
+            f"{bare}@{revision}"
+        )
+    revision = after if at else revision
+    parts = bare.rstrip("/").split("/")
     if parts[0].lower() == "keras" and len(parts) == 5 and parts[4].isdecimal():
         parts = parts[:4]  # the same weights in a format of its own, of any version
-        name = "/".join(parts)
-    model = find_model(name)
+    model = find_model("/".join(parts))
     if model is not None and (len(parts) < 3 or parts[0].lower() == "keras"):
-        twin = parts[-1].lower() == f"{model.name}-jax"
-        return _hugging_face(model.jax_repository if twin else model.repository, revision)
-    if not all(_PART.fullmatch(part) for part in parts):
-        return None
-    if len(parts) in (3, 4, 5) and parts[0].lower() in ("paligemma", "paligemma-2"):
+        is_jax = parts[-1].lower() == f"{model.name}-jax"
+        return _hugging_face(model.jax_repository if is_jax else model.repository, revision)
+    if parts[0].lower() in ("paligemma", "paligemma-2") and len(parts) >= 3:
         parts = ["google", *parts]
-    if len(parts) == 4 or (len(parts) == 5 and parts[4].isdecimal()):
-        return _kaggle(parts, revision) if parts[2].lower() in _FRAMEWORKS else None
-    # A name that starts with a directory that exists is a mistyped path.
-    if len(parts) == 2 and not Path(name).parent.exists() and parts[0].lower() != "google":
-        return _hugging_face(name, revision)
+    if all(_NAME_PART.fullmatch(part) for part in parts):
+        if len(parts) == 4 or (len(parts) == 5 and parts[4].isdecimal()):
+            if parts[2].lower() in _FRAMEWORKS:
+                return _kaggle(parts, revision)
+        # A name that starts with a directory that exists is a mistyped path.
+        elif len(parts) == 2 and parts[0].lower() != "google" and not Path(parts[0]).exists():
+            return _hugging_face("/".join(parts), revision)
+    if separator:
+        raise _no_address(name)
     return None
 
 
@@ -304,13 +293,13 @@ def _hugging_face(repository: str, revision: str | None) -> HuggingFace:
             "Leave it out for main."
         )
     _require_plain(repository)
-    return HuggingFace(repository, revision or MAIN)
+    return HuggingFace(repository, revision or "main")
 
 
 def _kaggle(parts: list[str], revision: str | None) -> Kaggle:
     handle = "/".join(parts[:4])
     _require_plain(handle)
-    precision = "float32" if revision == MAIN else revision
+    precision = "float32" if revision == "main" else revision
     if precision not in (None, "float32", "float16", "bfloat16"):
         raise CheckpointError(
             f"{handle} at Kaggle has no revision {revision}: expected float32, float16 or "
@@ -321,7 +310,7 @@ def _kaggle(parts: list[str], revision: str | None) -> Kaggle:
 
 def _require_plain(name: str) -> None:
     """Names become directories of a cache: nothing may lead out of it."""
-    if not all(_PART.fullmatch(part) for part in name.split("/")):
+    if not all(_NAME_PART.fullmatch(part) for part in name.split("/")):
         raise CheckpointError(
             f"{name!r} is no name of a model: expected OWNER/MODEL of letters, digits, '-', '_' "
             "and '.'. See: paligemma models"
@@ -329,38 +318,32 @@ def _require_plain(name: str) -> None:
 
 
 def _address(address: str, revision: str | None) -> Location:
-    scheme, _, rest = address.partition("://")
-    scheme = scheme.lower()
-    if scheme in ("hf", "kaggle"):
-        location = find_location(rest, revision)
-        if location is None:
-            raise _no_address(address)
-        return location
-    if scheme == "gs":
-        return _web(f"{STORAGE}/{urllib.parse.quote(rest)}", revision)
+    if address.lower().startswith("gs://"):
+        address = f"{STORAGE}/{urllib.parse.quote(address[5:], safe='/#=')}"
     url = urllib.parse.urlsplit(address)
     parts = [urllib.parse.unquote(part) for part in url.path.strip("/").split("/")]
-    if url.hostname in _HUGGING_FACE and 2 <= len(parts) and "resolve" not in parts[2:3]:
+    if (
+        url.hostname in ("huggingface.co", "hf.co")
+        and len(parts) > 1
+        and "resolve" not in parts[2:3]
+    ):
         at = "/".join(parts[3:]) if parts[2:3] in (["tree"], ["commit"]) else None
         return _hugging_face("/".join(parts[:2]), revision or at)
-    if url.hostname in _KAGGLE and parts[0] == "models" and len(parts) in (5, 6):
-        return _kaggle(parts[1:], revision)
-    return _web(address, revision)
-
-
-def _web(address: str, revision: str | None) -> Web:
-    url, _, fragment = address.partition("#")
-    check_address(url)
+    if url.hostname in ("kaggle.com", "www.kaggle.com") and parts[0] == "models":
+        if len(parts) in (5, 6):
+            return _kaggle(parts[1:], revision)
+    bare, _, fragment = address.partition("#")
+    check_address(bare)
     if revision is not None:
         raise CheckpointError(
-            f"{url} has no revisions, which repositories at Hugging Face have. Leave it out."
+            f"{bare} has no revisions, which repositories at Hugging Face have. Leave it out."
         )
-    checksum = fragment.removeprefix("sha256=").lower() if fragment else None
+    checksum = fragment.removeprefix("sha256=").lower() or None
     if checksum is not None and not re.fullmatch("[0-9a-f]{64}", checksum):
         raise CheckpointError(
-            f"#{fragment} is no checksum: expected 64 digits as in {url}#sha256=0123abcd..."
+            f"#{fragment} is no checksum: expected 64 digits as in {bare}#sha256=0123abcd..."
         )
-    return Web(url, checksum)
+    return Web(bare, checksum)
 
 
 def check_address(url: str) -> None:
@@ -371,17 +354,15 @@ def check_address(url: str) -> None:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme == "https" and parts.hostname:
         return
-    if parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1"):
-        return
-    chosen = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "")
-    if parts.scheme == "http" and (parts.scheme, parts.netloc) == (chosen.scheme, chosen.netloc):
-        return
-    if parts.scheme == "http":
+    if parts.scheme != "http":
+        raise _no_address(url)
+    endpoint = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "")
+    is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if not is_local and (parts.scheme, parts.netloc) != (endpoint.scheme, endpoint.netloc):
         raise CheckpointError(
             f"{url} is no safe address: anybody on the way could change the weights. Try: "
             f"https://{url.partition('://')[2]}"
         )
-    raise _no_address(url)
 
 
 def _no_address(url: str) -> CheckpointError:
@@ -389,9 +370,3 @@ def _no_address(url: str) -> CheckpointError:
         f"{url} is no address of a model: expected https://..., gs://BUCKET/FILE, hf://OWNER/NAME "
         "or kaggle://OWNER/MODEL/FRAMEWORK/VARIATION. See: paligemma models"
     )
-
-
-def open_copy(repository: str) -> str | None:
-    """Address of the same weights that needs no account, if there is one."""
-    name = repository.removeprefix("google/").removesuffix("-jax")
-    return OPEN_COPIES.get(name) if name in MODELS else None

@@ -2,13 +2,11 @@
 
 import re
 import urllib.parse
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection
 
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.hub import http
-from paligemma_jax.hub.catalogue import STORAGE, HuggingFace, Kaggle, Location, Web, open_copy
-from paligemma_jax.hub.http import Meter
+from paligemma_jax.hub.catalogue import OPEN_COPIES, Kaggle, Location, Web, find_model
 
 INDEX, SINGLE, MANIFEST = "model.safetensors.index.json", "model.safetensors", "MANIFEST.json"
 SETTINGS = (
@@ -20,20 +18,16 @@ SETTINGS = (
 # In this order: the first that is there.
 TOKENIZERS = ("tokenizer.model", "paligemma_tokenizer.model", "tokenizer.json")
 MASK_CODECS = ("mask_codec.npz", "vae-oid.npz")
-# The tokenizer of all published checkpoints; it has been closed to people without account at times.
-TOKENIZER = f"{STORAGE}/big_vision/paligemma_tokenizer.model"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _NPZ = re.compile(r"(?P<whole>.+\.npz)(?:\.part[_-]?\d+)?")
 _PRECISIONS = {"bfloat16": (".b16.npz", ".bf16.npz"), "float16": (".f16.npz",)}
 
 
-def needed_files(
-    names: Collection[str], where: str, precision: str | None = None
-) -> tuple[str, ...]:
+def needed_files(names: Collection[str], where: str) -> tuple[str, ...]:
     """Those of `names` to download, small ones first.
 
-    Of several formats safetensors are taken, of several npz the one of `precision`, else the
-    smallest. Raises CheckpointError where there are no weights that could be read.
+    Of several formats safetensors are taken, of several npz the smallest. Raises CheckpointError
+    where there are no weights that could be read.
     """
     if MANIFEST in names:
         ignored = (".gitattributes", ".gitignore", "README.md")
@@ -46,8 +40,7 @@ def needed_files(
         return (*settings, INDEX, *tokenizer, *codec, *shards)
     if SINGLE in names:
         return (*settings, *tokenizer, *codec, SINGLE)
-    archive = choose_npz([n for n in names if "/" not in n and n not in MASK_CODECS], precision)
-    if archive:
+    if archive := choose_npz(names):
         return (*tokenizer, *codec, *archive)
     weights = (".bin", ".h5", ".pt", ".pth", ".msgpack", ".gguf", ".onnx", ".sbs", ".ckpt")
     others = sorted(name for name in names if name.endswith(weights))
@@ -58,18 +51,17 @@ def needed_files(
     )
 
 
-def choose_npz(names: Sequence[str], precision: str | None = None) -> tuple[str, ...]:
-    """The npz of one precision, whole or in its parts; empty if there is none."""
+def choose_npz(names: Collection[str], precision: str | None = None) -> tuple[str, ...]:
+    """The npz of one precision, else the smallest, whole or in its parts; empty without any."""
     archives: dict[str, list[str]] = {}
     for name in sorted(names):
-        match = _NPZ.fullmatch(name)
-        if match:
+        if (match := _NPZ.fullmatch(name)) and name not in MASK_CODECS and "/" not in name:
             archives.setdefault(match["whole"], []).append(name)
-    by_precision = {_precision(whole): parts for whole, parts in archives.items()}
-    order = [precision] if precision else []
-    for wanted in (*order, "bfloat16", "float16", "float32"):
-        if wanted in by_precision:  # part 10 after part 9
-            return tuple(sorted(by_precision[wanted], key=lambda name: (len(name), name)))
+    for wanted in (precision, "bfloat16", "float16", "float32"):
+        for whole, parts in archives.items():
+            found = (p for p, endings in _PRECISIONS.items() if whole.endswith(endings))
+            if next(found, "float32") == wanted:  # part 10 comes after part 9
+                return tuple(sorted(parts, key=lambda name: (len(name), name)))
     return ()
 
 
@@ -81,53 +73,41 @@ def npz_names(stem: str, precision: str | None) -> tuple[str, ...]:
     return tuple(stem + ending for name in wanted for ending in _PRECISIONS[name])
 
 
-def _precision(name: str) -> str:
-    found = (p for p, endings in _PRECISIONS.items() if name.endswith(endings))
-    return next(found, "float32")
-
-
-def first_of(base: str, names: Sequence[str], directory: Path, meter: Meter) -> bool:
-    """Whether one of the files is there now; a server that has none is no error."""
-    for name in names:
-        target = directory / name
-        if not target.exists():
-            try:
-                http.fetch(f"{base}/{name}", target, meter)
-            except http.FetchError as e:
-                if e.damaged:
-                    raise unreachable(Web(f"{base}/{name}"), base, e) from e
-                continue  # the weights themselves will say so, or their host is another
-        return True
-    return False
-
-
-def fetch_tokenizer(directory: Path, meter: Meter) -> None:
-    """Puts the published tokenizer into `directory`, where one is to be had and none is there."""
-    if not any((directory / name).exists() for name in TOKENIZERS):
-        base, _, name = TOKENIZER.rpartition("/")
-        first_of(base, (name,), directory, meter)
-
-
-def refused(location: Location, page: str, error: Exception, credentials: bool) -> CheckpointError:
+def download_error(location: Location, error: Exception, account: bool = False) -> Exception:
     """What to do about a hub that does not give what was asked for.
 
-    `error` is a client's or a `FetchError`; `credentials` says whether an account was named.
+    `error` is a client's or a `FetchError`, anything else is returned as it is; `account` says
+    whether one was named.
     """
+    status = http.status_of(error)
+    if not status and not http.is_transient(error):
+        return error
+    if getattr(error, "damaged", False):
+        return CheckpointError(
+            f"{location} was damaged on its way, twice: {error}. Nothing of it was kept. Try "
+            "again, or from another network"
+        )
+    if status and isinstance(location, Web):
+        return CheckpointError(
+            f"{location} cannot be downloaded: the server says {error}. Expected the open address "
+            "of an npz, or of a directory with config.json and safetensors. Download it with your "
+            "account by other means, and pass the path."
+        )
+    page = location.url if isinstance(location, Web) else location.page
     kaggle = isinstance(location, Kaggle)
-    hub, status = "Kaggle" if kaggle else "Hugging Face", http.status_of(error)
-    headers = {name.lower(): value for name, value in getattr(error, "headers", {}).items()}
-    name = location.handle if kaggle else str(location)
+    hub = "Kaggle" if kaggle else "Hugging Face"
     # With 401 the hubs say the same of what is private, what is not there, and to wrong tokens.
-    hidden = status == 401 and (kaggle or name.startswith("google/"))
-    if headers.get("x-error-code") == "GatedRepo" or status == 403 or hidden:
+    hidden = status == 401 and (kaggle or str(location).startswith("google/"))
+    if http.headers_of(error).get("x-error-code") == "GatedRepo" or status == 403 or hidden:
         login = "run: hf auth login (or set HF_TOKEN to a token that may read)"
         if kaggle:
             login = "set KAGGLE_API_TOKEN (or KAGGLE_USERNAME and KAGGLE_KEY)"
         why, then = "no account was named", f"Open {page}, accept the licence, then {login}"
-        if credentials:
+        if account:
             why = "the account that was used may not read it"
             then = f"Open {page} with that account and accept the licence, or {login}"
-        copy = open_copy(location.repository) if isinstance(location, HuggingFace) else None
+        model = None if kaggle else find_model(str(location).partition("@")[0])
+        copy = OPEN_COPIES.get(model.name) if model else None
         without = f" Without an account, the same weights are at {copy}." if copy else ""
         return CheckpointError(f"{location} at {hub} is gated, and {why}.{without} {then}")
     if status in (401, 404):
@@ -135,17 +115,7 @@ def refused(location: Location, page: str, error: Exception, credentials: bool) 
             f"{location} is neither a path here nor a model at {hub} ({page}), or it is private. "
             "See: paligemma models"
         )
-    return unreachable(location, urllib.parse.urlsplit(page).netloc, error)
-
-
-def unreachable(location: Location, host: str, error: Exception) -> CheckpointError:
-    """The server does not answer as it should, again and again, or gives another file."""
-    if getattr(error, "damaged", False):
-        return CheckpointError(
-            f"{location} was damaged on its way, twice: {error}. Nothing of it was kept. Try "
-            "again, or from another network"
-        )
     return CheckpointError(
-        f"{location} cannot be downloaded from {host}: {error}. What has arrived is kept. Check "
-        f"the connection, then run: paligemma download {location}"
+        f"{location} cannot be downloaded from {urllib.parse.urlsplit(page).netloc}: {error}. What "
+        f"has arrived is kept. Check the connection, then run: paligemma download {location}"
     )

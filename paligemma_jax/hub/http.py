@@ -36,24 +36,18 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.E
 sleep = time.sleep
 
 
-class FetchError(Exception):
+class FetchError(OSError):
     """A file that did not come.
 
     Attributes:
       status: of HTTP, where the server answered with something else; 0 without an answer.
-      damaged: whether what arrived, twice, has another checksum.
       headers: of the answer.
+      damaged: whether what arrived, twice, has another checksum.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        status: int = 0,
-        damaged: bool = False,
-        headers: Mapping[str, str] | None = None,
-    ):
+    def __init__(self, reason: str, status: int, headers: Mapping[str, str], damaged: bool = False):
         super().__init__(reason)
-        self.status, self.damaged, self.headers = status, damaged, headers or {}
+        self.status, self.headers, self.damaged = status, headers, damaged
 
 
 @dataclasses.dataclass
@@ -94,7 +88,6 @@ def fetch(
     url: str,
     target: Path,
     meter: Meter,
-    *,
     headers: Mapping[str, str] | None = None,
     checksum: Checksum | None = None,
     size: int | None = None,
@@ -110,84 +103,81 @@ def fetch(
     part.parent.mkdir(parents=True, exist_ok=True)
     meter.name = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
     meter.add(0)
-    for last in (False, True):
-        expected = _receive(url, part, meter, dict(headers or {}), size)
-        expected = checksum or expected
+    found = expected = None
+    for _ in range(2):
+        try:
+            given = _receive(url, part, meter, dict(headers or {}), size)
+        except (OSError, http.client.HTTPException) as e:
+            if getattr(e, "errno", None) in _DISK:
+                raise CheckpointError(
+                    f"{part} cannot be written: {e}. Make room, or choose another cache "
+                    "directory; what has arrived is kept."
+                ) from e
+            status = status_of(e)
+            reason = str(getattr(e, "reason", e)) or type(e).__name__
+            reason = f"{meter.name}: {f'{status} ' if status else ''}{reason}"
+            raise FetchError(reason, status, headers_of(e)) from e
+        expected = checksum or given
         found = expected and expected.of(part)
         if expected is None or found == expected.value:
             os.replace(part, target)
             _validator(part).unlink(missing_ok=True)
             return
         _discard(part, meter)
-        if last:
-            raise FetchError(f"its checksum is {found}, not {expected.value}", damaged=True)
+    assert expected is not None
+    reason = f"the checksum of {meter.name} is {found}, not {expected.value}"
+    raise FetchError(reason, 0, {}, damaged=True)
 
 
 def _receive(
     url: str, part: Path, meter: Meter, headers: dict[str, str], size: int | None
 ) -> Checksum | None:
     """Fills `part`; returns the checksum that the server gives."""
-    meter.add(_length(part))
-    known = size is not None
-    failures, wait = 0, 1.0
-    while True:
+
+    def resume() -> Checksum | None:
+        nonlocal size
         start = _length(part)
-        asked: float | None = None
+        if start == size:
+            part.touch()  # an empty file is never asked for
+            return None
         try:
-            if known and start == size:
-                part.touch()  # an empty file is never asked for
-                return None
-            with _open(url, part, start, headers) as response:
-                if start and response.status != 206:
-                    part.unlink()
-                    meter.add(-start)
-                    start = 0
-                total = _total(response, start)
-                if not known and total is not None:
-                    meter.total += total
-                    size, known = total, True
-                require_space(part.parent, (size or 0) - start)
-                # What tells this file from a later one at the same address.
-                etag = response.headers.get("ETag") or ""
-                value = etag if etag.startswith('"') else response.headers.get("Last-Modified")
-                if value:
-                    _validator(part).write_text(value)
-                checksum = _given_checksum(response)
-                with part.open("ab") as file:
-                    while chunk := _read(response):
-                        file.write(chunk)
-                        meter.add(len(chunk))
-            length = _length(part)
-            if size is None or length == size:
-                return checksum
-            if length > size:
-                _discard(part, meter)
-            raise ConnectionError(f"{length:,} of {size:,} bytes came")
+            response = _open(url, part, start, headers)
         except urllib.error.HTTPError as e:
-            if e.code == 416 and part.exists():
-                if e.headers.get("Content-Range") == f"bytes */{start}":
-                    return _given_checksum(e)  # all of it was there
-                _discard(part, meter)  # another file by now
-            elif e.code not in TRANSIENT:
-                raise FetchError(
-                    f"{e.code} {e.reason}".strip(), e.code, headers=dict(e.headers or {})
-                ) from e
-            why: Exception = e
-            asked = retry_after(e.headers.get("Retry-After") if e.headers else None)
-        except (OSError, http.client.HTTPException) as e:
-            if isinstance(e, OSError) and e.errno in _DISK:
-                raise CheckpointError(
-                    f"{part} cannot be written: {e.strerror}. Make room, or choose another cache "
-                    "directory; what has arrived is kept."
-                ) from e
-            why = e
-        if _length(part) > start:
-            failures, wait = 0, 1.0
-        failures += 1
-        if failures >= ATTEMPTS:
-            raise FetchError(str(getattr(why, "reason", why)) or type(why).__name__) from why
-        sleep(wait if asked is None else asked)
-        wait = min(2 * wait, 30.0)
+            if e.code != 416 or not part.exists():
+                raise
+            if e.headers.get("Content-Range") == f"bytes */{start}":
+                return _given_checksum(e)  # all of it was there
+            _discard(part, meter)
+            raise ConnectionError("the file has changed") from e
+        with response:
+            if start and response.status != 206:
+                part.unlink()
+                meter.add(-start)
+                start = 0
+            total = _total(response, start)
+            if size is None and total is not None:
+                meter.total += total
+                size = total
+            require_space(part.parent, (size or 0) - start)
+            # What tells this file from a later one at the same address.
+            etag = response.headers.get("ETag") or ""
+            value = etag if etag.startswith('"') else response.headers.get("Last-Modified")
+            if value:
+                _validator(part).write_text(value)
+            with part.open("ab") as file:
+                while chunk := response.read(_CHUNK):
+                    file.write(chunk)
+                    meter.add(len(chunk))
+        length = _length(part)
+        if size is None or length == size:
+            return _given_checksum(response)
+        if length > size:
+            _discard(part, meter)
+        raise ConnectionError(f"{length:,} of {size:,} bytes came")
+
+    meter.add(_length(part))
+    may_pass = lambda e: is_transient(e) and getattr(e, "errno", None) not in _DISK  # noqa: E731
+    return with_retries(resume, may_pass, lambda: _length(part))
 
 
 def _length(part: Path) -> int:
@@ -240,13 +230,6 @@ def _total(response: Any, start: int) -> int | None:
     return int(length) if length and length.isdecimal() else None
 
 
-def _read(response: Any) -> bytes:
-    try:
-        return response.read(_CHUNK)
-    except http.client.IncompleteRead as e:
-        return e.partial  # counted, and missed afterwards
-
-
 def _given_checksum(response: Any) -> Checksum | None:
     """The checksum of the whole file in the answer's headers, if there is one."""
     for part in ",".join(response.headers.get_all("x-goog-hash") or []).split(","):
@@ -260,36 +243,45 @@ def _given_checksum(response: Any) -> Checksum | None:
     return None
 
 
-def with_retries(ask: Callable[[], T], passes: Callable[[Exception], bool]) -> T:
-    """What `ask` returns, asked again while the hub is overloaded or the connection breaks."""
-    wait = 1.0
-    for _ in range(ATTEMPTS - 1):
+def with_retries(
+    ask: Callable[[], T], passes: Callable[[Exception], bool], arrived: Callable[[], int] = int
+) -> T:
+    """What `ask` returns, asked again while the hub is overloaded or the connection breaks.
+
+    Attempts count from the last one in which `arrived`, a number of bytes, grew.
+    """
+    failures = 0
+    while True:
+        before = arrived()
         try:
             return ask()
         except Exception as e:
-            if not passes(e):
+            failures = 1 if arrived() > before else failures + 1
+            if failures >= ATTEMPTS or not passes(e):
                 raise
-            response = getattr(e, "response", None)
-            asked = None if response is None else retry_after(response.headers.get("Retry-After"))
-        sleep(wait if asked is None else asked)
-        wait *= 2
-    return ask()
+            asked = retry_after(headers_of(e).get("retry-after"))
+        sleep(min(2.0 ** (failures - 1), 30.0) if asked is None else asked)
 
 
 def status_of(error: Exception) -> int:
     """The HTTP status of an error, a client's or ours; 0 for one without an answer."""
-    if isinstance(error, FetchError):
-        return error.status
-    return getattr(getattr(error, "response", None), "status_code", 0)
+    response = getattr(error, "response", None)
+    return getattr(error, "status", 0) or getattr(response, "status_code", 0)
+
+
+def headers_of(error: Exception) -> dict[str, str]:
+    """The headers of the answer, their names in lower case."""
+    headers = getattr(getattr(error, "response", error), "headers", None) or {}
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether a client's error may pass: an overloaded hub or a broken connection."""
-    status = status_of(error)
-    if status:
+    """Whether an error may pass, ours or a client's: an overloaded hub or a broken connection."""
+    if status := status_of(error):
         return status in TRANSIENT
     library = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError) or library in ("httpx", "httpx2", "requests")
+    kinds = (OSError, http.client.HTTPException)
+    return isinstance(error, kinds) or library in ("httpx", "httpx2", "requests")
 
 
 def retry_after(value: str | None) -> float | None:

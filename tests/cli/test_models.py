@@ -11,7 +11,6 @@ import pytest
 from paligemma_jax.cli.models import decoder_name, encoder_name
 from paligemma_jax.cli.output import data_size
 from paligemma_jax.config import VARIANTS
-from paligemma_jax.hub import download as huggingface
 from tests.cli.conftest import Run
 from tests.hub.server import FakeHub
 
@@ -30,7 +29,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kaggle"))
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setattr(huggingface, "login_token", lambda: None)
+    if importlib.util.find_spec("huggingface_hub") is not None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     yield hub
     hub.close()
 

@@ -1,11 +1,12 @@
 """A fake hub, an empty cache, and no waiting."""
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from paligemma_jax.hub import download, http
+from paligemma_jax.hub import http
 from tests.hub.server import FakeHub
 
 
@@ -42,5 +43,6 @@ def caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: FakeHub) -> Pat
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(cache / "kagglehub"))
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(cache / "kaggle"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setattr(download, "login_token", lambda: None)
+    if importlib.util.find_spec("huggingface_hub") is not None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(cache / "token"))
     return cache

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import CheckpointError, MissingExtraError
-from paligemma_jax.hub import files
+from paligemma_jax.hub import catalogue
 from paligemma_jax.hub.catalogue import Kaggle
 from paligemma_jax.hub.download import cached
 from paligemma_jax.loading import find_checkpoint
@@ -27,8 +27,8 @@ needs_client = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def model(hub: FakeHub, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add_kaggle_model(HANDLE, 2, {NPZ: CONTENT, "paligemma2-3b-pt-224.npz": b"float32"})
-    hub.files["/paligemma_tokenizer.model"] = b"tokenizer"
-    monkeypatch.setattr(files, "TOKENIZER", f"{hub.url}/paligemma_tokenizer.model")
+    hub.files["/big_vision/paligemma_tokenizer.model"] = b"tokenizer"
+    monkeypatch.setattr(catalogue, "STORAGE", hub.url)
     if importlib.util.find_spec("kagglesdk") is not None:
         import kagglehub.clients
         from kagglesdk import kaggle_env

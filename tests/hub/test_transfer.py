@@ -118,7 +118,7 @@ def test_refused_at_once(hub: FakeHub, target: Path, meter: Meter, status: int):
     hub.faults["/model.npz"] = [Status(status, {"X-Error-Code": "GatedRepo"})]
     with pytest.raises(FetchError) as e:
         fetch(f"{hub.url}/model.npz", target, meter)
-    assert e.value.status == status and e.value.headers["X-Error-Code"] == "GatedRepo"
+    assert e.value.status == status and e.value.headers["x-error-code"] == "GatedRepo"
     assert len(hub.requests) == 1 and not target.exists()
 
 

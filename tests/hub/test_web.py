@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.hub import catalogue, download
-from paligemma_jax.hub import files as hub_files
+from paligemma_jax.hub import catalogue
 from paligemma_jax.hub.catalogue import Web
 from paligemma_jax.loading import find_checkpoint
 from paligemma_jax.weights.checkpoint import open_checkpoint
@@ -28,9 +27,7 @@ def files(hub: FakeHub, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> 
     for name, content in HF.items():
         hub.files[f"/model/{name}"] = content
     hub.files["/model/tokenizer.json"] = b"{}"
-    for module in (catalogue, download):
-        monkeypatch.setattr(module, "STORAGE", hub.url)
-    monkeypatch.setattr(hub_files, "TOKENIZER", f"{hub.url}/big_vision/paligemma_tokenizer.model")
+    monkeypatch.setattr(catalogue, "STORAGE", hub.url)
 
 
 def test_npz_with_what_lies_beside_it(hub: FakeHub):
@@ -129,10 +126,10 @@ def test_digest_of_the_storage(hub: FakeHub):
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/nothing.npz", "the server says 404"),
+        ("/nothing.npz", "the server says nothing.npz: 404"),
         ("/model/model.safetensors", "Try: .*/model/"),
         ("/model/pytorch_model.bin", "not the address of a whole model"),
-        ("/empty/", "config.json cannot be downloaded"),
+        ("/empty/", "cannot be downloaded.*config.json: 404"),
     ],
 )
 def test_no_model(hub: FakeHub, path: str, words: str):
