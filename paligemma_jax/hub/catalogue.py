@@ -27,37 +27,35 @@ class Score:
 
 
 # Of each task: what the model is for, the metric, and its published scores at 224, 448 and, where
-# there are three, 896 pixels.
-_Scores = float | tuple[float, ...]
-_TASKS: dict[str, tuple[str, str, tuple[_Scores, ...]]] = {
-    "ai2d": ("questions about science diagrams", "accuracy", (72.12, 73.28)),
-    "aokvqa-da": ("questions that need knowledge, answered freely", "accuracy", (61.85, 63.22)),
-    "aokvqa-mc": ("questions that need knowledge, with choices", "accuracy", (76.37, 76.90)),
+# there are three, 896 pixels; a slash separates the parts that the metric names.
+_TASKS = {
+    "ai2d": ("questions about science diagrams", "accuracy", "72.12 73.28"),
+    "aokvqa-da": ("questions that need knowledge, answered freely", "accuracy", "61.85 63.22"),
+    "aokvqa-mc": ("questions that need knowledge, with choices", "accuracy", "76.37 76.9"),
     "coco35l": ("captions in 35 languages", "CIDEr en / avg-34 / avg",
-                ((139.2, 115.8, 116.4), (141.2, 118.0, 118.6))),
-    "cococap": ("captions", "CIDEr", (141.92, 144.60)),
-    "docvqa": ("questions about documents", "ANLS", (43.74, 78.02, 84.77)),
-    "gqa": ("questions about scenes and relations", "accuracy", (65.61, 67.03)),
-    "infovqa": ("questions about infographics", "ANLS", (28.46, 40.47, 47.75)),
-    "nlvr2": ("is a sentence true of two images", "accuracy", (90.02, 88.93)),
-    "ocrvqa": ("questions about book covers", "accuracy", (73.24, 75.60, 75.90)),
-    "okvqa": ("questions that need knowledge", "accuracy", (63.54, 63.15)),
+        "139.2/115.8/116.4 141.2/118.0/118.6"),
+    "cococap": ("captions", "CIDEr", "141.92 144.6"),
+    "docvqa": ("questions about documents", "ANLS", "43.74 78.02 84.77"),
+    "gqa": ("questions about scenes and relations", "accuracy", "65.61 67.03"),
+    "infovqa": ("questions about infographics", "ANLS", "28.46 40.47 47.75"),
+    "nlvr2": ("is a sentence true of two images", "accuracy", "90.02 88.93"),
+    "ocrvqa": ("questions about book covers", "accuracy", "73.24 75.6 75.9"),
+    "okvqa": ("questions that need knowledge", "accuracy", "63.54 63.15"),
     "refcoco-seg": ("masks of what is described", "mIoU refcoco / + / g",
-                    ((73.40, 68.32, 67.65), (75.57, 69.76, 70.17), (76.94, 72.18, 72.22))),
+        "73.4/68.32/67.65 75.57/69.76/70.17 76.94/72.18/72.22"),
     "rsvqa-hr": ("questions about aerial images, fine", "accuracy test / test2",
-                 ((92.61, 90.58), (92.79, 90.54))),
-    "rsvqa-lr": ("questions about aerial images, coarse", "accuracy", (92.65, 93.11)),
-    "scicap": ("captions of scientific figures", "CIDEr / BLEU-4",
-               ((162.25, 0.192), (181.49, 0.211))),
-    "science-qa": ("science questions with choices", "accuracy", (95.39, 95.93)),
-    "screen2words": ("summaries of phone screens", "CIDEr", (117.57, 119.59)),
-    "stvqa": ("questions about text in scenes", "ANLS", (63.29, 81.82, 84.40)),
-    "tallyqa": ("counting", "accuracy simple / complex", ((81.72, 69.56), (84.86, 72.27))),
-    "textcaps": ("captions that read the text", "CIDEr", (127.48, 153.94)),
-    "textvqa": ("questions about text in images", "accuracy", (55.47, 73.15, 76.48)),
-    "vizwizvqa": ("questions of blind people", "accuracy", (73.7, 75.52)),
-    "vqav2": ("questions about photos", "accuracy test-std", (83.19, 85.64)),
-    "widgetcap": ("captions of parts of screens", "CIDEr", (136.07, 148.36)),
+        "92.61/90.58 92.79/90.54"),
+    "rsvqa-lr": ("questions about aerial images, coarse", "accuracy", "92.65 93.11"),
+    "scicap": ("captions of scientific figures", "CIDEr / BLEU-4", "162.25/0.192 181.49/0.211"),
+    "science-qa": ("science questions with choices", "accuracy", "95.39 95.93"),
+    "screen2words": ("summaries of phone screens", "CIDEr", "117.57 119.59"),
+    "stvqa": ("questions about text in scenes", "ANLS", "63.29 81.82 84.4"),
+    "tallyqa": ("counting", "accuracy simple / complex", "81.72/69.56 84.86/72.27"),
+    "textcaps": ("captions that read the text", "CIDEr", "127.48 153.94"),
+    "textvqa": ("questions about text in images", "accuracy", "55.47 73.15 76.48"),
+    "vizwizvqa": ("questions of blind people", "accuracy", "73.7 75.52"),
+    "vqav2": ("questions about photos", "accuracy test-std", "83.19 85.64"),
+    "widgetcap": ("captions of parts of screens", "CIDEr", "136.07 148.36"),
 }  # fmt: skip
 # Sentences that the image does not entail: fewer are better.
 _DOCCI = {
@@ -177,8 +175,8 @@ def _model_info(name: str) -> ModelInfo:
     use, score = _GENERAL[kind], _DOCCI[size] if task == "docci" else None
     if task in _TASKS:
         use, metric, scores = _TASKS[task]
-        values = scores[("224", "448", "896").index(resolution)]
-        score = Score(metric, values if isinstance(values, tuple) else (values,))
+        values = scores.split()[("224", "448", "896").index(resolution)]
+        score = Score(metric, tuple(map(float, values.split("/"))))
     return ModelInfo(name, 2 if two else 1, size, kind, task or "", int(resolution), use, score)
 
 
@@ -282,7 +280,7 @@ def find_location(name: str, revision: str | None = None) -> Location | None:
         elif len(parts) == 2 and parts[0].lower() != "google" and not Path(parts[0]).exists():
             return _hugging_face("/".join(parts), revision)
     if separator:
-        raise _no_address(name)
+        raise _no_model(name)
     return None
 
 
@@ -311,10 +309,15 @@ def _kaggle(parts: list[str], revision: str | None) -> Kaggle:
 def _require_plain(name: str) -> None:
     """Names become directories of a cache: nothing may lead out of it."""
     if not all(_NAME_PART.fullmatch(part) for part in name.split("/")):
-        raise CheckpointError(
-            f"{name!r} is no name of a model: expected OWNER/MODEL of letters, digits, '-', '_' "
-            "and '.'. See: paligemma models"
-        )
+        raise _no_model(name)
+
+
+def _no_model(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name!r} is no name or address of a model: expected OWNER/MODEL, https://..., "
+        "gs://BUCKET/FILE, hf://OWNER/NAME or kaggle://OWNER/MODEL/FRAMEWORK/VARIATION. See: "
+        "paligemma models"
+    )
 
 
 def _address(address: str, revision: str | None) -> Location:
@@ -322,16 +325,12 @@ def _address(address: str, revision: str | None) -> Location:
         address = f"{STORAGE}/{urllib.parse.quote(address[5:], safe='/#=')}"
     url = urllib.parse.urlsplit(address)
     parts = [urllib.parse.unquote(part) for part in url.path.strip("/").split("/")]
-    if (
-        url.hostname in ("huggingface.co", "hf.co")
-        and len(parts) > 1
-        and "resolve" not in parts[2:3]
-    ):
+    is_page = len(parts) > 1 and parts[2:3] != ["resolve"]
+    if url.hostname in ("huggingface.co", "hf.co") and is_page:
         at = "/".join(parts[3:]) if parts[2:3] in (["tree"], ["commit"]) else None
         return _hugging_face("/".join(parts[:2]), revision or at)
-    if url.hostname in ("kaggle.com", "www.kaggle.com") and parts[0] == "models":
-        if len(parts) in (5, 6):
-            return _kaggle(parts[1:], revision)
+    if url.hostname in ("kaggle.com", "www.kaggle.com") and len(parts) in (5, 6):
+        return _kaggle(parts[1:], revision)
     bare, _, fragment = address.partition("#")
     check_address(bare)
     if revision is not None:
@@ -355,7 +354,7 @@ def check_address(url: str) -> None:
     if parts.scheme == "https" and parts.hostname:
         return
     if parts.scheme != "http":
-        raise _no_address(url)
+        raise _no_model(url)
     endpoint = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "")
     is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if not is_local and (parts.scheme, parts.netloc) != (endpoint.scheme, endpoint.netloc):
@@ -363,10 +362,3 @@ def check_address(url: str) -> None:
             f"{url} is no safe address: anybody on the way could change the weights. Try: "
             f"https://{url.partition('://')[2]}"
         )
-
-
-def _no_address(url: str) -> CheckpointError:
-    return CheckpointError(
-        f"{url} is no address of a model: expected https://..., gs://BUCKET/FILE, hf://OWNER/NAME "
-        "or kaggle://OWNER/MODEL/FRAMEWORK/VARIATION. See: paligemma models"
-    )

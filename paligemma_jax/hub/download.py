@@ -18,30 +18,9 @@ from pathlib import Path, PurePosixPath
 
 from paligemma_jax.errors import CheckpointError, MissingExtraError
 from paligemma_jax.filesystem import locked, user_cache
-from paligemma_jax.hub import catalogue, http
-from paligemma_jax.hub.catalogue import (
-    OPEN_COPIES,
-    HuggingFace,
-    Kaggle,
-    Location,
-    ModelInfo,
-    Web,
-    find_location,
-    find_model,
-)
-from paligemma_jax.hub.files import (
-    INDEX,
-    MANIFEST,
-    MASK_CODECS,
-    SETTINGS,
-    SINGLE,
-    TOKENIZERS,
-    choose_npz,
-    download_error,
-    needed_files,
-)
+from paligemma_jax.hub import catalogue, files, http, kaggle
+from paligemma_jax.hub.catalogue import HuggingFace, Kaggle, Location, ModelInfo, Web
 from paligemma_jax.hub.http import Checksum, Meter, Progress
-from paligemma_jax.hub.kaggle import kaggle_cached, kaggle_download, kaggle_folder
 
 _HEX = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _WHOLE = ".whole"  # in a directory of which everything is there
@@ -70,7 +49,7 @@ def download(location: Location, progress: Progress | None = None, refresh: bool
             folder = _hf_folder(location)
             folder = folder.parent / ".locks" / folder.name
         case Kaggle():
-            folder = kaggle_folder(location)
+            folder = kaggle.folder(location)
         case Web():
             folder = _web_directory(location)
     with contextlib.ExitStack() as stack:
@@ -88,7 +67,7 @@ def download(location: Location, progress: Progress | None = None, refresh: bool
             case Web():
                 return _web_download(location, Meter(tell))
             case Kaggle():
-                path = kaggle_download(location, progress)
+                path = kaggle.download(location, progress)
                 if path.suffix == ".npz":  # Kaggle has the weights alone
                     _get_tokenizer(path.parent, Meter(tell))
                 return path
@@ -104,7 +83,7 @@ def cached(location: Location) -> Path | None:
         case HuggingFace():
             return _hf_cached(location)
         case Kaggle():
-            return kaggle_cached(location)
+            return kaggle.cached(location)
         case Web():
             path = _web_path(location)
             is_whole = (_web_directory(location) / _WHOLE).exists() and path.exists()
@@ -117,24 +96,22 @@ def cached_locations(model: ModelInfo) -> list[Location]:
     locations: list[Location | None] = [
         *(HuggingFace(name, revision) for name in repositories for revision in model.revisions),
         Kaggle(model.kaggle) if model.kaggle else None,
-        find_location(OPEN_COPIES.get(model.name, "")),
+        catalogue.find_location(catalogue.OPEN_COPIES.get(model.name, "")),
     ]
     return [location for location in locations if location and cached(location)]
 
 
 @contextlib.contextmanager
-def _bar(title: str) -> Iterator[Progress | None]:
+def _bar(title: str) -> Iterator[Progress]:
     """A bar on standard error where a person may be watching.
 
     HF_HUB_DISABLE_PROGRESS_BARS=1 shows none.
     """
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    if _is_on("HF_HUB_DISABLE_PROGRESS_BARS") or not watched:
-        yield None
-        return
     from tqdm import tqdm
 
-    with tqdm(desc=title, unit="B", unit_scale=True, file=sys.stderr) as bar:
+    hidden = _is_on("HF_HUB_DISABLE_PROGRESS_BARS")
+    hidden = hidden or not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    with tqdm(desc=title, unit="B", unit_scale=True, file=sys.stderr, disable=hidden) as bar:
 
         def update(name: str, done: int, total: int) -> None:
             bar.total = total
@@ -166,9 +143,13 @@ def _hf_cached(location: HuggingFace, tokenizer: bool = True) -> Path | None:
     snapshot = folder / "snapshots" / commit
     try:
         names = {path.name for path in snapshot.iterdir() if path.exists()}
-        whole = MANIFEST in names or bool(choose_npz(names))
-        if not whole and "config.json" in names and (not tokenizer or names & set(TOKENIZERS)):
-            whole = SINGLE in names or set(_index_files(snapshot / INDEX)) <= names
+        whole = files.MANIFEST in names or bool(files.choose_npz(names))
+        if (
+            not whole
+            and "config.json" in names
+            and (not tokenizer or names & set(files.TOKENIZERS))
+        ):
+            whole = files.SINGLE in names or set(_index_files(snapshot / files.INDEX)) <= names
     except (OSError, ValueError):
         return None
     return snapshot if commit and whole else None
@@ -199,37 +180,33 @@ def _hf_download(location: HuggingFace, progress: Progress) -> Path:
             http.is_transient,
         )
     except huggingface_hub.errors.RevisionNotFoundError as e:
-        model = find_model(location.repository)
+        model = catalogue.find_model(location.repository)
         there = f"There are {', '.join(model.revisions)}. " if model else ""
         raise CheckpointError(
             f"{location.repository} has no revision {location.revision}. {there}Leave it out for "
             "main."
         ) from e
     except Exception as e:
-        raise download_error(location, e, token is not None) from e
+        raise files.download_error(location, e, token is not None) from e
     commit, listed = str(info.sha), {file.rfilename: file for file in info.siblings or []}
-    files: dict[str, Checksum] = {}
+    checksums: dict[str, Checksum] = {}
     sizes: dict[str, int] = {}  # by checksum: files of the same content are one blob
-    for name in needed_files(listed, f"{location} at Hugging Face"):
-        if os.path.isabs(name) or ".." in Path(name).parts or "\\" in name:
-            raise CheckpointError(
-                f"{location} lists a file {name!r}, which would lie outside of its directory. Use "
-                "another repository."
-            )
+    for name in files.needed_files(listed, f"{location} at Hugging Face"):
         file, lfs = listed[name], listed[name].lfs
-        checksum = (
-            Checksum("sha256", str(lfs.sha256)) if lfs else Checksum("git", str(file.blob_id))
-        )
-        if not _HEX.fullmatch(checksum.value) or not _HEX.fullmatch(commit):
+        checksum = Checksum("git", str(file.blob_id))
+        if lfs is not None:
+            checksum = Checksum("sha256", str(lfs.sha256))
+        leads_outside = os.path.isabs(name) or ".." in Path(name).parts or "\\" in name
+        if leads_outside or not (_HEX.fullmatch(checksum.value) and _HEX.fullmatch(commit)):
             raise CheckpointError(
-                f"{endpoint} lists {location} without checksums. Set HF_ENDPOINT to a hub "
-                "that gives them, or leave it unset."
+                f"{endpoint} lists the file {name!r} of {location} without checksum, or outside "
+                "of its directory. Use another repository, or leave HF_ENDPOINT unset."
             )
-        files[name] = checksum
+        checksums[name] = checksum
         sizes[checksum.value] = (lfs.size if lfs else file.size) or 0
     folder = _hf_folder(location)
     snapshot = folder / "snapshots" / commit
-    blobs = {name: folder / "blobs" / checksum.value for name, checksum in files.items()}
+    blobs = {name: folder / "blobs" / checksum.value for name, checksum in checksums.items()}
     missing = {path: name for name, path in blobs.items() if not path.exists()}
     to_come = sum(sizes[path.name] for path in missing)
     parts = [path.with_name(f"{path.name}.partial") for path in missing]
@@ -239,10 +216,10 @@ def _hf_download(location: HuggingFace, progress: Progress) -> Path:
     for path, name in missing.items():
         url = f"{location.page}/resolve/{commit}/{urllib.parse.quote(name)}"
         try:
-            http.fetch(url, path, meter, headers, files[name], sizes[path.name])
+            http.fetch(url, path, meter, headers, checksums[name], sizes[path.name])
         except http.FetchError as e:
-            raise download_error(location, e, token is not None) from e
-    for name in reversed(files):  # weights first: what says all is there comes last
+            raise files.download_error(location, e, token is not None) from e
+    for name in reversed(checksums):  # weights first: what says all is there comes last
         _link(snapshot / name, blobs[name])
     if commit != location.revision:  # last: what a branch names is whole
         reference = folder / "refs" / location.revision
@@ -271,18 +248,18 @@ def _web_download(location: Web, meter: Meter) -> Path:
     base = location.url.rstrip("/")
     if path != directory:
         base = base.rpartition("/")[0]
-        _get_first(base, TOKENIZERS[1::-1], directory, meter)
-        _get_first(base, MASK_CODECS, directory, meter)
+        _get_first(base, files.TOKENIZERS[1::-1], directory, meter)
+        _get_first(base, files.MASK_CODECS, directory, meter)
         if base.startswith(f"{catalogue.STORAGE}/"):
             _get_tokenizer(directory, meter)
         names = [path.name]
     else:
-        _get(location, f"{base}/{SETTINGS[0]}", directory / SETTINGS[0], meter)
-        for name in SETTINGS[1:]:
+        _get(location, f"{base}/{files.SETTINGS[0]}", directory / files.SETTINGS[0], meter)
+        for name in files.SETTINGS[1:]:
             _get_first(base, (name,), directory, meter)
-        _get_first(base, TOKENIZERS, directory, meter)
-        has_index = _get_first(base, (INDEX,), directory, meter)
-        names = _shards(location, directory / INDEX) if has_index else [SINGLE]
+        _get_first(base, files.TOKENIZERS, directory, meter)
+        has_index = _get_first(base, (files.INDEX,), directory, meter)
+        names = _shards(location, directory / files.INDEX) if has_index else [files.SINGLE]
     for name in names:
         url = location.url if path != directory else f"{base}/{name}"
         _get(location, url, directory / name, meter)
@@ -299,7 +276,7 @@ def _shards(location: Web, index: Path) -> list[str]:
         pass
     index.unlink()
     raise CheckpointError(
-        f"{location.url}/{INDEX} is not an index of shards, or names files outside of the "
+        f"{location.url}/{files.INDEX} is not an index of shards, or names files outside of the "
         "directory. Save the model again: model.save_pretrained(directory)"
     )
 
@@ -307,11 +284,13 @@ def _shards(location: Web, index: Path) -> list[str]:
 def _get(location: Web, url: str, target: Path, meter: Meter) -> None:
     if target.exists():
         return
-    checksum = Checksum("sha256", location.sha256) if location.sha256 else None
+    checksum = None
+    if location.sha256 and url == location.url:
+        checksum = Checksum("sha256", location.sha256)
     try:
         http.fetch(url, target, meter, checksum=checksum)
     except http.FetchError as e:
-        raise download_error(location, e) from e
+        raise files.download_error(location, e) from e
 
 
 def _get_first(base: str, names: Sequence[str], directory: Path, meter: Meter) -> bool:
@@ -323,14 +302,14 @@ def _get_first(base: str, names: Sequence[str], directory: Path, meter: Meter) -
             return True
         except http.FetchError as e:
             if e.damaged:
-                raise download_error(Web(f"{base}/{name}"), e) from e
+                raise files.download_error(Web(f"{base}/{name}"), e) from e
             # Otherwise the weights themselves will say so, or their host is another.
     return False
 
 
 def _get_tokenizer(directory: Path, meter: Meter) -> None:
     """That of all published checkpoints, where none is there; it has been closed at times."""
-    if not any((directory / name).exists() for name in TOKENIZERS):
+    if not any((directory / name).exists() for name in files.TOKENIZERS):
         base = f"{catalogue.STORAGE}/big_vision"
         _get_first(base, ("paligemma_tokenizer.model",), directory, meter)
 
@@ -358,7 +337,9 @@ def _web_directory(location: Web) -> Path:
     """A directory of its own for each address; a published model's is called by its name."""
     url = urllib.parse.urlsplit(location.url)
     key = hashlib.sha256(f"{location.url}#{location.sha256 or ''}".encode()).hexdigest()[:16]
-    open_copies = {find_location(address): name for name, address in OPEN_COPIES.items()}
+    open_copies = {
+        catalogue.find_location(address): name for name, address in catalogue.OPEN_COPIES.items()
+    }
     stem = Path(_plain(PurePosixPath(url.path).name)).stem or "model"
     name = open_copies.get(Web(location.url), stem)
     return user_cache() / "downloads" / f"{_plain(f'{url.hostname}-{name}')}-{key}"

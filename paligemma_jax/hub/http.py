@@ -6,7 +6,6 @@ compares no content with the checksum that its hub gives.
 
 import base64
 import dataclasses
-import email.utils
 import errno
 import hashlib
 import http.client
@@ -259,8 +258,8 @@ def with_retries(
             failures = 1 if arrived() > before else failures + 1
             if failures >= ATTEMPTS or not passes(e):
                 raise
-            asked = retry_after(headers_of(e).get("retry-after"))
-        sleep(min(2.0 ** (failures - 1), 30.0) if asked is None else asked)
+            asked = headers_of(e).get("retry-after", "")
+        sleep(min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 2.0 ** (failures - 1))
 
 
 def status_of(error: Exception) -> int:
@@ -284,25 +283,13 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, kinds) or library in ("httpx", "httpx2", "requests")
 
 
-def retry_after(value: str | None) -> float | None:
-    """Seconds that a server asks to wait, given as such or as a date; at most LONGEST_WAIT."""
-    try:
-        seconds = float(value or "none")
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value or "").timestamp() - time.time()
-        except ValueError:
-            return None
-    return min(max(seconds, 0.0), LONGEST_WAIT)
-
-
 def require_space(directory: Path, nbytes: int) -> None:
     """Raises CheckpointError if that many more bytes have no room there."""
     place = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if nbytes > free:
         raise CheckpointError(
-            f"{nbytes / 1e9:,.2f} GB are to be downloaded, but {directory} has "
-            f"{free / 1e9:,.2f} GB free. Make room, or choose another cache directory: set HF_HOME "
+            f"expected {nbytes / 1e9:,.2f} GB of free space in {directory}, got "
+            f"{free / 1e9:,.2f} GB. Make room, or choose another cache directory: set HF_HOME "
             "(Hugging Face), KAGGLEHUB_CACHE (Kaggle) or XDG_CACHE_HOME (other addresses)"
         )

@@ -15,25 +15,25 @@ from paligemma_jax.hub.files import INDEX, SINGLE, choose_npz, download_error, n
 from paligemma_jax.hub.http import Progress
 
 
-def kaggle_folder(location: Kaggle) -> Path:
+def folder(location: Kaggle) -> Path:
     """Directory of all versions in the client's cache."""
     cache = os.environ.get("KAGGLEHUB_CACHE") or os.path.join("~", ".cache", "kagglehub")
     return Path(cache).expanduser() / "models" / location.handle
 
 
-def kaggle_cached(location: Kaggle) -> Path | None:
+def cached(location: Kaggle) -> Path | None:
     """Path of the newest version that is whole in the cache."""
-    folder = kaggle_folder(location)
-    paths = folder.iterdir() if folder.exists() else ()
+    place = folder(location)
+    paths = place.iterdir() if place.exists() else ()
     versions = {int(path.name) for path in paths if path.name.isdecimal()}
     if location.version is not None:
         versions &= {location.version}
     for version in sorted(versions, reverse=True):
-        names = set(os.listdir(folder / str(version)))
-        if not (folder / f"{version}.complete").exists():  # files one by one
-            done = folder / ".complete" / str(version)
+        names = set(os.listdir(place / str(version)))
+        if not (place / f"{version}.complete").exists():  # files one by one
+            done = place / ".complete" / str(version)
             names = {name for name in names if (done / f"{name}.complete").exists()}
-        if path := _model_path(folder / str(version), names, location):
+        if path := _model_path(place / str(version), names, location):
             return path
     return None
 
@@ -72,14 +72,14 @@ def _ask(client: Any, location: Kaggle, names: Sequence[str | None]) -> Path:
 
 
 def _has_account() -> bool:
-    folder = Path(os.environ.get("KAGGLE_CONFIG_DIR") or "~/.kaggle").expanduser()
-    files = (folder / name for name in ("kaggle.json", "access_token"))
+    place = Path(os.environ.get("KAGGLE_CONFIG_DIR") or "~/.kaggle").expanduser()
+    files = (place / name for name in ("kaggle.json", "access_token"))
     return any(map(os.environ.get, ("KAGGLE_API_TOKEN", "KAGGLE_KEY"))) or any(
         path.exists() for path in files
     )
 
 
-def kaggle_download(location: Kaggle, progress: Progress | None) -> Path:
+def download(location: Kaggle, progress: Progress | None) -> Path:
     """The likeliest npz, or if none is called so, the whole of what is there.
 
     The client resumes what has arrived. It has no callback: `progress` only hides its own bar.

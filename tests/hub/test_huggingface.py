@@ -223,7 +223,7 @@ def test_not_there(hub: FakeHub):
 @needs_client
 def test_file_names_that_lead_outside(hub: FakeHub):
     hub.add_repository(NAME, {"MANIFEST.json": b"{}", "../../evil": b"x"})
-    with pytest.raises(CheckpointError, match="outside of its directory"):
+    with pytest.raises(CheckpointError, match="outside"):
         download(SOURCE)
 
 
@@ -231,7 +231,7 @@ def test_file_names_that_lead_outside(hub: FakeHub):
 @pytest.mark.parametrize("commit", ["../../evil", "main"])
 def test_commits_that_are_none(hub: FakeHub, commit: str):
     hub.add_repository(NAME, FILES, commit=commit)
-    with pytest.raises(CheckpointError, match="without checksums"):
+    with pytest.raises(CheckpointError, match="without checksum"):
         download(SOURCE)
 
 

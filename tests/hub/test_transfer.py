@@ -1,15 +1,12 @@
 """One file from a server that fails in every way."""
 
 import base64
-import email.utils
 import hashlib
-import time
 from pathlib import Path
 
 import pytest
 
 from paligemma_jax.errors import CheckpointError
-from paligemma_jax.hub import http
 from paligemma_jax.hub.http import Checksum, FetchError, Meter, fetch
 from tests.hub.server import Cut, FakeHub, Fault, Flipped, Status
 
@@ -145,10 +142,3 @@ def test_git_digest(tmp_path: Path):
     path = tmp_path / "file"
     path.write_bytes(b"hello\n")  # git hash-object
     assert Checksum("git", "").of(path) == "ce013625030ba8dba906f756967f9e9ca394464a"
-
-
-def test_retry_after_as_date():
-    date = email.utils.formatdate(time.time() + 60, usegmt=True)
-    assert 55 < (http.retry_after(date) or 0) <= 60
-    assert http.retry_after("100000") == http.LONGEST_WAIT
-    assert http.retry_after("soon") is None
