@@ -85,6 +85,15 @@ class Pipeline:
     mask_codec: MaskCodec | None = None
     generation_config: GenerationConfig = GenerationConfig()
 
+    def __repr__(self) -> str:
+        config = self.config
+        size, depth, width = config.img.image_size, config.llm.depth, config.llm.width
+        codec = "with" if self.mask_codec is not None else "without"
+        return (
+            f"Pipeline({size} x {size} pixels, {depth} decoder layers of width {width}, "
+            f"{self.model.dtype}, {codec} mask codec)"
+        )
+
     @property
     def config(self) -> PaliGemmaConfig:
         """The model's architecture."""

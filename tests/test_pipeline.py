@@ -224,3 +224,7 @@ def test_dtype_may_be_an_object():
 def test_one_prompt_that_is_no_list(pali):
     with pytest.raises(pg.InvalidPromptError, match=r"generate\(\[image\], \[prompt\]\)"):
         pali.generate(np.zeros((4, 4, 3), np.uint8), "caption en")
+
+
+def test_repr_is_one_line(pali: pg.Pipeline):
+    assert repr(pali).startswith("Pipeline(") and "\n" not in repr(pali)

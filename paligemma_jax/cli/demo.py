@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import itertools
+import shlex
 import shutil
 import textwrap
 import time
@@ -39,7 +40,7 @@ shapes, words and numbers. The scenes drawn here were never part of its training
 _NEXT = """
 Next:
   paligemma demo --seed 5                      another scene
-  paligemma answer drawing.png "how many circles are there?"
+  paligemma ocr {out}
   paligemma --help                             everything else
 
 The demo model knows only this small world. For photos take a published model: accept its license
@@ -120,7 +121,7 @@ def run_demo(args: argparse.Namespace) -> int:
         print()
     print(f"Answered in {seconds:.1f} s, compilation included.")
     print(f"The image, with what was found: {out}")
-    print(_NEXT)
+    print(_NEXT.format(out=shlex.quote(str(out))))
     return 0
 
 

@@ -124,8 +124,8 @@ def make_batches(
     # Records of a small component may come twice in a batch.
     if not batches or (len(source) < global_batch and not isinstance(source, Mixture)):
         raise DatasetError(
-            f"{len(source)} records do not fill a batch of {global_batch}. Make it smaller: "
-            f"batch_size={max(1, len(source) // 2)}"
+            f"expected at least {global_batch} records, one full batch, got {len(source)}. "
+            f"Set batch_size to at most {max(1, len(source) // process_count)}"
         )
     reader = BatchReader(
         source, processor, Sampler.of(source, seed, shuffle),

@@ -190,7 +190,7 @@ class TrainConfig:
         ] or self._invalid_values()
         if problems:
             raise ConfigError(
-                f"The configuration has {len(problems)} invalid settings: {'; '.join(problems)}. "
+                f"Invalid settings ({len(problems)}): {'; '.join(problems)}. "
                 "Change them in the file, or on the command line: --config.NAME=VALUE"
             )
         for name in (self.dtype, self.master_dtype, self.save_dtype or "float32"):

@@ -291,7 +291,7 @@ def _describe(config: TrainConfig, memory: int | None, brief: bool) -> Iterable[
             f"kept for the backward pass {found.kept / 1e9:.2f}"
         )
     else:
-        yield f"{config.model}, {config.batch_size} examples on {mesh.size} devices, each:"
+        yield f"{config.model}, {config.batch_size} examples, {mesh.size} device(s), each:"
         yield str(found)
     if memory is not None and found.total > memory:
         yield f"That is more than {memory / 1e9:.1f} GB. What fits:"

@@ -34,6 +34,7 @@ def test_right_answers_are_marked_right(
     assert not re.search(r"^✗  (?!segment)", outcome.out, re.MULTILINE)
     for words in ("caption es", "how many", "ocr", "detect", "--model"):
         assert words in outcome.out
+    assert "paligemma ocr paligemma-demo.png" in outcome.out  # an image that exists
     assert Image.open(tmp_path / "paligemma-demo.png").size == (IMAGE_SIZE, IMAGE_SIZE)
     says(*["x"] * 9)
     assert run("demo", "--seed", 5).code == 0  # leaves the first image
