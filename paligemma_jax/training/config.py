@@ -202,23 +202,16 @@ class TrainConfig:
             batch_size=1, text_length=2, max_to_keep=1, workers=0, seed=0, samples=0,
             sample_max_new_tokens=1, max_skipped_steps=0,
         )  # fmt: skip
-        problems = [
-            f"{name}: expected at least {bound}, got {getattr(self, name)}"
-            for name, bound in least.items()
-            if getattr(self, name) < bound
-        ]
-        rate, decay, norm = self.learning_rate, self.weight_decay, self.max_grad_norm
-        if not (math.isfinite(rate) and rate > 0):
-            problems.append(f"learning_rate: expected a positive, finite number, got {rate}")
-        if not (math.isfinite(decay) and decay >= 0):
-            problems.append(f"weight_decay: expected 0 or more, and finite, got {decay}")
-        if norm is not None and not norm > 0:
-            problems.append(f"max_grad_norm: expected a positive number or None, got {norm}")
-        if self.batch_size >= 1 and self.batch_size % max(self.gradient_accumulation_steps, 1):
-            problems.append(
-                "gradient_accumulation_steps: expected a divisor of batch_size="
-                f"{self.batch_size}, got {self.gradient_accumulation_steps}"
-            )
+        expected = {name: f"at least {n}" for name, n in least.items() if getattr(self, name) < n}
+        if not 0 < self.learning_rate < math.inf:
+            expected["learning_rate"] = "a positive, finite number"
+        if not 0 <= self.weight_decay < math.inf:
+            expected["weight_decay"] = "0 or more, and finite"
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            expected["max_grad_norm"] = "a positive number or None"
+        if self.batch_size % max(self.gradient_accumulation_steps, 1):
+            expected["gradient_accumulation_steps"] = f"a divisor of batch_size={self.batch_size}"
+        problems = [f"{k}: expected {v}, got {getattr(self, k)}" for k, v in expected.items()]
         if self.schedules is not None and self.trainable is not None:
             problems.append("schedules and trainable: expected one of them, got both")
         if self.quantize is not None and self.lora is None:
@@ -230,14 +223,13 @@ class TrainConfig:
     @classmethod
     def from_config(cls, config: ConfigDict) -> "TrainConfig":
         """Raises ConfigError for settings that are unknown or invalid."""
-        values: Mapping[str, Any] = {name: config[name] for name in config}
         known = _hints(cls)
-        unknown = [f"{name}.{did_you_mean(name, known)}" for name in values if name not in known]
+        unknown = [f"{name}.{did_you_mean(name, known)}" for name in config if name not in known]
         if unknown:
             raise ConfigError(
                 f"The configuration has unknown settings: {' '.join(unknown)} See configs/base.py"
             )
-        return cls(**values)
+        return cls(**{name: config[name] for name in config})
 
     def to_config(self) -> ConfigDict:
         """Inverse of `from_config`, to be changed by name."""
@@ -252,9 +244,7 @@ class TrainConfig:
             pattern = self.trainable or (ALL if self.lora is None else TRAINABLE)
             rest = () if pattern == ALL else ((ALL, None),)
             schedules = Rules(((pattern, self.schedule), *rest))
-        values = self._fields_of(OptimizerConfig)
-        values["schedules"] = schedules
-        return OptimizerConfig(**values)
+        return OptimizerConfig(**self._fields_of(OptimizerConfig) | {"schedules": schedules})
 
     @functools.cached_property
     def step_config(self) -> StepConfig:
@@ -299,22 +289,26 @@ def _type_problem(value: Any, hint: Any) -> str:
     """What is wrong with the type of a value; "" for nothing."""
     if _has_type(value, hint):
         return ""
-    options = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-    names = [getattr(option, "__name__", str(option)) for option in options]
+    names = [getattr(option, "__name__", str(option)) for option in _options(hint)]
     return f"expected {' or '.join(names)}, got {value!r}"[:200]
 
 
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of another type, itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
+
+
 def _has_type(value: Any, hint: Any) -> bool:
+    if len(options := _options(hint)) > 1:
+        return any(_has_type(value, option) for option in options)
     kind = typing.get_origin(hint) or hint
-    if kind in _UNIONS:
-        return any(_has_type(value, option) for option in typing.get_args(hint))
     if kind is typing.Literal:
         return value in typing.get_args(hint)
     if isinstance(value, bool) and kind in (int, float):
         return False
-    kind = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+    kind = {int: numbers.Integral, float: numbers.Real, Any: object}.get(kind, kind)
     try:
-        return kind is Any or isinstance(value, kind)
+        return isinstance(value, kind)
     except TypeError:  # a type that cannot be checked
         return True
 
@@ -328,11 +322,18 @@ def load_config(spec: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     """
     text = os.fspath(spec)
     name, _, arg = text.partition(".py:" if ".py" in text else ":")
-    config = _get_config(_config_path(name.removesuffix(".py")))(arg)
+    path = _config_path(name.removesuffix(".py"))
+    module_spec: Any = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses look their module up
+    module_spec.loader.exec_module(module)
+    get_config = getattr(module, "get_config", None)
+    config = get_config(arg) if get_config else None
     if not isinstance(config, ConfigDict):
+        what = f"a {type(config).__name__} of it" if get_config else "no such function"
         raise ConfigError(
-            f"get_config of {name} must return an ml_collections ConfigDict, got "
-            f"{type(config).__name__}. Begin with a copy of configs/base.py"
+            f"expected get_config(arg) in {path} that returns an ml_collections ConfigDict, got "
+            f"{what}. Begin with a copy of configs/base.py"
         )
     override(config, overrides)
     return config
@@ -345,39 +346,19 @@ def config_directory() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
-def config_names() -> list[str]:
-    """The names of the configurations that come with the library."""
-    directory = config_directory()
-    paths = (path.relative_to(directory) for path in directory.rglob("*.py"))
-    return sorted(path.with_suffix("").as_posix() for path in paths if path.stem != "__init__")
-
-
 def _config_path(name: str) -> Path:
-    """The file of a configuration: one of configs/, or else a path with or without ".py"."""
-    shipped, given = config_directory() / f"{name}.py", Path(f"{name}.py").expanduser()
+    """The file of a configuration: one of configs/, or else a path without ".py"."""
+    directory = config_directory()
+    shipped, given = directory / f"{name}.py", Path(f"{name}.py").expanduser()
     for path in (given, shipped) if os.path.dirname(name) else (shipped, given):
         if path.is_file():
             return path
-    names = config_names()
+    found = (path.relative_to(directory) for path in directory.rglob("*.py"))
+    names = sorted(path.with_suffix("").as_posix() for path in found if path.stem != "__init__")
     raise ConfigError(
         f"There is no configuration {name!r}.{did_you_mean(name, names)} There are: "
         f"{', '.join(names)}; or give the path of a Python file with get_config(arg)"
     )
-
-
-def _get_config(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    get_config = getattr(module, "get_config", None)
-    if get_config is None:
-        raise ConfigError(
-            f"{path} has no function get_config(arg), which returns a ConfigDict. Begin with a "
-            "copy of configs/base.py"
-        )
-    return get_config
 
 
 def parse_arg(arg: str, **defaults: Any) -> Any:
@@ -410,10 +391,10 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> None:
         try:
             if not equals:
                 raise ConfigError("expected a value; write --config.name=value")
-            first, *rest = name.split(".")
-            changed = _changed(config, _hints(TrainConfig), first, rest, value)
+            hints = {known: hint for known, hint in _hints(TrainConfig).items() if known in config}
+            first, *_ = path = name.split(".")
             with config.unlocked(), config.ignore_type():
-                config[first] = changed
+                config[first] = _changed(config, hints, path, value)
         except ConfigError as e:
             problems.append(f"--config.{name}: {e}")
     if problems:
@@ -421,26 +402,24 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> None:
         raise ConfigError(f"{len(problems)} settings cannot be changed so:\n  {listing}")
 
 
-def _changed(owner: Any, hints: Mapping[str, Any], name: str, rest: list[str], text: str) -> Any:
-    """The new value of the setting `name` of `owner`, with its field at `rest` made `text`."""
-    names = [known for known in hints if not isinstance(owner, ConfigDict) or known in owner]
-    if name not in names:
+def _changed(owner: Any, hints: Mapping[str, Any], path: list[str], text: str) -> Any:
+    """The new value of the first name of `path` in `owner`, with the field at its end `text`."""
+    name, *rest = path
+    if name not in hints:
         raise ConfigError(
-            f"there is no such setting.{did_you_mean(name, names)} There are: {', '.join(names)}"
+            f"there is no such setting.{did_you_mean(name, hints)} There are: {', '.join(hints)}"
         )
-    old = owner[name] if isinstance(owner, ConfigDict) else getattr(owner, name)
+    old, hint = getattr(owner, name), hints[name]
     if rest:
         if not dataclasses.is_dataclass(old) or isinstance(old, type):
             raise ConfigError(f"{name} is {old!r}, which has no fields")
-        new = _changed(old, _hints(type(old)), rest[0], rest[1:], text)
-        return dataclasses.replace(old, **{rest[0]: new})
-    hint = hints[name]
+        return dataclasses.replace(old, **{rest[0]: _changed(old, _hints(type(old)), rest, text)})
     new = parse_value(text)
     if not _has_type(new, hint) and _has_type(text, hint):
         return text  # a name that happens to look like a number
     if problem := _type_problem(new, hint):
         raise ConfigError(f"{problem}; it is {old!r}")
-    options = typing.get_args(hint) or (hint,)
+    options = _options(hint)
     return float(new) if type(new) is int and float in options and int not in options else new
 
 
@@ -466,15 +445,12 @@ def _evaluate(node: ast.expr) -> Any:
                 return known[name](*map(_evaluate, args), **values)
             except TypeError as e:
                 raise ConfigError(f"{name}(...) cannot be made: {e}") from e
-        case ast.Tuple(elts=entries):
-            return tuple(map(_evaluate, entries))
-        case ast.List(elts=entries):
-            return list(map(_evaluate, entries))
-        case _:
-            try:
-                return ast.literal_eval(node)
-            except ValueError as e:
-                raise ConfigError(f"expected a literal, got {ast.unparse(node)}") from e
+        case ast.Tuple(elts=entries) | ast.List(elts=entries):
+            return (tuple if isinstance(node, ast.Tuple) else list)(map(_evaluate, entries))
+    try:
+        return ast.literal_eval(node)
+    except ValueError as e:
+        raise ConfigError(f"expected a literal, got {ast.unparse(node)}") from e
 
 
 @functools.cache
@@ -498,11 +474,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-_MIXTURE = (
-    "Write one mixture of all: Mixture(MixtureComponent(captions, 3.0), MixtureComponent(boxes))"
-)
-
-
 def open_records(
     given: Any, what: str, *, split: str = "train", codec: MaskCodec | None = None
 ) -> RecordSource:
@@ -512,6 +483,11 @@ def open_records(
     in errors, `split` is the part of a path that is a directory, and `codec` is for COCO's masks.
     Raises DatasetError, and ConfigError for nothing, or a mixture where none can be.
     """
+
+    def opened(one: Any, place: Any = None) -> RecordSource:
+        name = what if place is None else f"{what}[{place}]"
+        return open_records(one, name, split=split, codec=codec)
+
     if given is None:
         raise ConfigError(
             f"expected records, got none: {what} is not set. Give a path or a source, for example "
@@ -519,36 +495,28 @@ def open_records(
         )
     if isinstance(given, str | os.PathLike):
         return open_source(given, split)
-    if isinstance(given, Mixture):
-        return given.opened(
-            lambda one, place: open_records(one, f"{what}[{place}]", split=split, codec=codec)
-        )
-    if isinstance(given, MixtureComponent):
-        raise ConfigError(f"{what} is a part of a mixture without the mixture. {_MIXTURE}")
     if isinstance(given, Data):
         if given.masks and codec is None:
             raise ConfigError(
                 f"The masks of {given.path} cannot become tokens: the checkpoint has no mask codec."
                 " Add one: paligemma convert SOURCE TARGET --mask-codec vae-oid.npz"
             )
-        return open_source(
-            given.path,
-            given.split,
-            images=given.images,
-            reader=given.reader,
-            codec=codec if given.masks else None,
+        options: Any = dict(images=given.images, reader=given.reader)
+        return open_source(given.path, given.split, codec=codec if given.masks else None, **options)
+    if isinstance(given, Mixture):
+        return given.opened(opened)
+    parts = given if isinstance(given, tuple) else ()
+    if any(isinstance(one, Mixture | MixtureComponent) for one in (given, *parts)):
+        shown = "a tuple with a mixture or a part of one in it" if parts else "a part of a mixture"
+        raise ConfigError(
+            f"{what} is {shown}. Write one mixture of all: Mixture(MixtureComponent(captions, 3.0),"
+            " MixtureComponent(boxes))"
         )
-    if not isinstance(given, list | tuple) and isinstance(given, RecordSource):
-        if len(given) > 0 and isinstance(given[0], Record):
-            return given
-    if isinstance(given, tuple) and any(not isinstance(one, Mapping | Record) for one in given):
-        if any(isinstance(one, Mixture | MixtureComponent) for one in given):
-            raise ConfigError(
-                f"{what} is a tuple with a mixture or a part of one in it. {_MIXTURE}"
-            )
-        return ConcatSource(
-            tuple(open_records(one, what, split=split, codec=codec) for one in given)
-        )
+    if any(not isinstance(one, Mapping | Record) for one in parts):
+        return ConcatSource(tuple(map(opened, parts)))
+    is_source = not isinstance(given, list | tuple) and isinstance(given, RecordSource)
+    if is_source and len(given) > 0 and isinstance(given[0], Record):
+        return given
     return SequenceSource(given, name=what)
 
 

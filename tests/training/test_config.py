@@ -126,7 +126,7 @@ def test_file_with_argument_and_overrides(tmp_path: Path):
     with pytest.raises(ConfigError, match="argument 'resolutoin'. Did you mean resolution"):
         load_config(f"{path}:resolutoin=448")
     path.write_text("x = 1")
-    with pytest.raises(ConfigError, match="no function get_config"):
+    with pytest.raises(ConfigError, match="no such function"):
         load_config(path)
 
 
