@@ -36,19 +36,28 @@ class RunLength:
     data_size: int | None = None
 
 
+class _Duration(abc.ABC):
+    def steps(self, run: RunLength) -> int:
+        """This duration in steps: the nearest number, but at least one unless it is zero."""
+        steps = self._exact(run)
+        return max(1, round(steps)) if steps > 0 else round(steps)
+
+    @abc.abstractmethod
+    def _exact(self, run: RunLength) -> float | int: ...
+
+
 @dataclasses.dataclass(frozen=True)
-class Steps:
+class Steps(_Duration):
     """A number of steps."""
 
     count: int
 
-    def steps(self, run: RunLength) -> int:
-        """This duration in steps."""
+    def _exact(self, run: RunLength) -> float | int:
         return self.count
 
 
 @dataclasses.dataclass(frozen=True)
-class Fraction:
+class Fraction(_Duration):
     """A fraction of all steps, between 0 and 1 (big_vision's percent)."""
 
     fraction: float | int
@@ -60,49 +69,40 @@ class Fraction:
                 "Write Fraction(0.05) for 5 %"
             )
 
-    def steps(self, run: RunLength) -> int:
-        """This duration in steps."""
-        return _round(self.fraction * run.total_steps)
+    def _exact(self, run: RunLength) -> float | int:
+        return self.fraction * run.total_steps
 
 
 @dataclasses.dataclass(frozen=True)
-class Examples:
+class Examples(_Duration):
     """A number of examples."""
 
     count: float | int
 
-    def steps(self, run: RunLength) -> int:
-        """This duration in steps."""
-        return _round(self.count / _known(run.batch_size, "batch_size"))
+    def _exact(self, run: RunLength) -> float | int:
+        return self.count / _known(run, "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
-class Epochs:
+class Epochs(_Duration):
     """A number of passes over the data."""
 
     count: float | int
 
-    def steps(self, run: RunLength) -> int:
-        """This duration in steps."""
-        size = _known(run.data_size, "data_size")
-        return _round(self.count * size / _known(run.batch_size, "batch_size"))
+    def _exact(self, run: RunLength) -> float | int:
+        return self.count * _known(run, "data_size") / _known(run, "batch_size")
 
 
 Duration = Steps | Fraction | Examples | Epochs
 
 
-def _round(steps: float) -> int:
-    """The nearest number, but at least one unless it is zero."""
-    return max(1, round(steps)) if steps else 0
-
-
-def _known(size: int | None, name: str) -> int:
-    if not size:
-        raise ConfigError(
-            f"expected the run's {name}, which this duration needs, got {size}. Pass "
-            f"RunLength({name}=...), or give the duration as Steps(...) or Fraction(...)"
-        )
-    return size
+def _known(run: RunLength, name: str) -> int:
+    if size := getattr(run, name):
+        return size
+    raise ConfigError(
+        f"expected the run's {name}, which this duration needs, got {size}. Pass "
+        f"RunLength({name}=...), or give the duration as Steps(...) or Fraction(...)"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,6 @@ class Constant(Schedule):
     """1 after the warm-up."""
 
     def decay(self, steps: int) -> optax.Schedule:
-        """See `Schedule`."""
         return optax.constant_schedule(1.0)
 
 
@@ -157,7 +156,6 @@ class Cosine(Schedule):
     """Half a cosine, from 1 after the warm-up to 0 at the end."""
 
     def decay(self, steps: int) -> optax.Schedule:
-        """See `Schedule`."""
         return optax.cosine_decay_schedule(1.0, steps)
 
 
@@ -169,7 +167,6 @@ class Linear(Schedule):
     power: float = 1.0
 
     def decay(self, steps: int) -> optax.Schedule:
-        """See `Schedule`."""
         return optax.polynomial_schedule(1.0, self.end, self.power, steps)
 
 
@@ -184,7 +181,6 @@ class ReciprocalSquareRoot(Schedule):
     shift: float | int = 0
 
     def decay(self, steps: int) -> optax.Schedule:
-        """See `Schedule`."""
         return lambda count: jax.lax.rsqrt(1.0 + (count + self.shift) / self.timescale)
 
 
@@ -207,7 +203,6 @@ class Adam:
     momentum_dtype: DType | None = None
 
     def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
-        """See `Optimizer`."""
         return optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.momentum_dtype)
 
 
@@ -218,7 +213,6 @@ class AdamW(Adam):
     weight_decay: float = 1e-2
 
     def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
-        """See `Optimizer`."""
         scaled = {path: self.weight_decay * factor for path, factor in decays.items()}
         return optax.chain(super().transformation(decays), _add_decay(scaled))
 
@@ -241,8 +235,6 @@ class Adafactor:
     eps: float = 1e-30
 
     def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
-        """See `Optimizer`."""
-
         def decay(step: Any, exponent: Any) -> jax.Array:
             t = jnp.asarray(step, jnp.float32) + 1.0
             return jnp.minimum(self.b2_cap, 1.0 - t ** (-exponent))
@@ -273,7 +265,6 @@ class SGD:
     momentum_dtype: DType | None = None
 
     def transformation(self, decays: Mapping[str, float]) -> optax.GradientTransformation:
-        """See `Optimizer`."""
         if self.momentum is None:
             return optax.identity()
         return optax.trace(self.momentum, self.nesterov, self.momentum_dtype)
@@ -331,34 +322,27 @@ def make_optimizer(
     Raises ConfigError if a path has no schedule, a rule matches none, or all are frozen.
     """
     paths = list(paths)
-    trainable = config.trainable(paths)
-    if not trainable:
+    schedules = {k: s for k, s in config.schedules.cover(paths, "schedules").items() if s}
+    if not schedules:
         raise ConfigError(
             "expected at least one trainable parameter, got none: every one is frozen. Write for "
             'example schedules=Rules((("llm/.*", Cosine()), (".*", None)))'
         )
-    schedules = config.schedules.cover(paths, "schedules")
     multipliers = config.lr_multipliers.find(paths, "lr_multipliers")
-    rates = {path: config.learning_rate * multipliers.get(path, 1.0) for path in trainable}
-    decays = _decays(config, paths, trainable)
-    factors = {s: s.factor(run) for s in dict.fromkeys(schedules.values()) if s is not None}
-    by_path = {path: factors[s] for path, s in schedules.items() if s is not None}
+    rates = {path: config.learning_rate * multipliers.get(path, 1.0) for path in schedules}
+    decays: dict[str, float] = {}
+    if config.weight_decay or isinstance(config.optimizer, AdamW):
+        if config.weight_decay_multipliers == KERNELS:  # the default need not match any path
+            found = {path: 1.0 for path in paths if path.endswith("/kernel")}
+        else:
+            found = config.weight_decay_multipliers.find(paths, "weight_decay_multipliers")
+        decays = {path: factor for path, factor in found.items() if path in schedules and factor}
+    factors = {s: s.factor(run) for s in dict.fromkeys(schedules.values())}
+    by_path = {path: factors[s] for path, s in schedules.items()}
     added = {path: config.weight_decay * f for path, f in decays.items()}
     chain = [] if config.max_grad_norm is None else [_clip(config.max_grad_norm)]
     chain += [config.optimizer.transformation(decays), _descend(rates, added, by_path)]
     return optax.chain(*chain)
-
-
-def _decays(
-    config: OptimizerConfig, paths: Iterable[str], trainable: tuple[str, ...]
-) -> dict[str, float]:
-    """Multipliers of the weight decay of the trainable weights that have one."""
-    if not config.weight_decay and not isinstance(config.optimizer, AdamW):
-        return {}
-    if config.weight_decay_multipliers == KERNELS:  # the default need not match any path
-        return {path: 1.0 for path in trainable if path.endswith("/kernel")}
-    chosen = config.weight_decay_multipliers.find(paths, "weight_decay_multipliers")
-    return {path: factor for path, factor in chosen.items() if path in trainable and factor}
 
 
 def _clip(max_norm: float) -> optax.GradientTransformation:
