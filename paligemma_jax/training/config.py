@@ -229,7 +229,8 @@ class TrainConfig:
             raise ConfigError(
                 f"The configuration has unknown settings: {' '.join(unknown)} See configs/base.py"
             )
-        return cls(**{name: config[name] for name in config})
+        values: dict[str, Any] = {name: config[name] for name in config}
+        return cls(**values)
 
     def to_config(self) -> ConfigDict:
         """Inverse of `from_config`, to be changed by name."""
@@ -244,7 +245,9 @@ class TrainConfig:
             pattern = self.trainable or (ALL if self.lora is None else TRAINABLE)
             rest = () if pattern == ALL else ((ALL, None),)
             schedules = Rules(((pattern, self.schedule), *rest))
-        return OptimizerConfig(**self._fields_of(OptimizerConfig) | {"schedules": schedules})
+        values = self._fields_of(OptimizerConfig)
+        values["schedules"] = schedules
+        return OptimizerConfig(**values)
 
     @functools.cached_property
     def step_config(self) -> StepConfig:
@@ -514,9 +517,9 @@ def open_records(
         )
     if any(not isinstance(one, Mapping | Record) for one in parts):
         return ConcatSource(tuple(map(opened, parts)))
-    is_source = not isinstance(given, list | tuple) and isinstance(given, RecordSource)
-    if is_source and len(given) > 0 and isinstance(given[0], Record):
-        return given
+    if not isinstance(given, list | tuple) and isinstance(given, RecordSource):
+        if len(given) > 0 and isinstance(given[0], Record):
+            return given
     return SequenceSource(given, name=what)
 
 

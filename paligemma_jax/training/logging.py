@@ -1,7 +1,6 @@
 """Numbers of a run while it goes: metrics.jsonl, TensorBoard, Weights & Biases, progress, rates."""
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -11,7 +10,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 
@@ -20,15 +19,6 @@ from paligemma_jax.errors import MissingExtraError
 
 METRICS = "metrics.jsonl"
 Progress = Callable[[int, int, Mapping[str, float]], None]  # step, steps in all, newest numbers
-
-
-@runtime_checkable
-class MetricsWriter(Protocol):
-    """Takes the numbers of a step, and is closed at the end."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class JsonLines:
@@ -44,36 +34,27 @@ class JsonLines:
         beside.write_text("".join(map(_to_json, kept)))
         os.replace(beside, path)
         self._file = path.open("a")
+        self.close = self._file.close
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._file.write(_to_json({"step": step, **values}))
         self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class TensorBoard:
     """Event files for `tensorboard --logdir WORKDIR`; MissingExtraError without tensorboardX."""
 
     def __init__(self, directory: Path):
-        if not self.installed():
-            raise MissingExtraError("Writing for TensorBoard", "train")
-        from tensorboardX import SummaryWriter
-
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as e:
+            raise MissingExtraError("Writing for TensorBoard", "train") from e
         self._writer = SummaryWriter(str(directory), flush_secs=30)
-
-    @staticmethod
-    def installed() -> bool:
-        """Whether the package that writes the files is there."""
-        return importlib.util.find_spec("tensorboardX") is not None
+        self.close = self._writer.close
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 class WeightsAndBiases:
@@ -94,12 +75,13 @@ class WeightsAndBiases:
         self._run = wandb.init(
             dir=str(directory), id=name.read_text(), name=directory.name, resume="allow", **options
         )
+        self.close = self._run.finish
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+
+Writer = JsonLines | TensorBoard | WeightsAndBiases
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -130,9 +112,9 @@ def progress_display(bar: bool) -> Iterator[Progress]:
 
     def print_line(step: int, total: int, values: Mapping[str, float]) -> None:
         nonlocal last
-        logged = values.get("samples_per_second")
-        if logged != last or step == total:
-            last = logged
+        logged, before = values.get("samples_per_second"), last
+        last = logged
+        if logged != before or step == total:
             print(f"step {step}/{total} {_in_brief(values)}", file=sys.stderr, flush=True)
 
     if not bar:

@@ -10,7 +10,7 @@ not divided over the axis "tensor".
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -117,18 +117,17 @@ class StepShapes:
         dtype: DType,
     ) -> "StepShapes":
         """Those of the arguments of `estimate_memory`; raises ConfigError."""
+        array: Any = jax.ShapeDtypeStruct
         graphdef, arrays = split_model(model)
-        shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in arrays.items()}
+        shapes = {k: array(x.shape, x.dtype) for k, x in arrays.items()}
         transformation = make_optimizer(optimizer, shapes, RUN)
         paths, ema = optimizer.trainable(shapes), step.ema is not None
         state = jax.eval_shape(
             lambda arrays: init_state(arrays, paths, transformation, dtype=dtype, ema=ema), shapes
         )
         size = graphdef.merge_flat(shapes).config.img.image_size
-        text: Any = jax.ShapeDtypeStruct((shape.examples, shape.text + 1), jnp.int32)
-        pixels: Any = jax.ShapeDtypeStruct(
-            (shape.examples, shape.images, size, size, 3), jnp.float32
-        )
+        text = array((shape.examples, shape.text + 1), jnp.int32)
+        pixels = array((shape.examples, shape.images, size, size, 3), jnp.float32)
         images = pixels if shape.images else None
         batch = Batch(images=images, tokens=text, mask_ar=text, mask_input=text, mask_loss=text)
         return cls(graphdef, state, batch, jax.sharding.AbstractMesh(axes.sizes, NAMES))
@@ -140,7 +139,7 @@ def estimate_memory(
     step: StepConfig,
     shape: BatchShape,
     *,
-    axes: Axes | None = None,
+    axes: Axes = Axes(),  # noqa: B008
     dtype: DType = jnp.float32,
 ) -> MemoryEstimate:
     """What a training step of `model` takes; it may be of shapes alone (`abstract_model`).
@@ -148,13 +147,12 @@ def estimate_memory(
     `dtype` is that of the master weights; the model's own are those of the frozen weights and of
     activations. `axes` are sizes of a mesh whose devices need not be there. Raises ConfigError.
     """
-    shapes = StepShapes.of(model, optimizer, step, shape, axes or Axes(), dtype)
+    shapes = StepShapes.of(model, optimizer, step, shape, axes, dtype)
     graphdef, state, batch, mesh = shapes.graphdef, shapes.state, shapes.batch, shapes.mesh
     own = state_shardings(state, mesh)
 
     def held(tree: Any, shardings: Any) -> int:
-        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
-        return sum(_bytes(sharding.shard_shape(leaf.shape), leaf.dtype) for leaf, sharding in pairs)
+        return sum(map(_bytes, jax.tree.leaves(tree), jax.tree.leaves(shardings)))
 
     trainable = held(state.trainable, own.trainable)
     parts, ways = step.gradient_accumulation_steps, mesh.shape["data"] * mesh.shape["fsdp"]
@@ -172,9 +170,9 @@ def estimate_memory(
         frozen=held(state.frozen, own.frozen),
         optimizer=held(state.opt_state, own.opt_state),
         ema=held(state.ema, own.ema),
-        batch=sum(_bytes(x.shape, x.dtype) for x in jax.tree.leaves(batch)) // ways,
+        batch=sum(map(_bytes, jax.tree.leaves(batch))) // ways,
         gradients=trainable * (1 if parts == 1 else 2),
-        update=max(held({k: x}, {k: own.trainable[k]}) for k, x in state.trainable.items()),
+        update=max(_bytes(x, own.trainable[k]) for k, x in state.trainable.items()),
         kept=kept,
         layer=work + _gathered(state, mesh),
         logits=LOGIT_COPIES * logits,
@@ -198,63 +196,51 @@ def _residuals(
     program = jax.make_jaxpr(pullback)(state.trainable, state.frozen, batch, key).jaxpr
     given = {id(v) for v in (*program.invars, *program.constvars)}
     kept = {id(v): v for v in program.outvars if isinstance(v, Var)}
-    total = _sizes(v for number, v in kept.items() if number not in given)
     layers = [0]
     for scan in (equation for equation in program.eqns if equation.primitive.name == "scan"):
         body = getattr(scan.params["jaxpr"], "jaxpr", scan.params["jaxpr"])
         stacked = [  # what the scan gives for each layer; the rest is carried to the next
-            whole
+            _bytes(whole.aval)
             for whole, one in zip(scan.outvars, body.outvars, strict=True)
             if whole.aval.ndim > one.aval.ndim and id(whole) in kept
         ]
-        layers.append(_sizes(stacked) // scan.params["length"])
-    return total, max(layers)
+        layers.append(sum(stacked) // scan.params["length"])
+    return sum(_bytes(v.aval) for number, v in kept.items() if number not in given), max(layers)
 
 
 def _gathered(state: TrainState, mesh: Any) -> int:
     """Weights of one layer, and the embedding table, as far as they come from other devices."""
     size = 0
     for path, leaf in state.params.items():
-        own = _bytes(leaf_sharding(path, leaf, mesh).shard_shape(leaf.shape), leaf.dtype)
-        missing = _bytes(leaf.shape, leaf.dtype) // mesh.shape["tensor"] - own
+        missing = _bytes(leaf) // mesh.shape["tensor"]
+        missing -= _bytes(leaf, leaf_sharding(path, leaf, mesh))
         stacked = path.startswith("llm/layers/")
         if stacked or path == "llm/embedder/input_embedding":
             size += max(missing, 0) // (leaf.shape[0] if stacked else 1)
     return size
 
 
-def _sizes(variables: Iterable[Any]) -> int:
-    return sum(_bytes(v.aval.shape, v.aval.dtype) for v in variables)
-
-
-def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
-    return math.prod(shape) * dtype.itemsize
+def _bytes(leaf: Any, sharding: Any = None) -> int:
+    """Bytes of an array or a shape; with `sharding` those on one device."""
+    shape = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
 
 
 def ways_to_fit(
-    memory: int,
-    model: nnx.Module,
-    optimizer: OptimizerConfig,
-    step: StepConfig,
-    shape: BatchShape,
-    *,
-    axes: Axes | None = None,
-    dtype: DType = jnp.float32,
+    memory: int, estimate: Callable[[StepConfig], MemoryEstimate], step: StepConfig, local: int
 ) -> list[tuple[StepConfig, MemoryEstimate]]:
-    """Ways to train with this batch in `memory` bytes a device, the fastest first.
+    """Ways to train in `memory` bytes a device, the fastest first, with `local` examples on each.
 
     They differ from `step` in `remat` and `gradient_accumulation_steps`.
     """
-    local = shape.examples // math.prod((axes or Axes()).sizes[:2])
     least = step.gradient_accumulation_steps
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= least and local % n == 0]
     found = []
     for remat in ("none", "dots", "full"):
         for count in counts:
             changed = dataclasses.replace(step, remat=remat, gradient_accumulation_steps=count)
-            estimate = estimate_memory(model, optimizer, changed, shape, axes=axes, dtype=dtype)
-            if estimate.total <= memory:
-                found.append((changed, estimate))
+            if (needed := estimate(changed)).total <= memory:
+                found.append((changed, needed))
                 break
     # Each part of a batch reads all weights once more; recomputing costs a third.
     return sorted(found, key=lambda one: one[0].gradient_accumulation_steps)
@@ -276,15 +262,24 @@ def describe_memory(config: TrainConfig, memory: int | None = None, *, brief: bo
 
 
 def _describe(config: TrainConfig, memory: int | None, brief: bool) -> Iterable[str]:
+    mesh, dtype = make_mesh(config.mesh), as_float_dtype(config.dtype)
     architecture = with_resolution(_architecture(config.model), config.resolution)
-    model = nnx.eval_shape(lambda: _model(config, architecture))
-    mesh = make_mesh(config.mesh)
-    shape = BatchShape(examples=config.batch_size, text=config.text_length)
-    arguments = (model, config.optimizer_config, config.step_config, shape)
-    options: Any = dict(axes=Axes(**mesh.shape), dtype=as_float_dtype(config.master_dtype))
-    found = estimate_memory(*arguments, **options)
+
+    def make_model() -> PaliGemma:
+        model = PaliGemma(architecture, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)
+        if config.quantize is not None:
+            model = quantize_stacked(model, config.quantize)
+        return model if config.lora is None else add_lora(model, config.lora, nnx.Rngs(0))
+
+    def estimate(step: StepConfig) -> MemoryEstimate:
+        shape = BatchShape(examples=config.batch_size, text=config.text_length)
+        options: Any = dict(axes=Axes(**mesh.shape), dtype=as_float_dtype(config.master_dtype))
+        return estimate_memory(model, config.optimizer_config, step, shape, **options)
+
+    model = nnx.eval_shape(make_model)
+    found = estimate(config.step_config)
     if brief:
-        kept = found.trainable + found.frozen + found.optimizer + found.ema
+        kept = found.resident - found.batch
         yield f"memory: {found.total / 1e9:.2f} GB a device ({mesh.size}), estimated"
         yield (
             f"  weights and optimizer {kept / 1e9:.2f}, gradients {found.gradients / 1e9:.2f}, "
@@ -295,7 +290,8 @@ def _describe(config: TrainConfig, memory: int | None, brief: bool) -> Iterable[
         yield str(found)
     if memory is not None and found.total > memory:
         yield f"That is more than {memory / 1e9:.1f} GB. What fits:"
-        ways = ways_to_fit(memory, *arguments, **options)
+        local = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+        ways = ways_to_fit(memory, estimate, config.step_config, local)
         for step, one in ways:
             yield (
                 f"  --config.remat='{step.remat}' --config.gradient_accumulation_steps="
@@ -321,11 +317,3 @@ def _architecture(name: str) -> PaliGemmaConfig:
         return VARIANTS[published]
     with open_checkpoint(path) as checkpoint:
         return checkpoint.config
-
-
-def _model(config: TrainConfig, architecture: PaliGemmaConfig) -> PaliGemma:
-    dtype = as_float_dtype(config.dtype)
-    model = PaliGemma(architecture, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)
-    if config.quantize is not None:
-        model = quantize_stacked(model, config.quantize)
-    return model if config.lora is None else add_lora(model, config.lora, nnx.Rngs(0))

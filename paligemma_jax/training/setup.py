@@ -1,11 +1,12 @@
 """What a run starts from, weights on the devices, and what it leaves: a model and adapters."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from paligemma_jax.config import PaliGemmaConfig
+from paligemma_jax.data.batches import Batches, make_batches
+from paligemma_jax.data.record import RecordSource, Transform
 from paligemma_jax.errors import CheckpointError, ConfigError
 from paligemma_jax.loading import from_pretrained
 from paligemma_jax.models.lora import add_lora, is_adapter, merge_lora
@@ -24,7 +27,14 @@ from paligemma_jax.models.quantization import quantize_stacked
 from paligemma_jax.models.sharding import leaf_sharding
 from paligemma_jax.processing.processor import Processor
 from paligemma_jax.training.config import TrainConfig
-from paligemma_jax.training.distributed import agree, barrier, is_first, place, state_shardings
+from paligemma_jax.training.distributed import (
+    agree,
+    barrier,
+    is_first,
+    place,
+    process_shard,
+    state_shardings,
+)
 from paligemma_jax.training.optimizer import RunLength, make_optimizer
 from paligemma_jax.training.step import TrainState, init_state
 from paligemma_jax.weights.checkpoint import Checkpoint
@@ -109,6 +119,34 @@ def load_base(config: TrainConfig, checkpoint: Checkpoint, mesh: Mesh) -> PaliGe
     return from_params(wanted, params, as_float_dtype(config.dtype).name)
 
 
+def open_batches(
+    config: TrainConfig,
+    source: RecordSource,
+    processor: Processor,
+    mesh: Mesh,
+    *,
+    transforms: Sequence[Transform],
+    shuffle: bool = True,
+    workers: int = 0,
+) -> Batches:
+    """This process's part of every batch of a run; see `make_batches` and `process_shard`."""
+    part, parts = process_shard(mesh, config.batch_size)
+    return make_batches(
+        source,
+        processor,
+        batch_size=config.batch_size // parts,
+        length=config.text_length,
+        seed=config.seed,
+        transforms=transforms,
+        shuffle=shuffle,
+        workers=workers,
+        process_index=part,
+        process_count=parts,
+        on_overflow=config.on_overflow,
+        max_bad_records=config.max_bad_records,
+    )
+
+
 def fingerprint(path: Path) -> str:
     """Changes when the checkpoint is another one: names and sizes of files, and the manifest."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
@@ -154,22 +192,34 @@ class FineTuneResult:
 
 def has_result(workdir: Path, step: int) -> bool:
     """Whether the model after `step` has been exported, as the first process sees it."""
-    found = ""
-    try:
+    found = False
+    with contextlib.suppress(OSError, ValueError, KeyError):
         finished = json.loads((workdir / _FINISHED).read_bytes())
-        found = "there" if finished["step"] == step and (workdir / MODEL).is_dir() else ""
-    except (OSError, ValueError, KeyError):
-        pass
-    return bool(agree("the result", found))
+        found = finished["step"] == step and (workdir / MODEL).is_dir()
+    return bool(agree("the result", "there" if found else ""))
 
 
 def export(workdir: Path, config: TrainConfig, setup: Setup, state: TrainState, step: int) -> None:
     """Writes the model, the adapters where there are any, and finished.json.
 
-    What is there already is kept under another name. Of several processes each calls this, and the
+    The model is a native checkpoint, in the base's dtypes unless `save_dtype` says otherwise. What
+    is there already is kept under another name. Of several processes each calls this, and the
     first one writes. Raises CheckpointError.
     """
-    _write_model(workdir / MODEL, config, setup, state)
+    weights = model_weights(trained_model(config, setup, state))
+    dtypes = {name: spec.dtype for name, spec in setup.checkpoint.specs.items()}
+    if config.save_dtype is not None:
+        dtypes = dict.fromkeys(weights.specs, as_float_dtype(config.save_dtype))
+    metadata = CheckpointMetadata(
+        setup.processor.to_dict(),
+        setup.processor.tokenizer.to_bytes(),
+        setup.checkpoint.mask_codec_bytes,
+        {"kind": "fine-tuned", "base": setup.checkpoint.path.name, "step": int(state.step)},
+    )
+    if is_first():
+        _move_aside(workdir / MODEL)
+    export_from_all(workdir / MODEL, cast(weights, dtypes), metadata)
+    barrier("the model that is written")
     if config.lora is not None:
         _write_adapter(workdir / ADAPTER, setup, state)
     if is_first():
@@ -193,24 +243,6 @@ def trained_model(config: TrainConfig, setup: Setup, state: TrainState) -> PaliG
     return merge_lora(graphdef.merge_flat({**floats, **learned}))
 
 
-def _write_model(target: Path, config: TrainConfig, setup: Setup, state: TrainState) -> None:
-    """Writes a native checkpoint, in the base's dtypes unless `save_dtype` says otherwise."""
-    weights = model_weights(trained_model(config, setup, state))
-    dtypes = {name: spec.dtype for name, spec in setup.checkpoint.specs.items()}
-    if config.save_dtype is not None:
-        dtypes = dict.fromkeys(weights.specs, as_float_dtype(config.save_dtype))
-    metadata = CheckpointMetadata(
-        setup.processor.to_dict(),
-        setup.processor.tokenizer.to_bytes(),
-        setup.checkpoint.mask_codec_bytes,
-        {"kind": "fine-tuned", "base": setup.checkpoint.path.name, "step": int(state.step)},
-    )
-    if is_first():
-        _move_aside(target)
-    export_from_all(target, cast(weights, dtypes), metadata)
-    barrier("the model that is written")
-
-
 def _write_adapter(target: Path, setup: Setup, state: TrainState) -> None:
     """Writes the adapters in PEFT's format, with what else was trained.
 
@@ -220,11 +252,9 @@ def _write_adapter(target: Path, setup: Setup, state: TrainState) -> None:
     whole = [name for name in state.trainable if not is_adapter(name)]
     # Adapters, and layers with whole weights ("img" and "llm" are none), leave the devices.
     layers = {name.rpartition("/")[0] for name in whole} - {"img", "llm"}
-    arrays |= {
-        name: to_host(array)
-        for name, array in arrays.items()
-        if is_adapter(name) or name in whole or name.rpartition("/")[0] in layers
-    }
+    for name, array in arrays.items():
+        if is_adapter(name) or name in whole or name.rpartition("/")[0] in layers:
+            arrays[name] = to_host(array)
     problem = ""
     if is_first():
         _move_aside(target)

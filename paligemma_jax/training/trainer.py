@@ -24,9 +24,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from paligemma_jax.data.batches import make_batches
 from paligemma_jax.data.record import RecordSource
-from paligemma_jax.errors import CheckpointError, ConfigError
+from paligemma_jax.errors import CheckpointError, ConfigError, MissingExtraError
 from paligemma_jax.loading import enable_compilation_cache, find_checkpoint, processor_of
 from paligemma_jax.models.lora import is_adapter
 from paligemma_jax.models.sharding import make_mesh
@@ -39,22 +38,21 @@ from paligemma_jax.training.distributed import (
     ending_with_the_lost,
     is_first,
     place_batch,
-    process_shard,
     stop_agreed,
 )
 from paligemma_jax.training.logging import (
     METRICS,
     JsonLines,
-    MetricsWriter,
     Progress,
     TensorBoard,
     Throughput,
     WeightsAndBiases,
+    Writer,
     progress_display,
     read_metrics,
     training_flops,
 )
-from paligemma_jax.training.optimizer import Duration, RunLength
+from paligemma_jax.training.optimizer import RunLength
 from paligemma_jax.training.report import write_report
 from paligemma_jax.training.setup import (
     ADAPTER,
@@ -64,6 +62,7 @@ from paligemma_jax.training.setup import (
     export,
     fingerprint,
     has_result,
+    open_batches,
     set_up,
 )
 from paligemma_jax.training.step import DivergenceGuard, TrainState, TrainStep
@@ -231,14 +230,16 @@ class Loop:
         self._batches.restore(restored.position)
         _log.info("Continuing after step %d.", restored.step)
 
-    def _open_writers(self, exits: contextlib.ExitStack) -> list[MetricsWriter]:
+    def _open_writers(self, exits: contextlib.ExitStack) -> list[Writer]:
         if not is_first():
             return []
         config = self.config
         (self.workdir / "config.json").write_text(json.dumps(dict(config.settings), indent=1))
-        writers: list[MetricsWriter] = [JsonLines(self.workdir / METRICS, self.step or -1)]
-        if TensorBoard.installed() if config.tensorboard is None else config.tensorboard:
-            writers.append(TensorBoard(self.workdir))
+        writers: list[Writer] = [JsonLines(self.workdir / METRICS, self.step or -1)]
+        if config.tensorboard is not False:
+            missing = () if config.tensorboard else (MissingExtraError,)  # None: where installed
+            with contextlib.suppress(*missing):
+                writers.append(TensorBoard(self.workdir))
         if config.wandb is not None:
             writers.append(WeightsAndBiases(self.workdir, config.wandb, config.settings))
         for writer in writers:
@@ -280,31 +281,21 @@ class Loop:
         return measured
 
     def _save(self, measured: Mapping[str, float]) -> None:
-        info = {
-            "settings": dict(self.config.settings),
-            "base": self.config.base,
-            "losses": self._guard.state(),
-        }
-        self._checkpoints.save(
-            self.step,
-            _saved_part(self.state),
-            position=self._batches.state(),
-            info=info,
-            metrics=measured,
-        )
+        config, position = self.config, self._batches.state()
+        info = dict(settings=dict(config.settings), base=config.base, losses=self._guard.state())
+        tree = _saved_part(self.state)
+        self._checkpoints.save(self.step, tree, position=position, info=info, metrics=measured)
 
     def _report(self) -> None:
-        config = self.config
-        lines = read_metrics(self.workdir / METRICS)
+        total, lines = self.config.total_steps, read_metrics(self.workdir / METRICS)
         for line in lines:
             self.metrics |= {name: value for name, value in line.items() if name != "step"}
-        finished = self.step == config.total_steps
-        words = "finished" if finished else f"stopped by {self.stopped_by or 'a request'}"
+        words = "finished" if self.step == total else f"stopped by {self.stopped_by or 'a request'}"
         outcome = {
-            "run": f"{words} at step {self.step:,} of {config.total_steps:,}",
+            "run": f"{words} at step {self.step:,} of {total:,}",
             "skipped": f"{self._skipped_records()} records, {self._guard.skipped} steps",
         }
-        write_report(self.workdir, lines, config.settings, outcome)
+        write_report(self.workdir, lines, self.config.settings, outcome)
 
 
 def _saved_part(state: TrainState) -> TrainState:
@@ -390,22 +381,8 @@ def train(
         )
         mesh = make_mesh(config.mesh)
         processor = processor_of(checkpoint, config.resolution)
-        part, parts = process_shard(mesh, config.batch_size)
-        batches = exits.enter_context(
-            make_batches(
-                records,
-                processor,
-                batch_size=config.batch_size // parts,
-                length=config.text_length,
-                seed=config.seed,
-                transforms=config.transforms,
-                workers=config.workers,
-                process_index=part,
-                process_count=parts,
-                on_overflow=config.on_overflow,
-                max_bad_records=config.max_bad_records,
-            )
-        )
+        how: Any = dict(transforms=config.transforms, workers=config.workers)
+        batches = exits.enter_context(open_batches(config, records, processor, mesh, **how))
         setup = set_up(config, checkpoint, processor, mesh, run)
 
         def place(batch: Any) -> Any:
@@ -415,20 +392,20 @@ def train(
             # A mask that stays on the host tells the step how many targets there are.
             return dataclasses.replace(placed, mask_loss=batch.mask_loss)
 
+        validation = None
+        if held_out is not None:
+            validation = Validation(config, setup, held_out, codec, workdir)
+        optimizer, shardings = setup.optimizer, setup.shardings
         loop = Loop(
             _loop_config(config, run, fingerprint(checkpoint.path)),
             workdir,
-            TrainStep(
-                setup.graphdef, setup.optimizer, config.step_config, shardings=setup.shardings
-            ),
+            TrainStep(setup.graphdef, optimizer, config.step_config, shardings=shardings),
             setup.state,
             batches,
             checkpoints,
             place=place,
             throughput=_throughput(config, setup, len(records[0].images)),
-            evaluate=None
-            if held_out is None
-            else Validation(config, setup, held_out, codec, workdir),
+            evaluate=validation,
             progress=progress,
             allow_config_change=allow_config_change,
         )
@@ -449,23 +426,12 @@ def train(
 
 
 def _loop_config(config: TrainConfig, run: RunLength, base: str) -> LoopConfig:
-    def steps(every: Duration) -> int:
-        return max(1, every.steps(run))
-
-    return LoopConfig(
-        total_steps=run.total_steps,
-        log_every=steps(config.log_every),
-        evaluate_every=steps(config.evaluate_every),
-        checkpoint_every=steps(config.checkpoint_every),
-        seed=config.seed,
-        max_skipped_steps=config.max_skipped_steps,
-        loss_spike_factor=config.loss_spike_factor,
-        checkpoint_best=config.best is not None,
-        tensorboard=config.tensorboard,
-        wandb=config.wandb,
-        settings=config.settings(),
-        base=base,
-    )
+    names = {field.name for field in dataclasses.fields(LoopConfig)}
+    values = {name: value for name, value in vars(config).items() if name in names}
+    for name in ("log_every", "evaluate_every", "checkpoint_every"):
+        values[name] = max(1, values[name].steps(run))
+    values |= dict(total_steps=run.total_steps, checkpoint_best=config.best is not None)
+    return LoopConfig(**values, settings=config.settings(), base=base)
 
 
 def _throughput(config: TrainConfig, setup: Setup, images: int) -> Throughput:

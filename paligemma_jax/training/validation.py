@@ -8,15 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from paligemma_jax.data.batches import make_batches
-from paligemma_jax.data.mixture import Mixture
+from paligemma_jax.data.mixture import ConcatSource, Mixture
 from paligemma_jax.data.record import Record, RecordSource
 from paligemma_jax.pipeline import Pipeline
 from paligemma_jax.processing.masks import MaskCodec
 from paligemma_jax.training.config import TrainConfig, first_records
 from paligemma_jax.training.distributed import place_batch, process_shard
 from paligemma_jax.training.report import SAMPLES, Sample, draw_samples, save_image
-from paligemma_jax.training.setup import Setup
+from paligemma_jax.training.setup import Setup, open_batches
 from paligemma_jax.training.step import (
     StepConfig,
     TrainState,
@@ -24,20 +23,6 @@ from paligemma_jax.training.step import (
     loss_weights,
     target_mask,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Repeated:
-    """A source made longer by its own records, so that batches come out even."""
-
-    source: RecordSource
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Record:
-        return self.source[index % len(self.source)]
 
 
 class Validation:
@@ -84,23 +69,19 @@ class Validation:
 
     def _mean_loss(self, arrays: Mapping[str, jax.Array]) -> float:
         config, mesh, source = self._config, self._setup.mesh, self._source
-        size = config.batch_size
+        size, total = config.batch_size, 0.0
         part, parts = process_shard(mesh, size)
         local = size // parts
         transforms = config.validation_transforms
-        total = 0.0
-        with make_batches(
-            source if isinstance(source, Mixture) else _Repeated(source, self._batches * size),
+        if not isinstance(source, Mixture):  # as many records as the batches have examples
+            source = ConcatSource((source,) * -(-self._batches * size // len(source)))
+        with open_batches(
+            config,
+            source,
             self._setup.processor,
-            batch_size=local,
-            length=config.text_length,
-            seed=config.seed,
+            mesh,
             transforms=config.transforms if transforms is None else transforms,
             shuffle=False,
-            process_index=part,
-            process_count=parts,
-            on_overflow=config.on_overflow,
-            max_bad_records=config.max_bad_records,
         ) as batches:
             for number, one in zip(range(self._batches), batches, strict=False):
                 first = number * size + part * local
@@ -112,9 +93,8 @@ class Validation:
 
     def _answer(self, state: TrainState, records: Sequence[Record]) -> list[Sample]:
         """Greedy answers to the prompts of the records."""
-        pipeline = Pipeline(
-            self._setup.graphdef.merge_flat(state.averaged_params), self._setup.processor
-        )
+        model = self._setup.graphdef.merge_flat(state.averaged_params)
+        pipeline = Pipeline(model, self._setup.processor)
         answers: dict[int, str] = {}
         for count in {len(record.images) for record in records}:  # the same within a batch
             chosen = [i for i, record in enumerate(records) if len(record.images) == count]
