@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from paligemma_jax.errors import CheckpointError, ConfigError
+from paligemma_jax.errors import CheckpointError, ConfigError, problem_list
 from paligemma_jax.filesystem import DirectoryLock, staged, staging_path
 from paligemma_jax.models.paligemma import nest
 from paligemma_jax.training.distributed import agree, barrier, is_first
@@ -34,7 +35,6 @@ from paligemma_jax.weights.store import Manifest, as_os_error, checksum_files, q
 _NAME = re.compile(r"step_(\d{9,})")
 _LEFT_OVER = re.compile(r"\.step_\d+\.(unfinished|deleted)")
 _ARRAYS, _SPECS, _POSITION, _RUN = "arrays", "arrays.json", "position", "run.json"
-_LISTED = 8  # differences that an error spells out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +43,6 @@ class Best:
 
     metric: str
     highest: bool = False
-
-    def choose(self, metrics: Mapping[int, Mapping[str, float]]) -> int | None:
-        """The best step, the later of equals; None where the metric was never measured."""
-        measured = {
-            step: value if self.highest else -value
-            for step, values in metrics.items()
-            if (value := values.get(self.metric)) is not None and value == value  # not NaN
-        }
-        return max(measured, key=lambda step: (measured[step], step)) if measured else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,22 +163,23 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed(self._agreed_steps()):
             found = self._find_damage(step) if is_first() else ""
-            problem = agree("what is wrong with a checkpoint", found)
-            if not problem:
-                try:
-                    restored = self.restore(step, like)
-                except OSError as e:
-                    problem = f"it cannot be read: {e.strerror or e}"
-                    if jax.process_count() > 1:  # the others may have read it
-                        raise CheckpointError(
-                            f"{self.path(step)} is intact, but process {jax.process_index()} of "
-                            f"{jax.process_count()} failed: {problem}. Choose a directory that all "
-                            "processes share: --workdir DIR"
-                        ) from e
-                else:
-                    self._set_aside(damaged, step)
-                    return restored
-            damaged[step] = problem
+            damaged[step] = agree("what is wrong with a checkpoint", found)
+            if damaged[step]:
+                continue
+            try:
+                restored = self.restore(step, like)
+            except OSError as e:
+                damaged[step] = f"it cannot be read: {e.strerror or e}"
+                if jax.process_count() > 1:  # the others may have read it
+                    raise CheckpointError(
+                        f"{self.path(step)} is intact, but process {jax.process_index()} of "
+                        f"{jax.process_count()} failed: {damaged[step]}. Choose a directory that "
+                        "all processes share: --workdir DIR"
+                    ) from e
+            else:
+                del damaged[step]
+                self._set_aside(damaged, step)
+                return restored
         if damaged:
             listing = "\n  ".join(f"step {step}: {text}" for step, text in damaged.items())
             raise CheckpointError(
@@ -225,13 +217,17 @@ class Checkpoints:
         self.close()
 
     def _find_best(self) -> int | None:
-        if self._best is None:
+        """The best step, the later of equals; None where the metric was never measured."""
+        best = self._best
+        if best is None:
             return None
-        metrics: dict[int, Mapping[str, float]] = {}
+        measured: dict[int, float] = {}
         for step in self.steps():
             with contextlib.suppress(OSError, ValueError, KeyError):
-                metrics[step] = json.loads((self.path(step) / _RUN).read_bytes())["metrics"]
-        return self._best.choose(metrics)
+                metrics = json.loads((self.path(step) / _RUN).read_bytes())["metrics"]
+                if not math.isnan(value := metrics[best.metric]):
+                    measured[step] = value if best.highest else -value
+        return max(measured, key=lambda step: (measured[step], step)) if measured else None
 
     def _find_damage(self, step: int) -> str:
         """What is wrong with a checkpoint's files; "" for nothing."""
@@ -339,19 +335,15 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _require_equal(directory: Path, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    problems = [f"{name} is not in the checkpoint" for name in wanted if name not in stored]
-    problems += [f"{name} is only in the checkpoint" for name in stored if name not in wanted]
-    problems += [
-        f"{name} is {stored[name]}, not {spec}"
-        for name, spec in wanted.items()
-        if name in stored and stored[name] != spec
+    problems = [
+        f"{name} is {stored.get(name, 'missing')} in the checkpoint, {wanted.get(name, 'not')} here"
+        for name in {**wanted, **stored}
+        if stored.get(name) != wanted.get(name)
     ]
     if problems:
-        more = len(problems) - _LISTED
-        listing = "\n  ".join(problems[:_LISTED]) + (f"\n  and {more} more" if more > 0 else "")
         raise CheckpointError(
             f"{directory} was written by another model, optimizer or choice of trained parameters "
-            f"({len(problems)} differences):\n  {listing}\n"
+            f"{problem_list(problems)}\n"
             "Continue with the configuration that wrote it, or choose a new directory: "
             "--workdir DIR"
         )

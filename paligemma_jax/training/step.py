@@ -63,21 +63,17 @@ class StepConfig:
     max_targets: int | None = None
 
     def __post_init__(self) -> None:
-        fractions = {"label_smoothing": self.label_smoothing, "dropout": self.dropout}
-        fractions |= {} if self.ema is None else {"ema": self.ema}
+        fractions = dict(label_smoothing=self.label_smoothing, dropout=self.dropout, ema=self.ema)
         problems = [
             f"{name} in [0, 1), got {value}"
             for name, value in fractions.items()
-            if not 0.0 <= value < 1.0
+            if value is not None and not 0.0 <= value < 1.0
         ]
         if self.loss_reduction not in ("example", "token"):
             problems.append(f'loss_reduction "example" or "token", got {self.loss_reduction!r}')
-        sizes = (self.gradient_accumulation_steps, self.logit_chunk, self.max_targets or 1)
-        if min(sizes) < 1:
-            problems.append(
-                "positive gradient_accumulation_steps, logit_chunk and max_targets, got "
-                f"{', '.join(map(str, sizes))}"
-            )
+        for name in ("gradient_accumulation_steps", "logit_chunk", "max_targets"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                problems.append(f"{name} of at least 1, got {value}")
         if problems:
             raise ConfigError(f"expected {'; '.join(problems)}")
 
@@ -330,31 +326,26 @@ class TrainStep:
         most = None if self._loss_fn else max_targets(batch, self._config)
         return dataclasses.replace(state, frozen={}), state.frozen, batch, key, most
 
-    def _gradient(
-        self, moving: TrainState, frozen: Params, batch: Any, key: jax.Array, most: int | None
-    ) -> tuple[jax.Array, Params, Metrics]:
-        if self._loss_fn is not None:
-            loss_fn = self._loss_fn
-
-            def loss(trainable: Params) -> tuple[jax.Array, Metrics]:
-                model = self._graphdef.merge_flat({**frozen, **trainable})
-                return loss_fn(model, batch, moving.step)
-
-            (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(moving.trainable)
-            return value, grads, metrics
-        config = dataclasses.replace(self._config, max_targets=most)
-        value, grads = loss_and_gradient(
-            self._graphdef, moving.trainable, frozen, batch, config, key
-        )
-        counts = jnp.sum(target_mask(batch), axis=1).astype(jnp.float32)
-        counted = {"target_tokens_mean": jnp.mean(counts), "target_tokens_max": jnp.max(counts)}
-        return value, grads, counted
-
     def _step(
         self, moving: TrainState, frozen: Params, batch: Any, key: jax.Array, most: int | None
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, moving.step)
-        loss, grads, metrics = self._gradient(moving, frozen, batch, key, most)
+        if self._loss_fn is None:
+            config = dataclasses.replace(self._config, max_targets=most)
+            loss, grads = loss_and_gradient(
+                self._graphdef, moving.trainable, frozen, batch, config, key
+            )
+            counts = jnp.sum(target_mask(batch), axis=1).astype(jnp.float32)
+            metrics = {"target_tokens_mean": jnp.mean(counts), "target_tokens_max": jnp.max(counts)}
+        else:
+            loss_fn = self._loss_fn
+
+            def own_loss(trainable: Params) -> tuple[jax.Array, Metrics]:
+                model = self._graphdef.merge_flat({**frozen, **trainable})
+                return loss_fn(model, batch, moving.step)
+
+            gradient = jax.value_and_grad(own_loss, has_aux=True)
+            (loss, metrics), grads = gradient(moving.trainable)
         updates, opt_state = self._optimizer.update(grads, moving.opt_state, moving.trainable)
         trainable: Any = optax.apply_updates(moving.trainable, updates)
         ema, decay = moving.ema, self._config.ema
@@ -437,12 +428,11 @@ class DivergenceGuard:
         self._in_a_row += 1
         self.skipped += 1
         if self._in_a_row > self.max_skipped:
-            many = f" ({self._in_a_row} bad steps in a row)" if self._in_a_row > 1 else ""
             raise DivergedError(
-                f"At step {step} {problem}{many}. The ids of its examples are in {self._path}; the "
-                "last checkpoint is from before it. Lower the learning rate, clip the gradients "
-                "(max_grad_norm=1.0), or mend the data. To skip such steps: "
-                "--config.max_skipped_steps=10"
+                f"At step {step} {problem} (bad steps in a row: {self._in_a_row}). The ids of its "
+                f"examples are in {self._path}; the last checkpoint is from before it. Lower the "
+                "learning rate, clip the gradients (max_grad_norm=1.0), or mend the data. To skip "
+                "such steps: --config.max_skipped_steps=10"
             )
 
     def _problem(self, loss: float, grad_norm: float) -> str:

@@ -310,7 +310,7 @@ def test_invalid_batches(changes: Any, message: str):
 
 
 def test_invalid_settings():
-    with pytest.raises(ConfigError, match="dropout.* 1.0; ema .* 2.0; loss_red.*; positive grad"):
+    with pytest.raises(ConfigError, match="dropout.* 1.0; ema .* 2.0; loss_red.*; gradient_acc"):
         StepConfig(dropout=1.0, ema=2.0, loss_reduction="sum", gradient_accumulation_steps=0)
 
 
@@ -334,5 +334,5 @@ def test_bad_losses_are_skipped_but_not_for_ever(tmp_path: Path):
     for loss in (math.nan, 1.0, math.inf, math.nan):
         guard.check(1, loss, 1.0, ())
     assert guard.skipped == 3
-    with pytest.raises(DivergedError, match="gradient norm was inf .3 bad steps in a row"):
+    with pytest.raises(DivergedError, match="gradient norm was inf .bad steps in a row: 3"):
         guard.check(5, 1.0, math.inf, ())
