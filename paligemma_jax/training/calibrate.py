@@ -1,13 +1,14 @@
 """Calibrated quantization: weights rounded for the prompts that a model is used with."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 from flax import nnx
 
-from paligemma_jax.data.batches import Batches, make_batches
+from paligemma_jax.data.batches import TrainBatch, make_batches
 from paligemma_jax.data.record import RecordSource
 from paligemma_jax.data.sources import open_source
 from paligemma_jax.errors import DatasetError
@@ -16,7 +17,6 @@ from paligemma_jax.models.inference_layout import unstack_layers
 from paligemma_jax.models.quantization import calibrate_in_place, calibration_rounds
 from paligemma_jax.models.quantization_config import Quantization
 from paligemma_jax.pipeline import Pipeline
-from paligemma_jax.processing.processor import Processor
 
 SAMPLES, BATCH_SIZE = 256, 8
 Progress = Callable[[int, int], None]  # samples read, and how many there are to read
@@ -49,32 +49,26 @@ def calibrate(
 
     def texts() -> Iterator[Texts]:
         nonlocal done
-        found = _read(source, pipeline.processor, size, seed)
-        for _ in range(count):
-            yield _next(found)
-            done += size
-            if progress:
-                progress(done, total)
-        found.close()
+        with make_batches(
+            source,
+            pipeline.processor,
+            batch_size=size,
+            length=pipeline.processor.max_text_length,
+            seed=seed,
+            epochs=1,
+            on_overflow="truncate",
+        ) as batches:
+            for found in itertools.islice(batches, count):
+                yield _texts(found)
+                done += size
+                if progress:
+                    progress(done, total)
 
     calibrate_in_place(model, quantization, texts)
     return dataclasses.replace(pipeline, model=model)
 
 
-def _read(source: RecordSource, processor: Processor, batch_size: int, seed: int) -> Batches:
-    return make_batches(
-        source,
-        processor,
-        batch_size=batch_size,
-        length=processor.max_text_length,
-        seed=seed,
-        epochs=1,
-        on_overflow="truncate",
-    )
-
-
-def _next(batches: Batches) -> Texts:
-    found = next(batches)
+def _texts(found: TrainBatch) -> Texts:
     batch = found.batch
     if batch.images is None or batch.mask_ar is None:
         raise DatasetError(

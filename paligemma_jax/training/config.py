@@ -221,13 +221,14 @@ class TrainConfig:
         return problems
 
     @classmethod
-    def from_config(cls, config: ConfigDict) -> "TrainConfig":
+    def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "TrainConfig":
         """Raises ConfigError for settings that are unknown or invalid."""
         known = _hints(cls)
         unknown = [f"{name}.{did_you_mean(name, known)}" for name in config if name not in known]
         if unknown:
             raise ConfigError(
-                f"The configuration has unknown settings: {' '.join(unknown)} See configs/base.py"
+                f"The configuration has unknown settings: {' '.join(unknown)} Settings are the "
+                "fields of TrainConfig, see configs/base.py"
             )
         values: dict[str, Any] = {name: config[name] for name in config}
         return cls(**values)

@@ -31,7 +31,7 @@ from paligemma_jax.models.lora import is_adapter
 from paligemma_jax.models.sharding import make_mesh
 from paligemma_jax.processing.masks import MaskCodec
 from paligemma_jax.training.checkpoints import Checkpoints, Restored
-from paligemma_jax.training.config import TrainConfig, did_you_mean, open_records
+from paligemma_jax.training.config import TrainConfig, open_records
 from paligemma_jax.training.distributed import (
     barrier,
     ending_together,
@@ -474,14 +474,8 @@ def finetune(
 
     Raises ConfigError, naming the nearest field, and as `paligemma_jax.training.trainer.train`.
     """
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    for name in settings:
-        if name not in names:
-            raise ConfigError(
-                f"finetune has no setting {name!r}.{did_you_mean(name, names)} Settings are the "
-                f"fields of TrainConfig: {', '.join(names)}"
-            )
-    config = TrainConfig(model=os.fspath(model), train=records, validation=validation, **settings)
+    given = dict(model=os.fspath(model), train=records, validation=validation, **settings)
+    config = TrainConfig.from_config(given)
     wanted = sys.stderr.isatty() or "ipykernel" in sys.modules if progress is None else progress
     with progress_display(bar=True) if wanted else contextlib.nullcontext() as update:
         return train(config, workdir, progress=update, allow_config_change=allow_config_change)

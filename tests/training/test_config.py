@@ -96,7 +96,9 @@ def test_invalid_settings(changes: dict[str, Any], problem: str):
 
 
 def test_finetune_names_the_nearest_setting(tmp_path: Path):
-    with pytest.raises(ConfigError, match="no setting 'learning_rat'. Did you mean learning_rate"):
+    with pytest.raises(
+        ConfigError, match="unknown settings: learning_rat. Did you mean learning_rate"
+    ):
         pg.finetune("demo", [], tmp_path, learning_rat=1.0)
 
 
