@@ -125,7 +125,7 @@ _PALE: dict[Kind, str] = {  # half way to UNSEEN
     "answer": "#77C7B0",
     "padding": "#999999",
 }
-TITLE = "Attention mask: the token of a row sees the colored columns"
+TITLE = "Attention mask: the token of a row attends to the colored columns"
 _UNIT, _GAP, _BAR, _EDGE = 22, 1, 7, 16
 _LABEL, _FONT, _LINE = 14, 12, 20  # columns of the longest label; pixels
 _SIDE_BY_SIDE = 700  # width in pixels up to which two panels stand beside each other
@@ -202,7 +202,7 @@ def _legend(
 ) -> tuple[list[Rect | Words], Number]:
     """Colored squares with words, wrapped to `width`; the place below them."""
     entries = [(kind, COLORS[kind], 0) for kind in kinds]
-    entries.append(("not seen", UNSEEN_COLOR, 0))
+    entries.append(("not attended to", UNSEEN_COLOR, 0))
     if partly:
         entries.append(("some of the folded tokens are seen", COLORS["image"], 7))
     shapes: list[Rect | Words] = []
@@ -228,11 +228,10 @@ def _size(cell: Cell) -> int:
     return _UNIT * (1 if cell.size == 1 else 3 if cell.kind == "image" else 2)
 
 
-def _sentence(looking: Cell, looked_at: Cell, fraction: float) -> str:
-    verb = (
-        "sees" if fraction == 1 else f"sees {fraction:.0%} of" if fraction > 0 else "does not see"
-    )
-    return f"{looking.kind} {looking.label} {verb} {looked_at.kind} {looked_at.label}"
+def _sentence(row: Cell, column: Cell, fraction: float) -> str:
+    verb = "attends to" if fraction > 0 else "does not attend to"
+    part = f" {fraction:.0%} of" if 0 < fraction < 1 else ""
+    return f"{row.kind} {row.label} {verb}{part} {column.kind} {column.label}"
 
 
 def _description(tokens: Sequence[MaskToken], layers: Sequence[str]) -> str:
@@ -256,9 +255,9 @@ def mask_text(
     lines: list[str] = []
     for mask, name in zip(masks, layers, strict=True):
         lines += [name, *_text_panel(cells, visible_fractions(mask, cells)), ""]
-    legend = f"{_SEEN} the token of the row sees that of the column   {_UNSEEN} does not"
+    legend = f"{_SEEN} the token of the row attends to that of the column   {_UNSEEN} does not"
     if any(_PART in line for line in lines):
-        legend += f"   {_PART} sees some of the folded"
+        legend += f"   {_PART} attends to some of the folded"
     return "\n".join(line.rstrip() for line in [*lines, legend])
 
 
@@ -416,7 +415,7 @@ def _view(
         drawn, names = drawn[:1], [f"Every layer (the window of {window:,} is longer than this)"]
     else:
         names = [
-            f"Even layers: an answer token sees the last {window:,} tokens, itself included",
+            f"Even layers: an answer token attends to the last {window:,} tokens, itself included",
             "Odd layers: the whole sequence",
         ]
     return AttentionMaskView(tuple(sequence), tuple(drawn), tuple(names))

@@ -78,7 +78,7 @@ def test_window_gives_two_masks_that_differ(processor: Processor):
 
 def test_a_window_that_reaches_into_a_picture_sees_some_of_it(processor: Processor):
     view = attention_mask(windowed(7), processor, "detect red", "red")
-    assert "▒▒ sees some of the folded" in str(view)
+    assert "▒▒ attends to some of the folded" in str(view)
 
 
 def test_a_window_longer_than_the_sequence_is_one_mask(processor: Processor):
@@ -105,8 +105,8 @@ def test_svg_can_be_read_and_says_everything(processor: Processor):
         if token.kind != "image":
             assert words.count(token.label) >= 2  # a row and a column
     titles = [element.text for element in root.iter(f"{SVG}title")]
-    assert "image img×4 sees prompt <bos>" in titles
-    assert "prompt <bos> does not see answer <eos>" in titles
+    assert "image img×4 attends to prompt <bos>" in titles
+    assert "prompt <bos> does not attend to answer <eos>" in titles
 
 
 def test_image_has_the_colors_of_the_legend(processor: Processor):
