@@ -1,20 +1,16 @@
 """Models at any address, and the open copy in Google's storage."""
 
-import base64
 import hashlib
 import json
-import multiprocessing
 from pathlib import Path
 
 import pytest
 
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.hub import catalogue
-from paligemma_jax.hub.catalogue import Web
 from paligemma_jax.loading import find_checkpoint
 from paligemma_jax.weights.checkpoint import open_checkpoint
 from tests.hub.server import Cut, FakeHub, Flipped, Status
-from tests.hub.together import fetch_at_once
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NPZ = (GOLDEN / "big_vision" / "pg1.params.npz").read_bytes()
@@ -114,15 +110,6 @@ def test_faults_that_pass_and_digest_of_the_user(hub: FakeHub):
         find_checkpoint(f"{hub.url}{path}#sha256={'0' * 64}")
 
 
-def test_digest_of_the_storage(hub: FakeHub):
-    md5 = base64.b64encode(hashlib.md5(NPZ).digest()).decode()
-    hub.headers["/bucket/pt_224.npz"] = {"x-goog-hash": f"md5={md5}"}
-    hub.faults["/bucket/pt_224.npz"] = [Flipped(), Flipped()]
-    with pytest.raises(CheckpointError, match="was damaged"):
-        find_checkpoint("gs://bucket/pt_224.npz")
-    assert find_checkpoint("gs://bucket/pt_224.npz").read_bytes() == NPZ
-
-
 @pytest.mark.parametrize(
     ("path", "words"),
     [
@@ -135,17 +122,3 @@ def test_digest_of_the_storage(hub: FakeHub):
 def test_no_model(hub: FakeHub, path: str, words: str):
     with pytest.raises(CheckpointError, match=words):
         find_checkpoint(f"{hub.url}{path}")
-
-
-def test_processes_that_start_together_download_once(hub: FakeHub):
-    spawn = multiprocessing.get_context("spawn")
-    barrier, results = spawn.Barrier(2), spawn.Queue()
-    arguments = (Web(f"{hub.url}/bucket/pt_224.npz"), barrier, results)
-    processes = [spawn.Process(target=fetch_at_once, args=arguments) for _ in range(2)]
-    for process in processes:
-        process.start()
-    paths = {results.get(timeout=60) for _ in processes}
-    for process in processes:
-        process.join()
-    assert len(paths) == 1 and Path(paths.pop()).read_bytes() == NPZ
-    assert len(hub.asked("/bucket/pt_224.npz")) == 1
