@@ -1,44 +1,40 @@
-"""A local server that plays the hubs, and can fail in every way that they do."""
+"""A mock of the hubs, which can fail in every way that they do."""
 
 import base64
-import dataclasses
 import hashlib
 import http.server
 import json
 import threading
 import urllib.parse
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 KAGGLE = "/v1/models.ModelApiService/"
+Handler = http.server.BaseHTTPRequestHandler
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@dataclasses.dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """Answered once instead of the file."""
 
     code: int
-    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
-@dataclasses.dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """The connection ends after so many bytes of the answer."""
 
     after: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Flipped:
+class Flipped(NamedTuple):
     """One bit of the answer is another."""
 
 
 Fault = Status | Cut | Flipped
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What a client asked for."""
 
     method: str
@@ -59,7 +55,7 @@ class FakeHub:
         self.ranges = True
         hub = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Answer(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
@@ -70,13 +66,8 @@ class FakeHub:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass  # a client that hangs up
-
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self._server.handle_error = lambda request, client_address: None  # a client that hangs up
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -112,7 +103,7 @@ class FakeHub:
                 "downloads": 0, "likes": 0, "private": False}  # fmt: skip
         self.files[f"/api/models/{name}/revision/{revision}"] = json.dumps(info).encode()
 
-    def _answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+    def _answer(self, handler: Handler) -> None:
         path = urllib.parse.unquote(urllib.parse.urlsplit(handler.path).path)
         headers = {key.lower(): value for key, value in handler.headers.items()}
         body = handler.rfile.read(int(headers.get("content-length", 0)))
@@ -156,7 +147,7 @@ class FakeHub:
             path += f"/{body['versionNumber']}"
         return f"{path}/{body['path']}" if body.get("path") else path
 
-    def _send_nothing(self, handler: http.server.BaseHTTPRequestHandler, path: str) -> None:
+    def _send_nothing(self, handler: Handler, path: str) -> None:
         if not path.startswith("/api/models/"):
             return _send(handler, 404, b"no", {})
         repository = path.partition("/revision/")[0]
@@ -166,11 +157,7 @@ class FakeHub:
         return _send(handler, 401, b"no", {"X-Error-Code": "RepoNotFound"})
 
     def _send_file(
-        self,
-        handler: http.server.BaseHTTPRequestHandler,
-        path: str,
-        headers: dict[str, str],
-        fault: Fault | None,
+        self, handler: Handler, path: str, headers: dict[str, str], fault: Fault | None
     ) -> None:
         content, more = self.files[path], dict(self.headers.get(path, {}))
         status, start = 200, 0
@@ -190,11 +177,7 @@ class FakeHub:
 
 
 def _send(
-    handler: http.server.BaseHTTPRequestHandler,
-    status: int,
-    body: bytes,
-    headers: Mapping[str, str],
-    cut: int | None = None,
+    handler: Handler, status: int, body: bytes, headers: Mapping[str, str], cut: int | None = None
 ) -> None:
     handler.send_response(status)
     for name, value in headers.items():
