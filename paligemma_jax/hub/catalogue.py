@@ -58,12 +58,7 @@ _TASKS = {
     "widgetcap": ("captions of parts of screens", "CIDEr", "136.07 148.36"),
 }  # fmt: skip
 # Sentences that the image does not entail: fewer are better.
-_DOCCI = {
-    "3b": Score("NES (lower is better)", (28.4,)),
-    "10b": Score("NES (lower is better)", (20.3,)),
-}
-
-
+_DOCCI = {"3b": 28.4, "10b": 20.3}
 _NAME = re.compile(r"paligemma(2?)-(\d+b)-(pt|mix|ft)(?:-(.+))?-(\d+)")
 _GENERAL = {
     "pt": "for fine-tuning",
@@ -172,7 +167,9 @@ def _model_info(name: str) -> ModelInfo:
     match = _NAME.fullmatch(name)
     assert match, name
     two, size, kind, task, resolution = match.groups()
-    use, score = _GENERAL[kind], _DOCCI[size] if task == "docci" else None
+    use, score = _GENERAL[kind], None
+    if task == "docci":
+        score = Score("NES (lower is better)", (_DOCCI[size],))
     if task in _TASKS:
         use, metric, scores = _TASKS[task]
         values = scores.split()[("224", "448", "896").index(resolution)]
@@ -290,13 +287,11 @@ def _hugging_face(repository: str, revision: str | None) -> HuggingFace:
             f"{revision!r} is no revision: expected a branch, a tag or a commit of {repository}. "
             "Leave it out for main."
         )
-    _require_plain(repository)
-    return HuggingFace(repository, revision or "main")
+    return HuggingFace(_plain(repository), revision or "main")
 
 
 def _kaggle(parts: list[str], revision: str | None) -> Kaggle:
-    handle = "/".join(parts[:4])
-    _require_plain(handle)
+    handle = _plain("/".join(parts[:4]))
     precision = "float32" if revision == "main" else revision
     if precision not in (None, "float32", "float16", "bfloat16"):
         raise CheckpointError(
@@ -306,10 +301,11 @@ def _kaggle(parts: list[str], revision: str | None) -> Kaggle:
     return Kaggle(handle, int(parts[4]) if len(parts) == 5 else None, precision)
 
 
-def _require_plain(name: str) -> None:
+def _plain(name: str) -> str:
     """Names become directories of a cache: nothing may lead out of it."""
-    if not all(_NAME_PART.fullmatch(part) for part in name.split("/")):
-        raise _no_model(name)
+    if all(_NAME_PART.fullmatch(part) for part in name.split("/")):
+        return name
+    raise _no_model(name)
 
 
 def _no_model(name: str) -> CheckpointError:

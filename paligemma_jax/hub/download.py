@@ -158,9 +158,12 @@ def _hf_cached(location: HuggingFace, tokenizer: bool = True) -> Path | None:
 def _index_files(index: Path) -> list[str]:
     """The files that an index of shards names; ValueError for another file."""
     try:
-        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (KeyError, TypeError, AttributeError) as e:
-        raise ValueError("not an index of shards") from e
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if names and all(re.fullmatch(r"[^/\\]+\.safetensors", name) for name in names):
+            return names
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError("not an index of shards")
 
 
 def _hf_download(location: HuggingFace, progress: Progress) -> Path:
@@ -252,43 +255,35 @@ def _web_download(location: Web, meter: Meter) -> Path:
         _get_first(base, files.MASK_CODECS, directory, meter)
         if base.startswith(f"{catalogue.STORAGE}/"):
             _get_tokenizer(directory, meter)
-        names = [path.name]
+        checksum = Checksum("sha256", location.sha256) if location.sha256 else None
+        _get(location, location.url, path, meter, checksum)
     else:
-        _get(location, f"{base}/{files.SETTINGS[0]}", directory / files.SETTINGS[0], meter)
+        _get(location, f"{base}/config.json", directory / "config.json", meter)
         for name in files.SETTINGS[1:]:
             _get_first(base, (name,), directory, meter)
         _get_first(base, files.TOKENIZERS, directory, meter)
-        has_index = _get_first(base, (files.INDEX,), directory, meter)
-        names = _shards(location, directory / files.INDEX) if has_index else [files.SINGLE]
-    for name in names:
-        url = location.url if path != directory else f"{base}/{name}"
-        _get(location, url, directory / name, meter)
+        names = [files.SINGLE]
+        if _get_first(base, (files.INDEX,), directory, meter):
+            try:
+                names = _index_files(directory / files.INDEX)
+            except ValueError as e:
+                (directory / files.INDEX).unlink()
+                raise CheckpointError(
+                    f"{base}/{files.INDEX} is not an index of shards, or names files outside of "
+                    "the directory. Save the model again: model.save_pretrained(directory)"
+                ) from e
+        for name in names:
+            _get(location, f"{base}/{name}", directory / name, meter)
     (directory / _WHOLE).touch()
     return path
 
 
-def _shards(location: Web, index: Path) -> list[str]:
+def _get(
+    location: Web, url: str, target: Path, meter: Meter, checksum: Checksum | None = None
+) -> None:
     try:
-        names = _index_files(index)
-        if names and all(re.fullmatch(r"[^/\\]+\.safetensors", name) for name in names):
-            return names
-    except (ValueError, TypeError):
-        pass
-    index.unlink()
-    raise CheckpointError(
-        f"{location.url}/{files.INDEX} is not an index of shards, or names files outside of the "
-        "directory. Save the model again: model.save_pretrained(directory)"
-    )
-
-
-def _get(location: Web, url: str, target: Path, meter: Meter) -> None:
-    if target.exists():
-        return
-    checksum = None
-    if location.sha256 and url == location.url:
-        checksum = Checksum("sha256", location.sha256)
-    try:
-        http.fetch(url, target, meter, checksum=checksum)
+        if not target.exists():
+            http.fetch(url, target, meter, checksum=checksum)
     except http.FetchError as e:
         raise files.download_error(location, e) from e
 

@@ -80,7 +80,7 @@ def download_error(location: Location, error: Exception, account: bool = False) 
     whether one was named.
     """
     status = http.status_of(error)
-    if not status and not http.is_transient(error):
+    if not (status or isinstance(error, OSError) or http.is_transient(error)):
         return error
     if getattr(error, "damaged", False):
         return CheckpointError(

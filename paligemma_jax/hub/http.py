@@ -175,8 +175,7 @@ def _receive(
         raise ConnectionError(f"{length:,} of {size:,} bytes came")
 
     meter.add(_length(part))
-    may_pass = lambda e: is_transient(e) and getattr(e, "errno", None) not in _DISK  # noqa: E731
-    return with_retries(resume, may_pass, lambda: _length(part))
+    return with_retries(resume, is_transient, lambda: _length(part))
 
 
 def _length(part: Path) -> int:
@@ -279,8 +278,10 @@ def is_transient(error: Exception) -> bool:
     if status := status_of(error):
         return status in TRANSIENT
     library = type(error).__module__.partition(".")[0]
-    kinds = (OSError, http.client.HTTPException)
-    return isinstance(error, kinds) or library in ("httpx", "httpx2", "requests")
+    if isinstance(error, OSError):
+        return error.errno not in _DISK
+    is_client = library in ("httpx", "httpx2", "requests")
+    return is_client or isinstance(error, http.client.HTTPException)
 
 
 def require_space(directory: Path, nbytes: int) -> None:
