@@ -1,4 +1,4 @@
-"""The catalogue: every model, every name, and where each leads."""
+"""The catalogue: every model, every name, and the location of each."""
 
 from collections import Counter
 from pathlib import Path
@@ -49,62 +49,49 @@ def test_no_two_models_share_a_name():
             assert published_name(name.upper()) == entry.name
 
 
+PG1, PG2 = "google/paligemma/jax/paligemma-3b-pt-224", "google/paligemma-2/jax/paligemma2-3b-pt-224"
+PRESET_28B = "keras/paligemma2/keras/pali_gemma2_28b_mix_224"
+LOCATIONS = {
+    "paligemma-3b-pt-224": HuggingFace(BASE),
+    "PaliGemma-3B-PT-224": HuggingFace(BASE),
+    BASE: HuggingFace(BASE),
+    f"{BASE}-jax": HuggingFace(f"{BASE}-jax"),
+    f"{BASE}-jax@float16": HuggingFace(f"{BASE}-jax", "float16"),
+    f"{BASE}-keras": HuggingFace(BASE),
+    f"hf://{BASE}@bfloat16": HuggingFace(BASE, "bfloat16"),
+    f"https://huggingface.co/{BASE}": HuggingFace(BASE),
+    f"https://huggingface.co/{BASE}/tree/bfloat16": HuggingFace(BASE, "bfloat16"),
+    "https://hf.co/someone/tuned/": HuggingFace("someone/tuned"),
+    "someone/tuned": HuggingFace("someone/tuned"),
+    "pali_gemma_3b_224": HuggingFace(BASE),
+    "pali_gemma_2_ft_docci_3b_448": HuggingFace("google/paligemma2-3b-ft-docci-448"),
+    "keras/paligemma/keras/pali_gemma_3b_224": HuggingFace(BASE),
+    f"kaggle://{PRESET_28B}/3": HuggingFace("google/paligemma2-28b-mix-224"),
+    "paligemma-pretrains/20": HuggingFace("google/paligemma-3b-mix-448"),
+    PG2: Kaggle(PG2),
+    f"https://www.kaggle.com/models/{PG1}/2": Kaggle(PG1, 2),
+    f"kaggle://{PG1}@float16": Kaggle(PG1, None, "float16"),
+    "gs://bucket/a b.npz": Web("https://storage.googleapis.com/bucket/a%20b.npz"),
+    f"gs://b/m.npz#sha256={'a' * 64}": Web("https://storage.googleapis.com/b/m.npz", "a" * 64),
+    "https://example.com/m.npz": Web("https://example.com/m.npz"),
+    f"https://x.com/m.npz#sha256={'a' * 64}": Web("https://x.com/m.npz", "a" * 64),
+    "https://huggingface.co/a/b/resolve/main/m.npz": Web(
+        "https://huggingface.co/a/b/resolve/main/m.npz"
+    ),
+}
+NOT_NAMES = ("no-such-model", "google/paligemma2-3b-mix-484", "./someone/tuned", "tests/tuned",
+             "a/b/c", "a/b/c/d", "/no/directory", "")  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "source"),
-    [
-        ("paligemma-3b-pt-224", HuggingFace(BASE)),
-        ("PaliGemma-3B-PT-224", HuggingFace(BASE)),
-        (BASE, HuggingFace(BASE)),
-        (f"{BASE}-jax", HuggingFace(f"{BASE}-jax")),
-        (f"{BASE}-jax@float16", HuggingFace(f"{BASE}-jax", "float16")),
-        (f"{BASE}-keras", HuggingFace(BASE)),
-        (f"hf://{BASE}@bfloat16", HuggingFace(BASE, "bfloat16")),
-        (f"https://huggingface.co/{BASE}", HuggingFace(BASE)),
-        (f"https://huggingface.co/{BASE}/tree/bfloat16", HuggingFace(BASE, "bfloat16")),
-        ("https://hf.co/someone/tuned/", HuggingFace("someone/tuned")),
-        ("someone/tuned", HuggingFace("someone/tuned")),
-        ("pali_gemma_3b_224", HuggingFace(BASE)),
-        ("pali_gemma_2_ft_docci_3b_448", HuggingFace("google/paligemma2-3b-ft-docci-448")),
-        ("keras/paligemma/keras/pali_gemma_3b_224", HuggingFace(BASE)),
-        (
-            "kaggle://keras/paligemma2/keras/pali_gemma2_28b_mix_224/3",
-            HuggingFace("google/paligemma2-28b-mix-224"),
-        ),
-        ("paligemma-pretrains/20", HuggingFace("google/paligemma-3b-mix-448")),
-        (
-            "google/paligemma-2/jax/paligemma2-3b-pt-224",
-            Kaggle("google/paligemma-2/jax/paligemma2-3b-pt-224"),
-        ),
-        (
-            "https://www.kaggle.com/models/google/paligemma/jax/paligemma-3b-pt-224/2",
-            Kaggle("google/paligemma/jax/paligemma-3b-pt-224", 2),
-        ),
-        (
-            "kaggle://google/paligemma/jax/paligemma-3b-pt-224@float16",
-            Kaggle("google/paligemma/jax/paligemma-3b-pt-224", None, "float16"),
-        ),
-        ("gs://bucket/a b.npz", Web("https://storage.googleapis.com/bucket/a%20b.npz")),
-        ("https://example.com/m.npz", Web("https://example.com/m.npz")),
-        (f"https://x.com/m.npz#sha256={'a' * 64}", Web("https://x.com/m.npz", "a" * 64)),
-        (
-            "https://huggingface.co/a/b/resolve/main/m.npz",
-            Web("https://huggingface.co/a/b/resolve/main/m.npz"),
-        ),
-        ("no-such-model", None),
-        ("google/paligemma2-3b-mix-484", None),
-        ("./someone/tuned", None),
-        ("tests/tuned", None),
-        ("a/b/c", None),
-        ("a/b/c/d", None),
-        ("", None),
-    ],
-)  # fmt: skip
-def test_names_lead_to_sources(
-    name: str, source: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ("name", "location"), [*LOCATIONS.items(), *((name, None) for name in NOT_NAMES)]
+)
+def test_names_lead_to_locations(
+    name: str, location: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "tests").mkdir()  # a name that starts with a directory is a mistyped path
     monkeypatch.chdir(tmp_path)
-    assert find_location(name) == source
+    assert find_location(name) == location
 
 
 @pytest.mark.parametrize(
@@ -122,7 +109,7 @@ def test_names_lead_to_sources(
         ("https://example.com/m.npz#sha256=12", None, "no checksum"),
     ],
 )
-def test_what_is_no_source(name: str, revision: str | None, words: str):
+def test_not_a_location(name: str, revision: str | None, words: str):
     with pytest.raises(CheckpointError, match=words):
         find_location(name, revision)
 

@@ -17,7 +17,7 @@ from tests.hub.together import fetch_at_once
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface" / "pg1" / "hub_old"
 NAME = "google/paligemma-3b-pt-224"
-SOURCE = HuggingFace(NAME)
+LOCATION = HuggingFace(NAME)
 INFO = f"/api/models/{NAME}/revision/main"
 FILES = {path.name: path.read_bytes() for path in GOLDEN.iterdir()} | {
     "tokenizer.model": b"tokenizer",
@@ -70,42 +70,33 @@ def test_what_the_client_downloaded_is_used(hub: FakeHub, caches: Path):
     shutil.copytree(GOLDEN, snapshot)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(COMMIT)
-    assert cached(SOURCE) is None  # no tokenizer yet
+    assert cached(LOCATION) is None  # no tokenizer yet
     (snapshot / "tokenizer.model").write_bytes(b"tokenizer")
-    assert download(SOURCE) == snapshot and not hub.requests
+    assert download(LOCATION) == snapshot and not hub.requests
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
-    assert cached(SOURCE) is None
+    assert cached(LOCATION) is None
     (snapshot / "b.safetensors").touch()
-    assert cached(SOURCE) == snapshot
+    assert cached(LOCATION) == snapshot
 
 
-@pytest.mark.parametrize(
-    ("place", "faults"),
-    [
-        ("info", [Status(429, {"Retry-After": "3"}), Status(500)]),
-        ("resolve", [Status(429, {"Retry-After": "3"}), Status(503)]),
-        ("cdn", [Status(500), Cut(1000), Cut(200_000), Flipped()]),
-        ("cdn", [Cut(0)]),
-    ],
-)
-def test_faults_that_pass(hub: FakeHub, waits: list[float], place: str, faults: list[Fault]):
+@pytest.mark.parametrize("place", ["info", "resolve", "cdn"])
+def test_faults_that_pass(hub: FakeHub, waits: list[float], place: str):
     path = {"info": INFO, "resolve": WEIGHTS, "cdn": cdn(hub)}[place]
-    hub.faults[path] = list(faults)
-    assert read(download(SOURCE)) == {name: FILES[name] for name in NEEDED}
-    assert not hub.faults[path]
-    if place != "cdn":
-        assert waits[0] == 3.0
+    faults: list[Fault] = [Status(429, {"Retry-After": "3"}), Status(500)]
+    hub.faults[path] = faults + ([Cut(1000), Flipped()] if place == "cdn" else [])
+    assert read(download(LOCATION)) == {name: FILES[name] for name in NEEDED}
+    assert not hub.faults[path] and waits[0] == 3.0
 
 
-def test_goes_on_after_a_failure(hub: FakeHub):
+def test_resumes_after_a_failure(hub: FakeHub):
     hub.faults[cdn(hub)] = [Cut(100_000), *[Cut(0)] * 20]
     with pytest.raises(CheckpointError, match="What has arrived is kept"):
-        download(SOURCE)
-    assert cached(SOURCE) is None
+        download(LOCATION)
+    assert cached(LOCATION) is None
     hub.faults.clear()
     hub.requests.clear()
-    download(SOURCE)
+    download(LOCATION)
     (request,) = hub.asked(cdn(hub))
     assert request.headers["range"] == "bytes=100000-"
     assert len(hub.requests) == 3  # the list, and one file with its redirect
@@ -114,8 +105,8 @@ def test_goes_on_after_a_failure(hub: FakeHub):
 def test_wrong_checksum_leaves_nothing(hub: FakeHub, caches: Path):
     hub.faults[cdn(hub)] = [Flipped(), Flipped()]
     with pytest.raises(CheckpointError, match="was damaged on its way"):
-        download(SOURCE)
-    assert cached(SOURCE) is None
+        download(LOCATION)
+    assert cached(LOCATION) is None
     blobs = caches / "huggingface" / "hub" / "models--google--paligemma-3b-pt-224" / "blobs"
     assert not list(blobs.glob("*.partial")) and len(list(blobs.iterdir())) == 3
 
@@ -123,19 +114,19 @@ def test_wrong_checksum_leaves_nothing(hub: FakeHub, caches: Path):
 def test_gated(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
     hub.faults[INFO] = [Status(401, {"X-Error-Code": "GatedRepo"})]
     with pytest.raises(CheckpointError, match="is gated, and no account"):
-        download(SOURCE)
+        download(LOCATION)
     hub.token = "hf_right"
     with pytest.raises(CheckpointError) as e:
-        download(SOURCE)
+        download(LOCATION)
     page = f"{hub.url}/{NAME}"
     copy = "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz"
     for words in (f"Open {page}, accept the licence", "hf auth login", "HF_TOKEN", copy):
         assert words in str(e.value)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(CheckpointError, match="may not read it.*Open .* with that account"):
-        download(SOURCE)
+        download(LOCATION)
     monkeypatch.setenv("HF_TOKEN", " hf_right\n")
-    download(SOURCE)
+    download(LOCATION)
     (request,) = hub.asked(cdn(hub))
     assert "authorization" not in request.headers  # of another host
 
@@ -143,17 +134,17 @@ def test_gated(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
 def test_revisions(hub: FakeHub):
     other = "f" * 40
     hub.add_repository(NAME, FILES | {"tokenizer.model": b"other"}, "bfloat16", other)
-    main = download(SOURCE)
+    main = download(LOCATION)
     half = find_checkpoint(NAME, revision="bfloat16")
     assert (main.name, half.name) == (COMMIT, other)
     assert len(hub.asked(cdn(hub))) == 1  # of the same weights there is one copy
     with pytest.raises(CheckpointError, match="no revision v9. There are main, bfloat16, float16"):
         find_checkpoint(f"{NAME}@v9")
     hub.add_repository(NAME, FILES | {"tokenizer.model": b"newer"}, commit="e" * 40)
-    assert download(SOURCE) == main  # nothing is asked
-    newer = download(SOURCE, refresh=True)
+    assert download(LOCATION) == main  # nothing is asked
+    newer = download(LOCATION, refresh=True)
     assert newer.name == "e" * 40 and read(newer)["tokenizer.model"] == b"newer"
-    assert download(SOURCE) == newer
+    assert download(LOCATION) == newer
 
 
 def test_jax_twin(hub: FakeHub):
@@ -183,21 +174,21 @@ def test_not_there(hub: FakeHub):
         find_checkpoint("someone/nothing")
     hub.close()
     with pytest.raises(CheckpointError, match="cannot be downloaded from 127.0.0.1"):
-        download(SOURCE)
+        download(LOCATION)
 
 
 def test_too_little_space(hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match="HF_HOME"):
-        download(SOURCE)
+        download(LOCATION)
     assert len(hub.requests) == 1
 
 
 def test_processes_that_start_together_download_once(hub: FakeHub):
     spawn = multiprocessing.get_context("spawn")
     barrier, results = spawn.Barrier(2), spawn.Queue()
-    arguments = (SOURCE, barrier, results)
+    arguments = (LOCATION, barrier, results)
     processes = [spawn.Process(target=fetch_at_once, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
@@ -219,4 +210,4 @@ def test_processes_that_start_together_download_once(hub: FakeHub):
 def test_paths_and_commits_that_lead_outside(hub: FakeHub, files: dict[str, bytes], commit: str):
     hub.add_repository(NAME, files, commit=commit)
     with pytest.raises(CheckpointError, match="without checksum, or outside"):
-        download(SOURCE)
+        download(LOCATION)

@@ -59,9 +59,8 @@ def test_file_is_whole_and_counted(hub: FakeHub, target: Path, meter: Meter, see
     ],
 )
 def test_faults_that_pass(
-    hub: FakeHub, target: Path, meter: Meter, seen, waits: list[float], faults: list[Fault],
-    waited: list[float], requests: int,
-):  # fmt: skip
+    hub: FakeHub, target: Path, meter: Meter, seen, waits, faults: list[Fault], waited, requests
+):
     hub.faults["/model.npz"] = faults
     fetch(f"{hub.url}/model.npz", target, meter, checksum=SHA256)
     assert target.read_bytes() == CONTENT and siblings(target) == ["model.npz"]
