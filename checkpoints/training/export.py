@@ -56,7 +56,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
+    config_flags.DEFINE_config_file("config", "configs/demo.py", "Training configuration.")
     flags.DEFINE_string("workdir", None, "Where training left its checkpoints.", required=True)
     flags.DEFINE_string("mask_codec", None, "What mask_codec.py wrote.", required=True)
     flags.DEFINE_string("target", None, "Directory to write; must not exist.", required=True)

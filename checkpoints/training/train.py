@@ -409,7 +409,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/demo.py", "The training recipe.")
+    config_flags.DEFINE_config_file("config", "configs/demo.py", "Training configuration.")
     flags.DEFINE_string("mask_codec", None, "What mask_codec.py wrote.", required=True)
     flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.", required=True)
     app.run(main)
