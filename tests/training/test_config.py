@@ -82,7 +82,10 @@ def test_all_wrong_overrides_are_listed_with_the_nearest_names():
     ("changes", "problem"),
     [
         (dict(learning_rate=float("nan")), "learning_rate: .* got nan"),
-        (dict(learning_rate=-1.0, batch_size=0), "settings .2.: .*batch_size.*learning_rate: .*-1.0"),
+        (
+            dict(learning_rate=-1.0, batch_size=0),
+            "settings .2.: .*batch_size.*learning_rate: .*-1.0",
+        ),
         (dict(gradient_accumulation_steps=3), "divisor of batch_size=32, got 3"),
         (dict(dropout=1.0), "dropout in"),
         (dict(quantize="int8"), "add lora"),
