@@ -114,9 +114,8 @@ def is_first() -> bool:
 def barrier(what: str) -> None:
     """Returns when every process has come here; ProcessesError where one does not."""
     if jax.process_count() > 1:
-        key = _new_key(what)
         with _explained(f"waiting until each process is past {what!r}"):
-            _service().wait_at_barrier(key, _TIMEOUT * 1000)
+            _service().wait_at_barrier(_new_key(what), _TIMEOUT * 1000)
 
 
 def agree(what: str, text: str) -> str:
@@ -184,22 +183,51 @@ def ending_together() -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    failure = _Failure(_new_key("failure"))
-    watch = threading.Thread(target=failure.watch, name="failures of others", daemon=True)
-    watch.start()
+    service, key, me = _service(), _new_key("failure"), jax.process_index()
+    over = threading.Event()
+
+    def hear() -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            service.key_value_set(f"{key}/{me}", "heard")
+
+    def watch() -> None:
+        while not over.wait(_INTERVAL):
+            try:
+                number, text = json.loads(service.key_value_try_get(key))
+            except jax.errors.JaxRuntimeError:
+                continue  # nothing was told; without its service JAX ends the process
+            if not over.is_set():
+                hear()
+                _end(f"process {number} stopped: {text}")
+
+    def tell(error: BaseException) -> None:
+        kind = "" if isinstance(error, PaliGemmaError) else f"{type(error).__name__}: "
+        text = f"{kind}{str(error) or type(error).__name__}"
+        try:
+            service.key_value_set(key, json.dumps([me, text]))
+        except jax.errors.JaxRuntimeError:  # another one was faster
+            return hear()
+        until = time.monotonic() + _GOODBYE
+        for other in set(range(jax.process_count())) - {me}:  # until they have heard
+            left = max(1, int((until - time.monotonic()) * 1000))
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # it may be gone already
+                service.blocking_key_value_get(f"{key}/{other}", left)
+
+    watcher = threading.Thread(target=watch, name="failures of others", daemon=True)
+    watcher.start()
     try:
         yield
     except BaseException as e:
-        failure.over.set()
-        watch.join()
+        over.set()
+        watcher.join()
         # Whoever ends is missing when JAX says goodbye, and would be waited for until a time limit.
         atexit.register(_exit)
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            failure.tell(e)
+            tell(e)
         raise
     finally:
-        failure.over.set()
-        watch.join()
+        over.set()
+        watcher.join()
 
 
 @contextlib.contextmanager
@@ -220,46 +248,6 @@ def ending_with_the_lost() -> Iterator[None]:
                 "checkpoint."
             )
         raise
-
-
-class _Failure:
-    """The first error of a run's processes, known to all through the service."""
-
-    def __init__(self, key: str):
-        self.over = threading.Event()
-        self._key = key
-        self._service = _service()
-
-    def watch(self) -> None:
-        """Ends this process when another one has told of an error."""
-        while not self.over.wait(_INTERVAL):
-            try:
-                number, text = json.loads(self._service.key_value_try_get(self._key))
-            except jax.errors.JaxRuntimeError:
-                continue  # nothing was told; without its service JAX ends the process
-            if not self.over.is_set():
-                self._hear()
-                _end(f"process {number} stopped: {text}")
-
-    def tell(self, error: BaseException) -> None:
-        """Tells the others, unless one of them has told before, and waits until they have heard."""
-        me = jax.process_index()
-        text = str(error) or type(error).__name__
-        kind = "" if isinstance(error, PaliGemmaError) else f"{type(error).__name__}: "
-        try:
-            self._service.key_value_set(self._key, json.dumps([me, f"{kind}{text}"]))
-        except jax.errors.JaxRuntimeError:  # another one was faster
-            self._hear()
-            return
-        until = time.monotonic() + _GOODBYE
-        for other in set(range(jax.process_count())) - {me}:
-            left = max(1, int((until - time.monotonic()) * 1000))
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # it may be gone already
-                self._service.blocking_key_value_get(f"{self._key}/{other}", left)
-
-    def _hear(self) -> None:
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._service.key_value_set(f"{self._key}/{jax.process_index()}", "heard")
 
 
 def _end(why: str) -> None:
