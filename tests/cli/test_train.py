@@ -47,7 +47,7 @@ def test_wrong_settings_are_one_message(run: Run, config: str, tmp_path: Path):
     assert "--config.batch_sise" in outcome.err and "Did you mean batch_size" in outcome.err
     assert "--config.seed" in outcome.err and "'x'" in outcome.err
     few = run("train", "--config", config, "--workdir", tmp_path, "--config.batch_size=16")
-    assert few.code == 1 and "batch of 16" in few.err
+    assert few.code == 1 and "at least 16 records" in few.err
     assert re.search(r"0\.\d\d GB(.|\n)*optimizer", few.err)  # told before it starts
     absent = run("train", "--config", "no.py", "--workdir", tmp_path)
     assert absent.code == 1 and "no configuration 'no'" in absent.err
