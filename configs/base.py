@@ -13,15 +13,20 @@ Arguments: `model`, anything that `from_pretrained` takes; or `version` (1: Pali
 from ml_collections import ConfigDict
 
 from paligemma_jax.data.transforms import RandomAnswer
+from paligemma_jax.errors import ConfigError
 from paligemma_jax.models.sharding import Axes, Rules
 from paligemma_jax.training.config import Data, TrainConfig, parse_arg
 from paligemma_jax.training.optimizer import KERNELS, Adam, Cosine, Epochs, Fraction, Steps
+
+_TRAINED = {"": None, "vit": "llm/.*", "llm": "img/.*"}  # by what is frozen
 
 
 def get_config(arg: str = "") -> ConfigDict:
     args = parse_arg(
         arg, data="", validation="", model="", version=2, size="3b", resolution=224, freeze=""
     )
+    if args.freeze not in _TRAINED:
+        raise ConfigError(f"expected freeze=vit or freeze=llm, got freeze={args.freeze}")
     published = "paligemma-3b" if args.version == 1 else f"paligemma2-{args.size}"
     return TrainConfig(
         # "pt" checkpoints are for fine-tuning; "mix" ones were fine-tuned on many tasks.
@@ -38,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
         # Tokens of prompt and answer, with separators. `paligemma train --check-data DATA` counts.
         text_length=128,
         on_overflow="error",  # "truncate": as big_vision does
-        max_bad_records=0.0,  # 0.01 skips up to 1 % unusable records, and logs each
+        max_bad_fraction=0.0,  # 0.01 skips up to 1 % unusable records, and logs each
         workers=0,  # processes that read; 0: threads, enough up to some hundred images/s
         # Examples of one update, over all devices.
         batch_size=32,
@@ -56,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
         max_grad_norm=1.0,
         # Trained parameters, as a regular expression over their paths; None: all. "llm/.*" freezes
         # the image encoder, "img/.*" the language model, "llm/layers/attn/.*" all but attention.
-        trainable={"": None, "vit": "llm/.*", "llm": "img/.*"}[args.freeze],
+        trainable=_TRAINED[args.freeze],
         schedules=None,  # schedules by path instead: Rules((("img/.*", None), ...))
         lr_multipliers=Rules(()),  # Rules((("img/.*", 0.1),)): a tenth for the image encoder
         loss_reduction="example",  # as in big_vision; "token": long answers count more

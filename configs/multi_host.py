@@ -12,16 +12,17 @@ the last checkpoint, with any number of machines.
 from ml_collections import ConfigDict
 
 from paligemma_jax.models.sharding import Axes
-from paligemma_jax.training.config import load_config
+from paligemma_jax.training.config import load_config, parse_arg
 from paligemma_jax.training.optimizer import Steps
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    words = [word for word in arg.split(",") if word]
-    chips = [word for word in words if word.startswith("chips=")]
-    config = load_config("base:" + ",".join(w for w in words if w not in chips))
+    words = arg.split(",")
+    mine = [word for word in words if word.strip().startswith("chips=")]
+    chips = parse_arg(",".join(mine), chips=1).chips
+    config = load_config("base:" + ",".join(word for word in words if word not in mine))
     with config.unlocked():
-        config.mesh = Axes(data=-1, fsdp=int(chips[-1].removeprefix("chips=")) if chips else 1)
+        config.mesh = Axes(data=-1, fsdp=chips)
         config.batch_size = 256
         config.workers = 4
         config.checkpoint_every = Steps(500)

@@ -15,7 +15,7 @@ Arguments:
   resolution   224, 448 or 896
   version, size  of the model: 1 (PaliGemma, the default), or 2 with 3b, 10b, 28b
   final_split  train on validation records too, as the published numbers did
-  freeze_vit   whether the image encoder is frozen, as the table says if not given
+  freeze_vit   freezes the image encoder; freeze_vit=False does not; as the table says if not given
   model        any other checkpoint
 
 Prompts, columns, splits and directories are in paligemma_jax/data/tasks.py. They were checked
@@ -33,6 +33,7 @@ coco35l, textcaps, scicap, screen2words, gqa, nlvr2, science_qa, refcoco_seg, po
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
@@ -156,10 +157,11 @@ TRANSFERS: dict[str, Transfer] = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    args = parse_arg(
-        arg, task="", data="", root="~/tensorflow_datasets", resolution=224, version=1,
-        size="3b", final_split=False, freeze_vit="", model="",
+    parse = functools.partial(
+        parse_arg, arg, task="", data="", root="~/tensorflow_datasets", resolution=224, version=1,
+        size="3b", final_split=False, model="",
     )  # fmt: skip
+    args = parse(freeze_vit=False)
     if args.task not in TRANSFERS:
         raise ConfigError(
             f"There is no transfer {args.task!r}. The transfers are {', '.join(TRANSFERS)}. Write "
@@ -168,7 +170,7 @@ def get_config(arg: str = "") -> ConfigDict:
     transfer = TRANSFERS[args.task]
     task = TASKS[transfer.task or args.task]
     best = transfer.best.get(args.resolution) or transfer.best[max(transfer.best)]
-    freeze = args.freeze_vit in ("True", "yes", "1") if args.freeze_vit else best.freeze_vit
+    freeze = parse(freeze_vit=best.freeze_vit).freeze_vit
     names = dict(model=args.model, version=args.version, size=args.size, resolution=args.resolution)
     config = load_config("base:" + ",".join(f"{name}={value}" for name, value in names.items()))
 

@@ -8,7 +8,7 @@ class PaliGemmaError(ValueError):
 
 
 class InvalidImageError(PaliGemmaError):
-    """A picture cannot be read, or is no picture."""
+    """An image cannot be read, or is none."""
 
 
 class InvalidPromptError(PaliGemmaError):
@@ -16,7 +16,7 @@ class InvalidPromptError(PaliGemmaError):
 
 
 class InvalidMaskError(PaliGemmaError):
-    """A mask, polygon or box in a picture is malformed, empty, or does not fit the picture."""
+    """A mask, polygon or box is malformed, empty, or does not fit the image."""
 
 
 class CheckpointError(PaliGemmaError):

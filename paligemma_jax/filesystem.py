@@ -98,9 +98,13 @@ def sync_tree(directory: Path) -> None:
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # directories of some network file systems cannot be
+    try:
         os.fsync(descriptor)
-    os.close(descriptor)
+    except OSError:
+        if not path.is_dir():  # directories of some network file systems cannot be
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _size(nbytes: int) -> str:

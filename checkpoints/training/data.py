@@ -142,7 +142,7 @@ Group = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """What one batch holds; see configs/demo.py."""
+    """What one batch holds; see demo_config.py."""
 
     scenes: int
     short: int

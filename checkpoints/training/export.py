@@ -7,7 +7,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from checkpoints.training.train import Recipe, start
+from checkpoints.training.train import CONFIG, Recipe, start
 from paligemma_jax.errors import CheckpointError
 from paligemma_jax.processing.image import ImagePreprocessing
 from paligemma_jax.processing.processor import Processor
@@ -56,7 +56,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/demo.py", "Training configuration.")
+    config_flags.DEFINE_config_file("config", str(CONFIG), "Training configuration.")
     flags.DEFINE_string("workdir", None, "Where training left its checkpoints.", required=True)
     flags.DEFINE_string("mask_codec", None, "What mask_codec.py wrote.", required=True)
     flags.DEFINE_string("target", None, "Directory to write; must not exist.", required=True)

@@ -57,6 +57,7 @@ from paligemma_jax.training.trainer import CHECKPOINTS, Loop, LoopConfig
 from paligemma_jax.weights.mask_vae import load_mask_vae
 
 GROUPS = ("short", "long", "pair")
+CONFIG = Path(__file__).with_name("demo_config.py")
 NUM_LOC = 1024
 LOC_TOLERANCE = 20  # bins within which a coordinate counts as right while training
 PROBE_SIZES = (NUM_KINDS, NUM_COLORS, NUM_CHARACTERS, 4)
@@ -65,7 +66,7 @@ PREFETCH = 6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that configs/demo.py says; the comments there explain each field."""
+    """Everything that demo_config.py says; the comments there explain each field."""
 
     seed: int
     total_steps: int
@@ -409,7 +410,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/demo.py", "Training configuration.")
+    config_flags.DEFINE_config_file("config", str(CONFIG), "Training configuration.")
     flags.DEFINE_string("mask_codec", None, "What mask_codec.py wrote.", required=True)
     flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go.", required=True)
     app.run(main)

@@ -71,7 +71,7 @@ def make_batches(
     process_index: int = 0,
     process_count: int = 1,
     on_overflow: Overflow = "error",
-    max_bad_records: float = 0.0,
+    max_bad_fraction: float = 0.0,
 ) -> "Batches":
     """An iterator of `TrainBatch`.
 
@@ -93,7 +93,7 @@ def make_batches(
         must keep its own work under `if __name__ == "__main__":`.
       process_index, process_count: which shard of each batch this process reads.
       on_overflow: "error" makes a text that is too long a bad record, "truncate" cuts it.
-      max_bad_records: fraction of the records that may be unusable; such are skipped and logged,
+      max_bad_fraction: fraction of the records that may be unusable; such are skipped and logged,
         and one may always be. 0.0: the first one is an error.
 
     Raises:
@@ -115,6 +115,10 @@ def make_batches(
         if not whole or not low <= value <= high:
             limit = "up" if high == np.inf else f"to {high}"
             raise ConfigError(f"{name} must be a whole number from {low} {limit}, got {value!r}")
+    if not 0 <= max_bad_fraction < 1:
+        raise ConfigError(
+            f"expected max_bad_fraction as a fraction from 0 to below 1, got {max_bad_fraction}"
+        )
     try:
         import grain  # noqa: F401
     except ImportError as e:
@@ -130,7 +134,7 @@ def make_batches(
     reader = BatchReader(
         source, processor, Sampler.of(source, seed, shuffle),
         component_transforms(source, transforms), batch_size, length, on_overflow,
-        max_bad_records, process_index, process_count, batches,
+        max_bad_fraction, process_index, process_count, batches,
     )  # fmt: skip
     return Batches(reader, workers)
 
@@ -151,7 +155,7 @@ class BatchReader:
     batch_size: int
     length: int
     on_overflow: Overflow
-    max_bad_records: float
+    max_bad_fraction: float
     process_index: int
     process_count: int
     batches: int
@@ -182,14 +186,14 @@ class BatchReader:
 
     def check_skipped(self, skipped: int, last: SkippedRecord) -> None:
         """Raises DatasetError if so many different records are too many to skip."""
-        records, most = self.sampler.records, self.max_bad_records
+        records, most = self.sampler.records, self.max_bad_fraction
         if skipped > (max(1, most * records) if most else 0):
             count = f"{skipped} of {records} records" if most else f"Record {last.index}"
             more = f", more than {most:.1%}; the last" if most else ""
             raise DatasetError(
                 f"{count} cannot be used{more}: {last.reason} List all with: paligemma "
-                "train --check-data DATA; or skip them: max_bad_records="
-                f"{min(1.0, max(0.01, 2 * skipped / records)):.2g}"
+                "train --check-data DATA; or skip them: max_bad_fraction="
+                f"{min(0.99, max(0.01, 2 * skipped / records)):.2g}"
             )
 
     def _example(self, position: int, skipped: list[SkippedRecord]) -> EncodedExample:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def read_coco(path: str | os.PathLike[str], names: Mapping[str, str] | None = No
         data = json.loads(content)
     except OSError as e:
         raise DatasetError(
-            f"The data file {path} cannot be read: {e.strerror}. Look with: ls -l '{path.parent}'"
+            f"The data file {path} cannot be read: {e.strerror}. Look with: ls -l "
+            f"{shlex.quote(str(path.parent))}"
         ) from e
     except (ValueError, RecursionError) as e:
         raise DatasetError(f"{path} is not JSON: {e}. Export or download it again.") from e

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class JsonlSource:
         except OSError as e:
             raise DatasetError(
                 f"The data file {self.path} cannot be read: {e.strerror}. Look with: ls -l "
-                f"'{self.path.parent}'"
+                f"{shlex.quote(str(self.path.parent))}"
             ) from e
         if not len(self):
             raise DatasetError(
@@ -384,7 +385,8 @@ def find_splits(path: str | os.PathLike[str]) -> dict[str, Path]:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise DatasetError(f"There is no data at {path}. {_KNOWN} Look with: ls '{path.parent}'")
+        where = shlex.quote(str(path.parent))
+        raise DatasetError(f"There is no data at {path}. {_KNOWN} Look with: ls {where}")
     if path.is_file():
         if path.suffix not in (".jsonl", ".json"):
             raise DatasetError(f"{path} is neither .jsonl nor .json. {_KNOWN}")

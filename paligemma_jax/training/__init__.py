@@ -1,1 +1,1 @@
-"""Losses, and the training loop of the demo model."""
+"""Training: configurations, losses and optimizers, the loop, checkpoints and reports."""

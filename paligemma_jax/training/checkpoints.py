@@ -108,7 +108,7 @@ class Checkpoints:
         """
         self.wait()
         target = self.path(step)
-        if step in self._agreed_steps():
+        if step in self.agreed_steps():
             return  # a run that continues from here would write the same
         exits = contextlib.ExitStack()
         try:
@@ -161,7 +161,7 @@ class Checkpoints:
         Raises CheckpointError where all are damaged, or where the newest intact one does not match.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self._agreed_steps()):
+        for step in reversed(self.agreed_steps()):
             found = self._find_damage(step) if is_first() else ""
             damaged[step] = agree("what is wrong with a checkpoint", found)
             if damaged[step]:
@@ -243,18 +243,25 @@ class Checkpoints:
 
     def _set_aside(self, damaged: Mapping[int, str], step: int) -> None:
         for bad, problem in damaged.items():
-            aside = self.directory / f"damaged_{self.path(bad).name}"
+            aside = self._unused(f"damaged_{self.path(bad).name}")
             warnings.warn(
                 f"The checkpoint of step {bad} is damaged ({problem}). The one of step {step} is "
                 f"used; the damaged one is kept as {aside}",
                 stacklevel=3,
             )
             if is_first():
-                shutil.rmtree(aside, ignore_errors=True)  # an earlier one of the same step
                 os.rename(self.path(bad), aside)
         barrier("damaged checkpoints set aside")
 
-    def _agreed_steps(self) -> list[int]:
+    def _unused(self, name: str) -> Path:
+        """The path of a name, numbered where earlier ones have it already."""
+        number, path = 1, self.directory / name
+        while os.path.lexists(path):
+            number += 1
+            path = self.directory / f"{name}_{number}"
+        return path
+
+    def agreed_steps(self) -> list[int]:
         """As the first process sees them: file systems may show others an older state."""
         return json.loads(agree("the checkpoints", json.dumps(self.steps())))
 

@@ -101,7 +101,7 @@ class TrainConfig:
       validation_transforms: those of validation records; None: the same ones.
       text_length: tokens of prompt and answer.
       on_overflow: what happens to longer ones.
-      max_bad_records: fraction of unusable records that are skipped and logged; 0.0: the first
+      max_bad_fraction: fraction of unusable records that are skipped and logged; 0.0: the first
         one is an error.
       workers: processes that read ahead.
       batch_size: examples of one update, over all devices and processes.
@@ -142,7 +142,7 @@ class TrainConfig:
     validation_transforms: tuple[Transform, ...] | None = None
     text_length: int = 128
     on_overflow: Overflow = "error"
-    max_bad_records: float = 0.0
+    max_bad_fraction: float = 0.0
     workers: int = 0
     batch_size: int = 32
     duration: Duration = Epochs(1)
@@ -203,6 +203,12 @@ class TrainConfig:
             sample_max_new_tokens=1, max_skipped_steps=0,
         )  # fmt: skip
         expected = {name: f"at least {n}" for name, n in least.items() if getattr(self, name) < n}
+        if self.evaluate_batches is not None and self.evaluate_batches < 1:
+            expected["evaluate_batches"] = "at least 1, or None for all"
+        if not 0 <= self.max_bad_fraction < 1:
+            expected["max_bad_fraction"] = "a fraction from 0 to below 1"
+        if self.loss_spike_factor is not None and not self.loss_spike_factor > 1:
+            expected["loss_spike_factor"] = "a number above 1, or None"
         if not 0 < self.learning_rate < math.inf:
             expected["learning_rate"] = "a positive, finite number"
         if not 0 <= self.weight_decay < math.inf:
@@ -320,13 +326,14 @@ def _has_type(value: Any, hint: Any) -> bool:
 def load_config(spec: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Any:
     """The ConfigDict of "NAME:ARGS", to be changed and returned as one's own.
 
-    NAME is a configuration of configs/, such as "jsonl", or the path of a Python file; ARGS go to
-    its `get_config`. `overrides` are "name=value" or "name.field=value". Raises ConfigError,
-    listing the configurations there are, or every override that cannot be applied.
+    NAME is a configuration of configs/, such as "jsonl", or the path of a Python file: a name with
+    a directory or ".py" is always the user's file. ARGS go to its `get_config`. `overrides` are
+    "name=value" or "name.field=value". Raises ConfigError, listing the configurations there are,
+    or every override that cannot be applied.
     """
     text = os.fspath(spec)
     name, _, arg = text.partition(".py:" if ".py" in text else ":")
-    path = _config_path(name.removesuffix(".py"))
+    path = _config_path(f"{name}.py" if ".py:" in text else name)
     module_spec: Any = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module  # dataclasses look their module up
@@ -351,12 +358,13 @@ def config_directory() -> Path:
 
 
 def _config_path(name: str) -> Path:
-    """The file of a configuration: one of configs/, or else a path without ".py"."""
-    directory = config_directory()
-    shipped, given = directory / f"{name}.py", Path(f"{name}.py").expanduser()
-    for path in (given, shipped) if os.path.dirname(name) else (shipped, given):
+    """The file of a configuration: a bare name is one of configs/, or else NAME.py here."""
+    given = Path(f"{name.removesuffix('.py')}.py").expanduser()
+    is_path = name.endswith(".py") or os.path.dirname(name)
+    for path in (given,) if is_path else (config_directory() / f"{name}.py", given):
         if path.is_file():
             return path
+    directory = config_directory()
     found = (path.relative_to(directory) for path in directory.rglob("*.py"))
     names = sorted(path.with_suffix("").as_posix() for path in found if path.stem != "__init__")
     raise ConfigError(

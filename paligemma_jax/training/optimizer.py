@@ -11,6 +11,8 @@ them decays unless a rule says so.
 
 import abc
 import dataclasses
+import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,6 +39,19 @@ class RunLength:
 
 
 class _Duration(abc.ABC):
+    def __post_init__(self) -> None:
+        count: Any = next(iter(vars(self).values()))
+        kind = numbers.Integral if isinstance(self, Steps) else numbers.Real
+        if (
+            not isinstance(count, kind)
+            or isinstance(count, bool)
+            or not 0 <= float(count) < math.inf
+        ):
+            what = "whole" if isinstance(self, Steps) else "finite"
+            raise ConfigError(
+                f"expected a {what} number from 0 up in {type(self).__name__}, got {count!r}"
+            )
+
     def steps(self, run: RunLength) -> int:
         """This duration in steps: the nearest number, but at least one unless it is zero."""
         steps = self._exact(run)
@@ -63,7 +78,8 @@ class Fraction(_Duration):
     fraction: float | int
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.fraction <= 1.0:
+        super().__post_init__()
+        if self.fraction > 1.0:
             raise ConfigError(
                 f"expected a fraction of training from 0.0 to 1.0, got {self.fraction}. "
                 "Write Fraction(0.05) for 5 %"

@@ -47,6 +47,7 @@ from paligemma_jax.weights.views import cast, model_weights, to_host, with_resol
 
 MODEL, ADAPTER = "model", "adapter"
 _FINISHED = "finished.json"
+_KEPT_ORIGIN = ("generation_config", "sliding_window")  # of the base, for answers and for exports
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +60,7 @@ class Setup:
       model_config: of the model, with the run's resolution and soft-cap.
       graphdef: the model without its arrays, adapters included.
       state: on the devices of `mesh`; `shardings` are those of its arrays.
+      mask_codec: the file of the checkpoint's codec; it may be gone when the run ends.
     """
 
     checkpoint: Checkpoint
@@ -69,6 +71,7 @@ class Setup:
     mesh: Mesh
     state: TrainState
     shardings: TrainState
+    mask_codec: bytes | None
 
 
 def set_up(
@@ -95,7 +98,10 @@ def set_up(
     out = dataclasses.replace(shardings, frozen={})
     state = jax.jit(initial, out_shardings=out)(moving)
     state = dataclasses.replace(state, frozen=placed)
-    return Setup(checkpoint, processor, model.config, graphdef, optimizer, mesh, state, shardings)
+    return Setup(
+        checkpoint, processor, model.config, graphdef, optimizer, mesh, state, shardings,
+        checkpoint.mask_codec_bytes,
+    )  # fmt: skip
 
 
 def load_base(config: TrainConfig, checkpoint: Checkpoint, mesh: Mesh) -> PaliGemma:
@@ -143,7 +149,7 @@ def open_batches(
         process_index=part,
         process_count=parts,
         on_overflow=config.on_overflow,
-        max_bad_records=config.max_bad_records,
+        max_bad_fraction=config.max_bad_fraction,
     )
 
 
@@ -210,11 +216,13 @@ def export(workdir: Path, config: TrainConfig, setup: Setup, state: TrainState, 
     dtypes = {name: spec.dtype for name, spec in setup.checkpoint.specs.items()}
     if config.save_dtype is not None:
         dtypes = dict.fromkeys(weights.specs, as_float_dtype(config.save_dtype))
+    origin = setup.checkpoint.origin
+    kept = {name: origin[name] for name in _KEPT_ORIGIN if name in origin}
     metadata = CheckpointMetadata(
         setup.processor.to_dict(),
         setup.processor.tokenizer.to_bytes(),
-        setup.checkpoint.mask_codec_bytes,
-        {"kind": "fine-tuned", "base": setup.checkpoint.path.name, "step": int(state.step)},
+        setup.mask_codec,
+        kept | {"kind": "fine-tuned", "base": setup.checkpoint.path.name, "step": int(state.step)},
     )
     if is_first():
         _move_aside(workdir / MODEL)

@@ -443,5 +443,5 @@ class DivergenceGuard:
         if self.spike_factor is not None and len(self._recent) >= _ENOUGH:
             usual = statistics.median(self._recent)
             if loss > self.spike_factor * usual:
-                return f"the loss was {loss:.4g}, {loss / usual:.0f} times the usual {usual:.4g}"
+                return f"the loss was {loss:.4g}, more than {self.spike_factor:g} times {usual:.4g}"
         return ""

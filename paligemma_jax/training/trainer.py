@@ -98,7 +98,7 @@ class LoopConfig:
     """What a loop does between steps; see `TrainConfig`, whose durations are numbers here.
 
     Attributes:
-      settings: of the run as text; a run continues only with the same ones, those in `free` aside.
+      settings: of the run as text; a run continues only with the same ones, those in `_FREE` aside.
       base: fingerprint of what the run started from; likewise.
       checkpoint_best: checkpoint at every evaluation.
     """
@@ -152,7 +152,10 @@ class Loop:
         self._place, self._evaluate_state = place, evaluate
         self._throughput, self._progress = throughput, progress
         self._guard = DivergenceGuard(workdir, config.max_skipped_steps, config.loss_spike_factor)
-        restored = checkpoints.restore_latest(_saved_part(state))
+        saved = _saved_part(state)
+        if checkpoints.agreed_steps():  # the fresh arrays would stand beside those that are read
+            saved = _shapes_of(saved)
+        restored = checkpoints.restore_latest(saved)
         if restored is not None:
             self._resume(restored, allow_config_change)
         self._first = self.step
@@ -301,6 +304,19 @@ class Loop:
 def _saved_part(state: TrainState) -> TrainState:
     """All that steps change; frozen weights are read from the checkpoint again."""
     return dataclasses.replace(state, frozen={})
+
+
+def _shapes_of(state: TrainState) -> TrainState:
+    """Shapes, dtypes and shardings of arrays that are freed."""
+
+    def shape(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        leaf.delete()
+        return shape
+
+    return jax.tree.map(shape, state)
 
 
 class StopRequest:

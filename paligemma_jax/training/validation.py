@@ -45,7 +45,8 @@ class Validation:
         self._codec, self._workdir = codec, workdir
         size = config.batch_size
         batches = -(-len(source) // size)
-        self._batches = min(batches, config.evaluate_batches or batches)
+        limit = config.evaluate_batches
+        self._batches = batches if limit is None else min(batches, limit)
         self._examples = min(len(source), self._batches * size)
 
         def loss(arrays: Mapping[str, jax.Array], batch: Any) -> jax.Array:

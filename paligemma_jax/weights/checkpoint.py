@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ class Checkpoint(TensorSource):
                 f"({self.quantization}). Training, adapters and another quantization "
                 "need floats (training quantizes them itself, see quantize). Name the checkpoint "
                 "that these were made of, or take the floats that are left: paligemma convert "
-                f"{str(self.path)!r} TARGET --dequantize"
+                f"{shlex.quote(str(self.path))} TARGET --dequantize"
             )
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ Layers pass one by one, so that memory does not depend on the model's size.
 import dataclasses
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def convert(
             raise CheckpointError(
                 f"There is no tokenizer beside {checkpoint.path}. Copy a tokenizer.model or "
                 "tokenizer.json of PaliGemma there, or name it: paligemma convert "
-                f"{str(source)!r} {str(target)!r} --tokenizer tokenizer.model"
+                f"{shlex.quote(str(source))} {shlex.quote(str(target))} --tokenizer tokenizer.model"
             )
         quantization = _quantization(checkpoint, quantize, dequantize)
         weights: TensorSource = checkpoint
@@ -325,5 +326,5 @@ def check(path: str | os.PathLike[str], progress: Progress | None = None) -> Non
         else:
             raise CheckpointError(
                 f"{path} carries no checksums: it has no {SUMS}. A checkpoint written by paligemma "
-                f"convert does: paligemma convert {str(path)!r} TARGET"
+                f"convert does: paligemma convert {shlex.quote(str(path))} TARGET"
             )

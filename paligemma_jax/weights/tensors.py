@@ -11,6 +11,7 @@ import difflib
 import functools
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -199,7 +200,7 @@ def validation_error(path: str | os.PathLike[str], problems: Sequence[str]) -> C
     return CheckpointError(
         f"Checkpoint {os.fspath(path)} does not match the model {problem_list(problems)}\n"
         "Expected exactly the tensors of a PaliGemma or PaliGemma 2 configuration. See what the "
-        f"checkpoint holds: paligemma info {os.fspath(path)!r}"
+        f"checkpoint holds: paligemma info {shlex.quote(os.fspath(path))}"
     )
 
 

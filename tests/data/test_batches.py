@@ -62,7 +62,7 @@ def test_any_division_among_processes_gives_the_same_batch(make):
 
 @pytest.mark.parametrize("at", [0, 1, 5])
 def test_resuming_gives_the_batches_that_would_have_come(make, at: int):
-    source, settings = Numbers(9, bad=(3,)), {"transforms": [add_digit], "max_bad_records": 0.01}
+    source, settings = Numbers(9, bad=(3,)), {"transforms": [add_digit], "max_bad_fraction": 0.01}
     batches = make(source, **settings)
     for _ in range(at):
         next(batches)
@@ -105,17 +105,20 @@ def test_state_of_other_data_is_an_error(make):
 
 def test_bad_records_stop_or_are_skipped_counted_and_logged(make, caplog):
     source = Numbers(10, bad=(3, 7))
-    with pytest.raises(DatasetError, match="numbers:[37]: it is damaged.*max_bad_records"):
+    with pytest.raises(DatasetError, match="numbers:[37]: it is damaged.*max_bad_fraction"):
         list(make(source, epochs=1))
-    batches = make(source, epochs=2, batch_size=5, max_bad_records=0.2)
+    batches = make(source, epochs=2, batch_size=5, max_bad_fraction=0.2)
     ids = [name for batch in batches for name in batch.ids]
     assert len(ids) == 20 and not {"numbers:3", "numbers:7"} & set(ids)
     assert sorted(one.index for one in batches.skipped) == [3, 7]
     assert caplog.text.count("Skipped record") == 2 and "it is damaged" in caplog.text
-    with pytest.raises(DatasetError, match="more than 10.0%.*max_bad_records=0.[46]"):
-        list(make(source, epochs=1, max_bad_records=0.1))
+    with pytest.raises(DatasetError, match="more than 10.0%.*max_bad_fraction=0.[46]"):
+        list(make(source, epochs=1, max_bad_fraction=0.1))
     with pytest.raises(DatasetError, match="64 records one after another"):
-        next(make(Numbers(10, bad=tuple(range(10))), max_bad_records=1.0))
+        next(make(Numbers(200, bad=tuple(range(200))), max_bad_fraction=0.99))
+    for fraction in (1.0, -0.1, 5, float("nan")):
+        with pytest.raises(ConfigError, match="max_bad_fraction .* below 1"):
+            make(source, max_bad_fraction=fraction)
 
 
 def test_what_cannot_be_encoded_is_a_bad_record(make, caplog):
@@ -170,7 +173,7 @@ def test_fewer_records_than_a_batch(make):
 @pytest.mark.slow
 def test_workers_change_nothing_and_pass_errors_on(make):
     source = Numbers(11, bad=(3,))
-    settings = {"transforms": [add_digit], "epochs": 3, "max_bad_records": 0.01}
+    settings = {"transforms": [add_digit], "epochs": 3, "max_bad_fraction": 0.01}
     expected = list(make(source, **settings))
     with make(source, workers=2, **settings) as spread:
         first = [next(spread) for _ in range(3)]

@@ -75,14 +75,14 @@ def test_resuming_anywhere_gives_the_batches_that_would_have_come(make, at: int)
         MixtureComponent(Numbers(5, (3,), "a"), 2),
         MixtureComponent(B, 1, (add_digit, add_epoch)),
     )
-    batches = make(bad, max_bad_records=0.2, batch_size=3)
+    batches = make(bad, max_bad_fraction=0.2, batch_size=3)
     for _ in range(at):
         next(batches)
     state = batches.state()
     expected = [next(batches) for _ in range(4)]
-    again = make(pickle.loads(pickle.dumps(bad)), max_bad_records=0.2, batch_size=3)
+    again = make(pickle.loads(pickle.dumps(bad)), max_bad_fraction=0.2, batch_size=3)
     again.restore(state)
-    third = make(bad, max_bad_records=0.2, batch_size=1, process_index=2, process_count=3)
+    third = make(bad, max_bad_fraction=0.2, batch_size=1, process_index=2, process_count=3)
     third.restore(state)
     assert next(third).ids == expected[0].ids[2:]
     for wanted in expected:

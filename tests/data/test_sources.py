@@ -2,12 +2,13 @@
 
 import json
 import pickle
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paligemma_jax.data.coco import CocoSource
+from paligemma_jax.data.coco import CocoSource, read_coco
 from paligemma_jax.data.object_readers import Referring
 from paligemma_jax.data.readers import Fields
 from paligemma_jax.data.record import ImageFolder, Record
@@ -200,3 +201,11 @@ def test_prepared_data_with_a_dash_in_its_split_and_a_codec_for_its_reader(
     codec = FakeCodec()
     opened: Any = open_source(tmp_path, reader=Referring(), codec=codec)
     assert opened[1] == "train" and opened[2].codec is codec
+
+
+@pytest.mark.parametrize("open_at", [open_source, read_coco, JsonlSource])
+def test_suggested_commands_quote_paths(open_at, tmp_path: Path):
+    missing = tmp_path / "it's $HOME" / "train.json"
+    with pytest.raises(DatasetError) as caught:
+        open_at(missing)
+    assert shlex.split(str(caught.value).partition("Look with: ")[2])[-1] == str(missing.parent)

@@ -18,7 +18,7 @@ from paligemma_jax.training.logging import read_metrics
 from paligemma_jax.training.step import TrainStep
 from paligemma_jax.weights.mask_vae import mask_vae_bytes
 
-RECIPE = Path(__file__).parents[2] / "configs" / "demo.py"
+RECIPE = Path(__file__).parents[2] / "checkpoints" / "training" / "demo_config.py"
 
 
 def toy_recipe() -> demo.Recipe:

@@ -123,6 +123,18 @@ def test_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: Pa
         checkpoints.save(3, make_tree(3))
 
 
+def test_checkpoint_damaged_again_does_not_replace_the_one_set_aside_before(tmp_path: Path):
+    write_steps(tmp_path, 1)
+    for number in (1, 2, 3):
+        write_steps(tmp_path, 2)
+        (tmp_path / "step_000000002" / "run.json").write_text(f"damage {number}")
+        with Checkpoints(tmp_path) as checkpoints, pytest.warns(UserWarning, match="damaged"):
+            checkpoints.restore_latest(make_tree(0))
+    aside = [f"damaged_step_000000002{end}" for end in ("", "_2", "_3")]
+    found = [(tmp_path / name / "run.json").read_text() for name in aside]
+    assert found == ["damage 1", "damage 2", "damage 3"]
+
+
 def test_if_all_are_damaged_the_run_does_not_begin_again_in_silence(tmp_path: Path):
     write_steps(tmp_path, 1, 2)
     for step in (1, 2):

@@ -88,6 +88,10 @@ def test_all_wrong_overrides_are_listed_with_the_nearest_names():
         ),
         (dict(gradient_accumulation_steps=3), "divisor of batch_size=32, got 3"),
         (dict(dropout=1.0), "dropout in"),
+        (dict(max_bad_fraction=5.0), "max_bad_fraction: .* below 1, got 5.0"),
+        (dict(evaluate_batches=0), "evaluate_batches: .* at least 1"),
+        (dict(loss_spike_factor=1.0), "loss_spike_factor: .* above 1"),
+        (dict(loss_spike_factor=float("nan")), "loss_spike_factor: .* above 1"),
         (dict(quantize="int8"), "add lora"),
         (dict(dtype="int8"), "int8 cannot be loaded"),
         (dict(learnin_rate=1), "unknown settings: learnin_rate. Did you mean learning_rate"),
@@ -137,13 +141,18 @@ def test_file_with_argument_and_overrides(tmp_path: Path):
 
 def test_configs_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    for spec in ("jsonl:data=DIR", "jsonl.py:data=DIR", "transfers:task=vqav2,data=DIR"):
+    for spec in ("jsonl:data=DIR", "transfers:task=vqav2,data=DIR"):
         assert TrainConfig.from_config(load_config(spec)).train.path == "DIR"
     with pytest.raises(ConfigError, match="'jsnl'. Did you mean jsonl.* There are: .*lora_24gb"):
         load_config("jsnl:data=DIR")
-    assert load_config("jsonl.py").train is None
+    for path in ("jsonl.py", "jsonl.py:data=DIR", "./jsonl:data=DIR"):
+        with pytest.raises(ConfigError, match="There is no configuration"):
+            load_config(path)
     Path("jsonl.py").write_text(FILE)  # a bare name is the shipped one, a path the user's
-    assert load_config("jsonl").model != load_config("./jsonl.py:size=10b").model
+    assert load_config("jsonl:size=10b").loss_spike_factor is None
+    for path in ("jsonl.py", "./jsonl.py", "./jsonl", str(tmp_path / "jsonl.py")):
+        assert load_config(f"{path}:size=10b").loss_spike_factor == 2.0
+    assert load_config("jsonl.py").loss_spike_factor == 2.0
     Path("mine.py").write_text(FILE)
     assert load_config("mine:size=10b").model == "paligemma2-10b-pt-224"
 

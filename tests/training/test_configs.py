@@ -23,9 +23,40 @@ from tests.training.runs import records, tiny_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TRANSFERS = runpy.run_path(str(CONFIGS / "transfers.py"))["TRANSFERS"]
-OTHERS = ("demo", "transfers", "__init__")  # the demo is another model's
+OTHERS = ("transfers", "__init__")
 NAMES = [path.stem for path in sorted(CONFIGS.glob("*.py")) if path.stem not in OTHERS]
 NAMES += [f"transfers:task={task}" for task in TRANSFERS]
+
+
+def test_every_configuration_that_is_offered_is_one_of_finetuning():
+    with pytest.raises(ConfigError) as caught:
+        load_config("nothing-like-it")
+    offered = str(caught.value).partition("There are: ")[2].partition(";")[0].split(", ")
+    for name in offered:
+        read("transfers:task=vqav2" if name == "transfers" else name)
+    assert {"base", "jsonl", "transfers"} <= {*offered}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("base:freeze=all", "freeze=vit or freeze=llm, got freeze=all"),
+        ("multi_host:chips=z", "chips: expected int, got 'z'"),
+        ("transfers:task=vqav2,freeze_vit=perhaps", "freeze_vit: expected bool, got 'perhaps'"),
+    ],
+)
+def test_arguments_with_other_values_are_errors(spec: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        read(spec)
+
+
+def test_transfers_freeze_the_image_encoder_as_asked_or_as_the_table_says():
+    def trainable(arg: str) -> str | None:
+        return read(f"transfers:task={arg}").trainable
+
+    assert trainable("vqav2,freeze_vit") == trainable("vqav2,freeze_vit=True") == "llm/.*"
+    assert trainable("vqav2") is None and trainable("science_qa") == "llm/.*"
+    assert trainable("science_qa,freeze_vit=False") is None
 
 
 def read(spec: object) -> TrainConfig:

@@ -232,6 +232,16 @@ def test_durations(duration: Duration, steps: int):
 def test_durations_that_cannot_be():
     with pytest.raises(ConfigError, match="fraction of training"):
         Fraction(5)
+    nan, inf = float("nan"), float("inf")
+    for kind, count in [
+        (Steps, -1),
+        (Steps, True),
+        (Examples, inf),
+        (Epochs, nan),
+        (Fraction, nan),
+    ]:
+        with pytest.raises(ConfigError, match=f"got {count!r}"):
+            kind(count)
     with pytest.raises(ConfigError, match="data_size.* got None"):
         Epochs(1).steps(RunLength(total_steps=3, batch_size=2))
     with pytest.raises(ConfigError, match="got 100 steps of 100"):

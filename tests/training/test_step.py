@@ -321,7 +321,7 @@ def test_bad_losses_stop_the_run_with_their_ids(tmp_path: Path):
     # Continuing later compares as if nothing had happened.
     later = DivergenceGuard(tmp_path, spike_factor=10.0)
     later.restore(json.loads(json.dumps(guard.state())))
-    with pytest.raises(DivergedError, match="At step 21 the loss was 12, 12 times the usual 1"):
+    with pytest.raises(DivergedError, match="At step 21 the loss was 12, more than .* times 1"):
         later.check(21, 12.0, 1.0, ("b", "c"))
     with pytest.raises(DivergedError, match="the loss was nan"):
         guard.check(22, math.nan, 1.0, ("d",))

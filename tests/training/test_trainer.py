@@ -19,13 +19,19 @@ from paligemma_jax.data.mixture import Mixture, MixtureComponent
 from paligemma_jax.errors import CheckpointError, ConfigError, DatasetError
 from paligemma_jax.models.lora import TRAINABLE, LoRA
 from paligemma_jax.models.sharding import Axes
+from paligemma_jax.training import trainer
 from paligemma_jax.training.checkpoints import Best
 from paligemma_jax.training.config import TrainConfig
 from paligemma_jax.training.logging import read_metrics
 from paligemma_jax.training.optimizer import Epochs, Steps
+from paligemma_jax.training.setup import set_up
 from paligemma_jax.training.step import DivergedError
 from paligemma_jax.training.trainer import FineTuneResult, train
+from paligemma_jax.weights.checkpoint import open_checkpoint
+from paligemma_jax.weights.convert import convert
 from tests.training.runs import records, stored_weights, tiny_run
+
+CODEC = Path(__file__).parents[2] / "checkpoints" / "demo" / "mask_codec.npz"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,11 +146,42 @@ def test_run_leaves_a_model_numbers_pictures_and_a_report(run: Whole):
     assert about["finished"] and run.reports.rows[6]["loss"] == losses(workdir)[6]
 
 
-def test_finished_run_has_nothing_more_to_do(run: Whole):
+def test_finished_run_has_nothing_more_to_do(run: Whole, monkeypatch: pytest.MonkeyPatch):
     manifest = run.result.workdir / "model" / "MANIFEST.json"
     before = manifest.read_bytes()
+    fresh = []
+
+    def noting(*args: Any) -> Any:
+        setup = set_up(*args)
+        fresh.extend(jax.tree.leaves(dataclasses.replace(setup.state, frozen={})))
+        return setup
+
+    monkeypatch.setattr(trainer, "set_up", noting)
     assert train(dataclasses.replace(run.config, wandb=None), run.result.workdir).finished
     assert manifest.read_bytes() == before
+    assert fresh and all(array.is_deleted() for array in fresh)  # not held beside the restored
+
+
+def test_result_keeps_the_codec_and_the_origin_of_the_base(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    convert(store, tmp_path / "base", mask_codec=CODEC)
+    origin = {"sliding_window": 4096, "generation_config": {"max_new_tokens": 7}}
+
+    def opened(path: Path) -> Any:
+        checkpoint = open_checkpoint(path)
+        checkpoint.origin = origin | {"kind": "huggingface"}
+        return checkpoint
+
+    monkeypatch.setattr(trainer, "open_checkpoint", opened)
+    codec = tmp_path / "base" / "mask_codec.npz"
+    content = codec.read_bytes()
+    config = tiny_run(tmp_path / "base", duration=Steps(1))
+    result = train(config, tmp_path / "run", progress=at(1, codec.unlink))
+    assert result.model is not None
+    with open_checkpoint(result.model) as found:
+        assert found.origin == origin | {"kind": "fine-tuned", "base": "base", "step": 1}
+        assert found.mask_codec_bytes == content
 
 
 @pytest.mark.parametrize(

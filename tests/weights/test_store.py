@@ -1,10 +1,13 @@
 import dataclasses
+import errno
 import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -324,3 +327,23 @@ def test_a_given_config_must_fit(store: Path, pg2: PaliGemmaConfig):
     llm = dataclasses.replace(pg2.llm, depth=3)
     with pytest.raises(CheckpointError, match=r"missing     llm/layers/\S+/2 \("):
         open_checkpoint(store, config=dataclasses.replace(pg2, llm=llm))
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_file_that_does_not_reach_the_disk_is_an_error_but_a_directory_may_not_sync(
+    is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def write(target: Path, fails: Callable[[int], bool]) -> None:
+        def fsync(descriptor: int) -> None:
+            if fails(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with staged(target, 1, is_file=is_file) as staging:
+            (staging if is_file else staging / "file").write_bytes(b"x")
+
+    write(tmp_path / "written", stat.S_ISDIR)
+    assert (tmp_path / "written").exists()
+    with pytest.raises(CheckpointError, match="Writing .* failed: Input/output error"):
+        write(tmp_path / "lost", stat.S_ISREG)
+    assert [path.name for path in tmp_path.iterdir()] == ["written"]

@@ -1,12 +1,11 @@
 """Trains the bundled demo model from scratch on the synthetic world, on CPU or GPU.
 
     python -m checkpoints.training.mask_codec --target DIR/mask_codec.npz
-    python -m checkpoints.training.train --config configs/demo.py --mask_codec DIR/mask_codec.npz \\
-        --workdir DIR
+    python -m checkpoints.training.train --mask_codec DIR/mask_codec.npz --workdir DIR
     python -m checkpoints.training.train ... --config.total_steps=500
 
-The same command resumes an interrupted run, bit for bit on the same machine. Copy this file to
-train another world or size.
+The same command resumes an interrupted run, bit for bit on the same machine. To train
+another world or size, pass a changed copy of this file: --config FILE.
 """
 
 from ml_collections import ConfigDict
