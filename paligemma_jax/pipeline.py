@@ -496,6 +496,7 @@ class Pipeline:
         grammars = {own: grammar_of(tokenizer, own) for own in set(spread)}
         settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
+            "eos_token_id": tokenizer.eos_id,
             "token_statistics": LocationStatistics(tokenizer.loc_start),
         }
         if len(grammars) > 1:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import paligemma_jax as pg
+from paligemma_jax.generation import constraints
 
 DRAWING = Path(__file__).parents[1] / "notebooks" / "drawing.png"
 CAPTION, LIMIT = "caption en", 16
@@ -245,6 +246,24 @@ def test_defaults_of_a_pipeline(pali, asked, greedy):
 def test_requests_that_are_wrong(pali, picture, options: dict[str, Any], words: str):
     with pytest.raises(pg.PaliGemmaError, match=words):
         pali.generate([picture], [CAPTION], **options)
+
+
+def test_errors_of_images_name_the_prompt_in_batches_of_any_size(pali, picture):
+    for size in (1, 2, 8):
+        with pytest.raises(pg.InvalidImageError, match=r"^images\[2\]: "):
+            pali.generate([picture, picture, b"no image"], [CAPTION] * 3, batch_size=size)
+
+
+def test_objects_end_with_the_tokenizer_s_eos_and_equal_labels_share_a_grammar(
+    pali, picture, monkeypatch
+):
+    config = pg.GenerationConfig(eos_token_id=107)  # of another tokenizer
+    foreign = dataclasses.replace(pali, generation_config=config)
+    monkeypatch.setattr(constraints.PerSequence, "of", None)  # not needed
+    how: dict[str, Any] = dict(max_objects=1, max_new_tokens=32)
+    one, two = foreign.detect_batch([picture] * 2, [["cat"], ["cat"]], **how)
+    assert one.text == two.text == pali.detect_batch([picture], "cat", **how)[0].text
+    assert len(one) <= 1 and not one.unparsed
 
 
 def test_wrong_requests_for_several_answers(pali, picture):

@@ -85,7 +85,7 @@ def _add_objects(parser: argparse.ArgumentParser, drawn: str) -> None:
         help="only objects with at least this score, from 0 to 1 (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--nms-iou", type=options.fraction, metavar="IOU",
+        "--nms-iou", type=options.positive_fraction, metavar="IOU",
         help="non-maximum suppression: of objects of one label whose boxes overlap by at least "
         "IOU (0.7 is usual) keep the highest-scoring (default: off)",
     )  # fmt: skip

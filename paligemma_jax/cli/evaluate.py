@@ -22,13 +22,13 @@ DEMO = "demo"
 _BATCH_SIZE = 8
 _SETTINGS = ("dtype", "quantize", "adapter", "resolution")  # that change answers
 
-_evaluate_EPILOG = """\
+_EPILOG = """\
 Examples:
   paligemma eval --list                                 every task
   paligemma eval --list --task docvqa                   what data it expects
   paligemma eval --task demo                            the table of the demo model's card
   paligemma eval --model paligemma2-3b-mix-448 --task docvqa --data docvqa/ --out docvqa-mix
-  paligemma eval --model my-store --task detection --data valid.jsonl --limit 200
+  paligemma eval --model my-model --task detection --data valid.jsonl --limit 200
 
 The folder of --out gets predictions.jsonl, metrics.json, report.html, and submission.json where the
 task has a test server. Run again with the same settings, it goes on where it stopped. Examples
@@ -46,7 +46,7 @@ def add_evaluate(commands: Any) -> None:
     parser = options.add_command(
         commands, "eval", run_evaluate, "measure a model on a published task",
         "Asks a model all questions of a task, and prints its scores with 95 % confidence "
-        "intervals beside the published ones.", _evaluate_EPILOG,
+        "intervals beside the published ones.", _EPILOG,
         json="print metrics.json instead of a table",
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="show all tasks, or one task's data")

@@ -120,7 +120,8 @@ _GENERATION: dict[str, tuple[type, str, str]] = {
     "seed": (int, "N", "random seed (default: 0)"),
     "length_penalty": (float, "A", "rank by logprob / tokens^A with --best-of or --num-beams: 0, "
                        "the default, favors short sequences, 1 is the mean of a token"),
-    "num_return_sequences": (int, "N", "sequences that beam search returns (default: 1)"),
+    "num_return_sequences": (int, "N", "sequences that beam search returns, at most as many as "
+                             "beams (default: 1, and all with --json)"),
     "top_logprobs": (int, "N", "report the N most probable tokens of every step in --json"),
 }  # fmt: skip
 
@@ -255,6 +256,13 @@ def fraction(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+def positive_fraction(text: str) -> float:
+    """Type of an option that is a number above 0, and at most 1."""
+    if not (value := fraction(text)):
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and up to 1, got {text!r}")
     return value
 
 

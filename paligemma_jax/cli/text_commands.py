@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import itertools
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,7 @@ from paligemma_jax.cli.output import (
     run_on_images,
     status,
 )
-from paligemma_jax.errors import UnexpectedAnswerError
+from paligemma_jax.errors import ConfigError, PaliGemmaError, UnexpectedAnswerError
 
 if TYPE_CHECKING:
     from paligemma_jax.generation.results import Generation
@@ -112,19 +113,23 @@ A line is: log-probability (natural) of the whole candidate with its end, and th
 most probable first. The prompt goes to the model as it is (see paligemma generate --help). For
 labels and their probabilities: paligemma classify.
 """
+_FLAGS = {"best_of": "--best-of", "beam_search": "--num-beams"}  # of methods of Pipeline
 _FIELDS = "text, tokens, logprob, finish_reason, prompt_tokens, image_tokens"
 
 
 class Generated(NamedTuple):
-    """What was generated for a prompt, best first, and the pieces of the best one's tokens."""
+    """What was generated for a prompt, best first, and the pieces of the best one's tokens.
+
+    Beam search may find nothing.
+    """
 
     generations: "list[Generation]"
     pieces: list[str]
 
     @property
-    def text(self) -> str:
+    def text(self) -> str | None:
         """The best text."""
-        return self.generations[0].text
+        return self.generations[0].text if self.generations else None
 
 
 def add_text_commands(commands: Any) -> None:
@@ -192,10 +197,10 @@ def run_prompt(args: argparse.Namespace) -> int:
     def show(one: Input, generated: Generated) -> Shown:
         text, fields = _show(args, generated)
         if args.command == "count":
-            number = prompts.parse_number(generated.text)
+            number = prompts.parse_number(text := generated.generations[0].text)
             if number is None:
                 raise UnexpectedAnswerError(
-                    f"{one.name}: expected a number, got {generated.text!r}. For the model's own "
+                    f"{one.name}: expected a number, got {text!r}. For the model's own "
                     "words: paligemma answer IMAGE QUESTION"
                 )
             text, fields["count"] = str(number), number
@@ -210,12 +215,36 @@ def model_images(pipeline: "Pipeline", one: Input) -> Any:
 
 
 def _check_generation(args: argparse.Namespace) -> None:
-    """Errors in options come before a model is loaded."""
+    """Errors in options are of usage, and come before a model is loaded."""
     if args.stream and (args.json or args.logprobs or args.command == "count"):
         args.usage_error("argument --stream: not allowed with --json, --logprobs or count")
-    from paligemma_jax.generation.config import resolve_config
+    if args.top_logprobs is not None and not args.json:
+        args.usage_error("argument --top-logprobs: only with --json")
+    from paligemma_jax.generation.config import METHOD_FIELDS, resolve_config
+    from paligemma_jax.generation.generate import best_of_config
 
-    resolve_config(_method(args)[0], None, options.generation_options(args))
+    method, _ = _method(args)
+    settings = options.generation_options(args)
+    for name in settings:
+        if name not in METHOD_FIELDS[method]:
+            takes = [flag for other, flag in _FLAGS.items() if name in METHOD_FIELDS[other]]
+            given = _FLAGS.get(method)
+            wrong = f"not allowed with {given}" if given else f"only with {' or '.join(takes)}"
+            args.usage_error(f"argument {_flag(name)}: {wrong}")
+    try:
+        if method == "best_of":
+            best_of_config(args.best_of, None, settings)
+        else:
+            resolve_config(method, None, settings)
+    except ConfigError as e:
+        names = "|".join(METHOD_FIELDS["generate"] | METHOD_FIELDS["beam_search"])
+        message = re.sub(rf"\b({names})\b", lambda match: _flag(match[1]), str(e))
+        message = re.sub(r"\bn(?=[:=])", "--best-of", message)
+        args.usage_error(message)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _method(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -238,16 +267,23 @@ def _generate(
     if args.answer_prefix:
         settings["answer_prefixes"] = [args.answer_prefix] * len(prompts)
     if method != "beam_search":
-        settings["seed"] = [settings.get("seed", 0) + index for index in indices]
+        settings["seed"] = [(settings.get("seed", 0) + index) % 2**64 for index in indices]
+    elif args.json:  # all that were found
+        settings.setdefault("num_return_sequences", args.num_beams)
     found = getattr(pipeline, method)(images, prompts, **settings)
     ranked = [[one] for one in found] if method == "generate" else found
     piece = pipeline.processor.tokenizer.piece
-    return [Generated(row, [piece(token) for token in row[0].tokens]) for row in ranked]
+    return [Generated(row, [piece(t) for one in row[:1] for t in one.tokens]) for row in ranked]
 
 
 def _show(args: argparse.Namespace, generated: Generated) -> Shown:
     """The best generation as text, and all of them as fields."""
     generations, pieces = generated
+    if not generations:
+        raise UnexpectedAnswerError(
+            "beam search found no answer that ends within the maximum number of tokens. Pass a "
+            "larger --max-new-tokens or --num-beams, or --no-early-stopping"
+        )
     best = generations[0]
     lines = [best.text]
     if args.logprobs:
@@ -291,7 +327,7 @@ def _stream(
 ) -> None:  # fmt: skip
     """Prints one text as it is generated; `label` begins its lines."""
     settings = options.generation_options(args)
-    settings["seed"] = settings.get("seed", 0) + index
+    settings["seed"] = (settings.get("seed", 0) + index) % 2**64
     if args.answer_prefix:
         settings["answer_prefix"] = args.answer_prefix
     prefix = f"{label}: " if label else ""
@@ -335,10 +371,16 @@ def run_text(args: argparse.Namespace) -> int:
         return 0
     with status(args, "compiling and generating"):
         found = _generate(args, pipeline, None, args.prompts, range(len(args.prompts)))
+    failures = 0
     for prompt, label, generated in zip(args.prompts, labels, found, strict=True):
-        text, fields = _show(args, generated)
-        print_result(args, label, text, {"prompt": prompt} | fields)
-    return 0
+        text, fields, error = None, {}, None
+        try:
+            text, fields = _show(args, generated)
+        except PaliGemmaError as e:
+            error = e
+        failures += error is not None
+        print_result(args, label, text, {"prompt": prompt} | fields, error)
+    return 1 if failures else 0
 
 
 def add_scoring(commands: Any) -> None:

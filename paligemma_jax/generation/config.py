@@ -21,6 +21,7 @@ MAX_NEW_TOKENS = 128
 MAX_CONTEXT = 8192  # tokens, Gemma's
 MAX_TOP_LOGPROBS = 64
 NUM_BEAMS = 4
+MAX_BEAMS = 256
 Number = float | int
 
 
@@ -51,13 +52,14 @@ class GenerationConfig:
       constraint: * which tokens may come next, such as `allowed_answers`.
       token_statistics: what to measure at every token; see `Generation.extras`.
       top_logprobs: number of most probable tokens to report for every step.
-      num_beams: width of `beam_search`, by default 4.
+      num_beams: width of `beam_search`, by default 4, at most 256.
       length_penalty: `beam_search` and `best_of` rank by logprob / tokens ** length_penalty: 0
         ranks by probability, which favors short sequences, 1 by the mean log-probability.
       early_stopping: True is big_vision's rule of `beam_search`: every beam may end at each step,
         and only beams that end count. False is Hugging Face's: a beam may end where EOS is among
         the `num_beams` best continuations, and one that is cut counts, too.
-      num_return_sequences: sequences that `beam_search` returns for a prompt, at most.
+      num_return_sequences: sequences that `beam_search` returns for a prompt, at most; up to
+        `num_beams`.
     """
 
     max_new_tokens: int | Sequence[int] = MAX_NEW_TOKENS
@@ -67,8 +69,8 @@ class GenerationConfig:
     top_p: Number | Sequence[Number | None] | None = None
     min_p: Number | Sequence[Number | None] | None = None
     seed: int | Sequence[int] = 0
-    stop: str | Sequence[str] | Sequence[Sequence[str] | None] | None = None
-    eos_token_id: int | Sequence[int] | Sequence[Sequence[int]] = Tokenizer.eos_id
+    stop: str | Sequence[str | Sequence[str] | None] | None = None
+    eos_token_id: int | Sequence[int | Sequence[int] | None] = Tokenizer.eos_id
     sampler: Sampler | None = None
     constraint: Constraint | Sequence[Constraint] | None = None
     token_statistics: TokenStatistics | None = None
@@ -79,10 +81,13 @@ class GenerationConfig:
     num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
-        check_values(vars(self))
         for name, value in vars(self).items():
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, _plain(value))
+        check_values(vars(self))
+        for name in _LISTS:  # a prompt's own stay lists of one a prompt, however few are chosen
+            value = getattr(self, name)
+            if _is_per_prompt(name, value):
+                object.__setattr__(self, name, tuple(map(_as_tuple, value)))
 
     @property
     def samples(self) -> bool:
@@ -108,13 +113,8 @@ class GenerationConfig:
     def values(self, name: str, count: int) -> list[Any]:
         """One value of a field for each of `count` prompts."""
         value = getattr(self, name)
-        if (
-            name == "stop"
-            and isinstance(value, str)
-            or name == "eos_token_id"
-            and isinstance(value, int)
-        ):
-            value = (value,)
+        if name in _LISTS and not _is_per_prompt(name, value):
+            value = _as_tuple(value)
         found = list(value) if _is_per_prompt(name, value) else [value] * count
         if name == "temperature" and None in found:
             filters = zip(*(self.values(other, count) for other in _FILTERS[1:]), strict=True)
@@ -123,10 +123,23 @@ class GenerationConfig:
         return found
 
 
+def _plain(value: Any) -> Any:
+    """Lists as tuples, and numbers of NumPy as those of Python."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    return value if isinstance(value, tuple) else (value,)
+
+
 def _is_per_prompt(name: str, value: Any) -> bool:
     if name not in _PER_PROMPT or not isinstance(value, list | tuple):
         return False
-    if name in ("stop", "eos_token_id"):  # lists themselves; a list of lists is one per prompt
+    if name in _LISTS:  # lists themselves; a list of lists is one per prompt
         return any(isinstance(entry, list | tuple) for entry in value)
     return True
 
@@ -150,19 +163,19 @@ class _Range:
 
     kind: type
     low: Number
-    high: Number = math.inf
+    high: Number = math.inf  # of whole numbers only
     optional: bool = False
 
     def __call__(self, value: Any) -> str | None:
         is_number = isinstance(value, self.kind) and not isinstance(value, bool)
-        if is_number and self.low <= value <= self.high and math.isfinite(value):
+        if is_number and self.low <= value <= self.high:
             return None
         if self.optional and value is None:
             return None
         what = "a whole number" if self.kind is numbers.Integral else "a finite number"
         if self.high < math.inf:
             return f"{what} from {self.low:g} to {self.high:,}"
-        return what if self.low == -math.inf else f"{what} of at least {self.low:g}"
+        return f"{what} of at least {self.low:g}"
 
 
 def _texts(value: Any) -> str | None:
@@ -186,7 +199,7 @@ _INT, _FLOAT = numbers.Integral, numbers.Real
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "max_new_tokens": _Range(_INT, 1, MAX_CONTEXT),
     "min_new_tokens": _Range(_INT, 0, MAX_CONTEXT),
-    "temperature": _Range(_FLOAT, 0, optional=True),
+    "temperature": _Range(_FLOAT, 0, 1e30, optional=True),
     "top_k": _Range(_INT, 1, 2**31 - 1, optional=True),
     "top_p": _Range(_FLOAT, 0, 1, optional=True),
     "min_p": _Range(_FLOAT, 0, 1, optional=True),
@@ -197,20 +210,20 @@ _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "constraint": _instance(Constraint, "a Constraint, such as allowed_answers(tokenizer, [...])"),
     "token_statistics": _instance(TokenStatistics, "a TokenStatistics, or None"),
     "top_logprobs": _Range(_INT, 0, MAX_TOP_LOGPROBS),
-    "num_beams": _Range(_INT, 1, optional=True),
-    "length_penalty": _Range(_FLOAT, -math.inf),
+    "num_beams": _Range(_INT, 1, MAX_BEAMS, optional=True),
+    "length_penalty": _Range(_FLOAT, -8, 8),  # powers of a length that float32 can hold
     "early_stopping": lambda v: None if isinstance(v, bool) else "True or False",
-    "num_return_sequences": _Range(_INT, 1),
+    "num_return_sequences": _Range(_INT, 1, MAX_BEAMS),
 }
 _FIELDS = tuple(_CHECKS)
 _PER_PROMPT = frozenset(_FIELDS[:9]) | {"constraint"}
-_NUMPY = (np.ndarray, np.generic)
+_LISTS = ("stop", "eos_token_id")  # whose value for one prompt may be a list
 _FILTERS = ("temperature", "top_k", "top_p", "min_p")
 _DECODING = {"max_new_tokens", "min_new_tokens", "eos_token_id", "constraint"}
 _MEASURING = {"stop", "token_statistics", "top_logprobs"}
 _SAMPLING = {*_FILTERS, "seed", "sampler"}
 _BEAMS = {"num_beams", "length_penalty", "early_stopping", "num_return_sequences"}
-_USES: dict[str, set[str]] = {  # which fields a method takes
+METHOD_FIELDS: dict[str, set[str]] = {  # which fields a method takes
     "generate": _DECODING | _MEASURING | _SAMPLING,
     "stream": _DECODING | _MEASURING | _SAMPLING,
     "best_of": _DECODING | _MEASURING | _SAMPLING | {"length_penalty"},
@@ -222,10 +235,15 @@ _USES: dict[str, set[str]] = {  # which fields a method takes
 def check_values(values: Mapping[str, Any]) -> None:
     """Raises ConfigError for the first value that a field cannot have."""
     for name, value in values.items():
-        for entry in value if _is_per_prompt(name, value) else [value]:
+        each = _is_per_prompt(name, value)
+        for entry in value if each else [value]:
+            if each and entry is None and name in _LISTS:
+                continue
             expected = _CHECKS[name](entry)
+            if each and entry is None and name == "constraint":
+                expected = "a Constraint for each prompt, or one call for the prompts without"
             if expected:
-                raise ConfigError(f"{name}: expected {expected}, got {repr(entry)[:200]}.")
+                raise ConfigError(f"{name}: expected {expected}, got {_shown(entry)}.")
     count = common_length(values) or 1
     low, high = values.get("min_new_tokens", 0), values.get("max_new_tokens", MAX_NEW_TOKENS)
     lows, highs = (v if isinstance(v, list | tuple) else [v] * count for v in (low, high))
@@ -235,12 +253,25 @@ def check_values(values: Mapping[str, Any]) -> None:
                 f"min_new_tokens: expected at most max_new_tokens, {most}, got {least}. Pass "
                 f"max_new_tokens={least} or more."
             )
+    beams = values.get("num_beams") or NUM_BEAMS
+    if (returned := values.get("num_return_sequences", 1)) > beams:
+        raise ConfigError(
+            f"num_return_sequences: expected at most num_beams, {beams}, got {returned}. Pass "
+            f"num_beams={returned} or more."
+        )
     given = [name for name in _FILTERS if values.get(name) is not None]
     if values.get("sampler") is not None and given:
         raise ConfigError(
             f"expected a sampler or {given[0]}, got both. Put the value into the sampler: "
             "Chain((Temperature(temperature=0.7), TopP(p=0.9)))"
         )
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:200]
+    except ValueError:  # Python prints no integers of thousands of digits
+        return "a number of thousands of digits"
 
 
 _MEANT = {  # names of other libraries, and what they are here
@@ -282,7 +313,7 @@ def resolve_config(
     have.
     """
     config = config or GenerationConfig()
-    takes = _USES[method]
+    takes = METHOD_FIELDS[method]
     for name in settings:
         if name not in takes:
             raise ConfigError(_unknown(method, name, [*takes, *also]))
@@ -292,7 +323,7 @@ def resolve_config(
         config = dataclasses.replace(config, **dict.fromkeys(_FILTERS))
     elif any(settings.get(name) is not None for name in _FILTERS):
         config = dataclasses.replace(config, sampler=None)
-    settings = {n: v.tolist() if isinstance(v, _NUMPY) else v for n, v in settings.items()}
+    settings = {name: _plain(value) for name, value in settings.items()}
     check_values(vars(config) | settings)
     return dataclasses.replace(config, **settings)
 
@@ -303,7 +334,7 @@ def _unknown(method: str, name: str, names: Sequence[str]) -> str:
     meant = _MEANT.get(name, name)
     if meant in names:
         return f"{method}() does not take {name!r}. Did you mean {meant!r}?"
-    others = [other for other, takes in _USES.items() if meant in takes]
+    others = [other for other, takes in METHOD_FIELDS.items() if meant in takes]
     if others:
         return f"{method}() does not take {name!r}; {meant!r} is for {' and '.join(others)}."
     near = difflib.get_close_matches(name.lower(), sorted(names), n=1)

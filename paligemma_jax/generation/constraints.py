@@ -101,6 +101,8 @@ def for_batch(
 
     `mask` bool[B] says which sequences are real; `limits` are their max_new_tokens.
     """
+    if isinstance(constraint, list | tuple) and all(c is constraint[0] for c in constraint):
+        constraint = constraint[0]  # costs less than one for each sequence
     if isinstance(constraint, Constraint):
         constraint.check(vocab_size, min(limits))
     if constraint is None or isinstance(constraint, Constraint):

@@ -10,6 +10,7 @@ Letters: B batch, V vocabulary, S nodes and C children of the labels' tree, N bo
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -95,6 +96,7 @@ def _paths(tokenizer: Tokenizer, label: str, masks: bool) -> LabelPaths:
 
 
 MAX_OBJECTS = 100  # as many as COCO's evaluation looks at
+MOST_OBJECTS = 1024  # that there may be room for
 MIN_BOXES = 16  # room is made for a power of two of at least so many boxes
 BINS = len(LOC_PIECES)
 _DIGIT = 32  # bins are numbers of two such digits
@@ -203,7 +205,7 @@ def detection_grammar(
     """Answers to `detect`: boxes of the given labels (a list, or "cat ; dog").
 
     Raises InvalidPromptError for labels that cannot be answered with (see `label_paths`), and
-    ConfigError for less than one object.
+    ConfigError for less than one object, or more than 1,024.
     """
     return _grammar(tokenizer, labels, max_objects, masks=False)
 
@@ -218,15 +220,26 @@ def segmentation_grammar(
 def _grammar(
     tokenizer: Tokenizer, labels: str | Sequence[str], max_objects: int, masks: bool
 ) -> ObjectGrammar:
-    if max_objects < 1:
+    is_whole = isinstance(max_objects, int) and not isinstance(max_objects, bool)
+    if not is_whole or not 1 <= max_objects <= MOST_OBJECTS:
         raise ConfigError(
-            f"max_objects: expected at least 1, got {max_objects}. Leave it out for {MAX_OBJECTS}."
+            f"max_objects: expected a whole number from 1 to {MOST_OBJECTS:,}, got "
+            f"{max_objects!r:.200}. Leave it out for {MAX_OBJECTS}."
         )
+    grammar = _grammar_on_host(tokenizer, prompts.split_labels(labels), max_objects, masks)
+    return jax.tree.map(jnp.asarray, grammar)
+
+
+@functools.lru_cache(maxsize=64)
+def _grammar_on_host(
+    tokenizer: Tokenizer, labels: tuple[str, ...], max_objects: int, masks: bool
+) -> ObjectGrammar:
+    """With NumPy arrays: made once for the same labels, whatever devices it is for."""
     paths = label_paths(tokenizer, labels, masks)
     label_place = CORNERS + CODES * masks
     longest = label_place + max(len(label.last) for label in paths)
     edges, costs = label_edges(paths, longest)
-    return ObjectGrammar(
+    grammar = ObjectGrammar(
         trie=TokenTrie.pack(edges, tokenizer.vocab_size),
         costs=edge_values(edges, costs),
         label_place=jnp.asarray(label_place, jnp.int32),
@@ -236,6 +249,7 @@ def _grammar(
         loc_start=tokenizer.loc_start,
         seg_start=tokenizer.seg_start,
     )
+    return jax.tree.map(np.asarray, grammar)
 
 
 def _used_up(state: ObjectState) -> Bool[Array, "B L"]:

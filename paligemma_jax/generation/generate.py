@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation.config import GenerationConfig, resolve_config
@@ -34,6 +34,7 @@ from paligemma_jax.processing.processor import Batch, bucket
 from paligemma_jax.processing.tokenizer import Tokenizer
 
 MIN_CAPACITY = 16  # new tokens; a cache has room for a power of two of at least so many
+MIN_TOP_LOGPROBS, MIN_EOS_IDS = 8, 4  # that a program has room for
 STOP_CHUNK = 8  # tokens between two looks for stop strings
 
 
@@ -48,6 +49,7 @@ class Request:
       capacity: room for new tokens.
       tokenizer: for the text of the results; None leaves it empty.
       stops, limits, eos_ids, prompt_tokens: of each real sequence.
+      top_logprobs: how many to report; the plan notes as many or more.
       image_tokens: of each sequence.
     """
 
@@ -59,6 +61,7 @@ class Request:
     stops: Sequence[StopStrings | None]
     limits: Sequence[int]
     eos_ids: Sequence[Sequence[int]]
+    top_logprobs: int
     prompt_tokens: Sequence[int]
     image_tokens: int
 
@@ -79,7 +82,16 @@ class Request:
         config = config.select(range(real.size), real.size)
         if config.top_logprobs > vocab_size:
             raise ConfigError(f"top_logprobs: expected at most the {vocab_size} tokens there are.")
-        if config.stop and tokenizer is None:
+        eos_ids = config.values("eos_token_id", real.size)
+        if (largest := max((i for ids in eos_ids for i in ids), default=0)) >= vocab_size:
+            raise ConfigError(
+                f"eos_token_id: expected ids below the {vocab_size:,} tokens there are, got "
+                f"{largest}."
+            )
+        if config.constraint is not None:  # grammars end with the tokenizer's EOS; () stays none
+            eos_ids = [tuple(dict.fromkeys((*i, Tokenizer.eos_id))) if i else () for i in eos_ids]
+            config = dataclasses.replace(config, eos_token_id=eos_ids)
+        if any(config.values("stop", real.size)) and tokenizer is None:
             raise ConfigError("stop needs a tokenizer to read the text with. Pass tokenizer=...")
 
         def repeated(values: Sequence[Any]) -> list[Any]:
@@ -95,14 +107,15 @@ class Request:
         patches = images * model.config.img.num_patches
         lengths = np.sum(np.asarray(batch.mask_input, bool), axis=1)[real]
         return cls(
-            plan=_plan(config, mask, repeat_constraint(constraint, repeats), repeats),
+            plan=_plan(config, mask, repeat_constraint(constraint, repeats), repeats, vocab_size),
             sequence_mask=np.repeat(mask, repeats),
             indices=np.flatnonzero(np.repeat(mask, repeats)).tolist(),
             capacity=bucket(max(limits), MIN_CAPACITY),
             tokenizer=tokenizer,
             stops=repeated(stops),
             limits=repeated(limits),
-            eos_ids=repeated(config.values("eos_token_id", real.size)),
+            eos_ids=repeated(eos_ids),
+            top_logprobs=config.top_logprobs,
             prompt_tokens=repeated(lengths.tolist()),
             image_tokens=patches if image_tokens is None else image_tokens.shape[1],
         )
@@ -119,14 +132,13 @@ class Request:
             state = self._until_stopped(model, state)
         else:
             state = continue_decoding(model, state, self.capacity)
-        return self.generations(state.progress.tokens, state.progress.record)
+        return self.generations(np.asarray(state.progress.tokens), state.progress.record)
 
-    def generations(self, tokens: Int[Array, "B M"], record: TokenRecord) -> list[Generation]:
+    def generations(self, tokens: Int[np.ndarray, "B M"], record: TokenRecord) -> list[Generation]:
         """What the decode loop wrote, as results."""
-        on_host = np.asarray(tokens)
         arrays = {name: np.asarray(x) for name, x in vars(record).items() if x is not None}
         return [
-            self.generation(number, on_host[i], {name: x[i] for name, x in arrays.items()})
+            self.generation(number, tokens[i], {name: x[i] for name, x in arrays.items()})
             for number, i in enumerate(self.indices)
         ]
 
@@ -159,7 +171,7 @@ class Request:
             prompt_tokens=self.prompt_tokens[number],
             image_tokens=self.image_tokens,
             stop=None if found is None else found.string,
-            top_logprobs=tuple(tuple(zip(*pair, strict=True)) for pair in top),
+            top_logprobs=tuple(tuple(zip(*pair, strict=True))[: self.top_logprobs] for pair in top),
             extras=tuple(map(tuple, columns.get("extras", []))),
             **more,
         )
@@ -179,9 +191,16 @@ class Request:
 
 
 def _plan(
-    config: GenerationConfig, mask: np.ndarray, constraint: Constraint | None, repeats: int
+    config: GenerationConfig,
+    mask: np.ndarray,
+    constraint: Constraint | None,
+    repeats: int,
+    vocab_size: int,
 ) -> DecodePlan:
-    """The plan of a batch whose real sequences are those of `mask`; fillers get the first's."""
+    """The plan of a batch whose real sequences are those of `mask`; fillers get the first's.
+
+    Numbers of EOS ids and of top logprobs are rounded up, so that few programs are compiled.
+    """
     real = np.flatnonzero(mask)
     prompt_of = np.zeros(mask.size, int)
     prompt_of[real] = np.arange(real.size)
@@ -193,7 +212,8 @@ def _plan(
     of_prompt = [sample_seeds(seed, repeats) for seed in config.values("seed", real.size)]
     seeds = [seed for i in prompt_of for seed in of_prompt[i]]
     eos = spread("eos_token_id")
-    width = bucket(max(map(len, eos)))
+    width = bucket(max(map(len, eos)), MIN_EOS_IDS)
+    top = config.top_logprobs and min(bucket(config.top_logprobs, MIN_TOP_LOGPROBS), vocab_size)
     sampler = config.sampler
     if sampler is None:
         sampler = sequence_sampler(*map(spread, ("temperature", "top_k", "top_p", "min_p")))
@@ -205,7 +225,7 @@ def _plan(
         sampler=as_pytree(sampler),
         constraint=constraint,
         token_statistics=config.token_statistics,
-        top_logprobs=config.top_logprobs,
+        top_logprobs=top,
     )
 
 
@@ -296,8 +316,13 @@ def best_of_config(
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 4096:
         raise ConfigError(f"n: expected a whole number from 1 to 4,096, got {n!r}. Pass n=4")
     config = resolve_config("best_of", config, settings, also=("n",))
-    if config.temperature is None and config.sampler is None:
-        config = dataclasses.replace(config, temperature=1.0)
+    if config.sampler is None:
+        given = config.temperature
+        each = given if isinstance(given, Sequence) else [given]
+        default = [1.0 if one is None else one for one in each]
+        config = dataclasses.replace(
+            config, temperature=default if isinstance(given, Sequence) else default[0]
+        )
     if n > 1 and (not config.samples or isinstance(config.sampler, Greedy)):
         raise ConfigError(f"n: {n} greedy samples would be equal. Pass temperature=1.0, or n=1")
     return config

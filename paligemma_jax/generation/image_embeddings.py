@@ -138,7 +138,8 @@ def prompt_batches(
             prefixes = None if answer_prefixes is None else [answer_prefixes[i] for i in chosen]
             batch = processor(None, [prompts[i] for i in chosen], answers=prefixes)
             found = {i: entries[i] for i in chosen}
-            yield _with_images(model, processor.image, found, batch, allow_urls)
+            named = len(prompts) > 1
+            yield _with_images(model, processor.image, found, batch, allow_urls, named=named)
 
 
 def _with_images(
@@ -147,13 +148,18 @@ def _with_images(
     entries: dict[int, Any],
     batch: Batch,
     allow_urls: bool,
+    *,
+    named: bool,
 ) -> PromptBatch:
-    """Adds images by their number among all prompts, encoded where they are shared."""
+    """Adds images by their number among all prompts, encoded where they are shared.
+
+    Errors give this number if `named`.
+    """
     keys = [_identity(entry) for entry in entries.values()]
     given = [entry for entry in entries.values() if isinstance(entry, EncodedImages)]
     size, numbers = batch.tokens.shape[0], list(entries)
     sources = {n: images_of(e) for n, e in entries.items() if not isinstance(e, EncodedImages)}
-    read = _read(preprocessing, sources, allow_urls)
+    read = _read(preprocessing, sources, allow_urls, named=named)
     if given or (len(set(keys)) < len(keys) and any(keys)):
         encoded: dict[tuple[int, ...], EncodedImages] = {}
         for key, (number, entry) in zip(keys, entries.items(), strict=True):
@@ -172,7 +178,11 @@ def _with_images(
 
 
 def _read(
-    preprocessing: ImagePreprocessing, sources: dict[int, list[Any]], allow_urls: bool
+    preprocessing: ImagePreprocessing,
+    sources: dict[int, list[Any]],
+    allow_urls: bool,
+    *,
+    named: bool = False,
 ) -> dict[int, tuple[np.ndarray, tuple[int, int]]]:
     """Each image once: pixels f32[H, W, 3] and size in the file, by `id`; names what is wrong."""
     read: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
@@ -182,7 +192,7 @@ def _read(
                 try:
                     loaded = load_image(image, allow_urls=allow_urls)
                 except InvalidImageError as e:
-                    where = f"images[{number}]: " if len(sources) > 1 else ""
+                    where = f"images[{number}]: " if named else ""
                     raise InvalidImageError(f"{where}{e}") from e
                 read[id(image)] = preprocessing.preprocess(loaded), loaded.size
     return read

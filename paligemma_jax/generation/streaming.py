@@ -67,7 +67,8 @@ def _events(
     try:
         while texts:
             written, done = int(state.progress.step), np.array(state.progress.done)
-            so_far = request.generations(state.progress.tokens[:, :written], state.progress.record)
+            tokens = np.asarray(state.progress.tokens)[:, :written]  # on the device it compiles
+            so_far = request.generations(tokens, state.progress.record)
             ended = np.zeros_like(done)
             events = []
             for number in list(texts):

@@ -9,6 +9,7 @@ and sums are formed in its order and precision therefore (kernel `ScaleAndTransl
 """
 
 import dataclasses
+import functools
 import io
 import os
 import time
@@ -160,8 +161,8 @@ def download(url: str, *, max_bytes: int, timeout: float = 30.0) -> bytes:
 def _from_url(url: str, allow_urls: bool) -> bytes:
     if not allow_urls:
         raise InvalidImageError(
-            f"{url} is an address, and reading from the network is off. Pass allow_urls=True to "
-            "download it."
+            f"{url} is an address, and reading from the network is off. Pass the image that "
+            "load_image(address, allow_urls=True) downloads (--allow-urls)."
         )
     return download(url, max_bytes=MAX_BYTES)
 
@@ -277,7 +278,8 @@ def _upright(image: Image.Image) -> Image.Image:
 Span = tuple[int, np.ndarray]  # first source index, float32 weights of it and the following ones
 
 
-def triangle_spans(input_size: int, output_size: int) -> list[Span]:
+@functools.lru_cache(maxsize=64)
+def triangle_spans(input_size: int, output_size: int) -> tuple[Span, ...]:
     """For each output position, the first source index and the normalized triangle weights.
 
     The filter is one source pixel wide when enlarging and one output pixel wide when shrinking.
@@ -294,8 +296,10 @@ def triangle_spans(input_size: int, output_size: int) -> list[Span]:
         distance = np.abs((sources + half - center) * (one / radius))
         weights = np.maximum(one - distance, np.float32(0))
         total = np.add.accumulate(weights)[-1]  # np.sum adds pairwise; TensorFlow does not
-        spans.append((first, weights * (one / total)))
-    return spans
+        weights *= one / total
+        weights.setflags(write=False)  # they are shared
+        spans.append((first, weights))
+    return tuple(spans)
 
 
 def _resample_rows(pixels: np.ndarray, output_size: int) -> np.ndarray:

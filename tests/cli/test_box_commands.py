@@ -93,6 +93,11 @@ def test_bad_labels(run: Run, store: Path, image: Path, labels: str):
     assert "label" in outcome.err and outcome.out == ""
 
 
+def test_an_iou_of_0_is_wrong_usage(run: Run, image: Path, tmp_path: Path):
+    outcome = run("detect", image, "cat", "--nms-iou", 0, "--model", tmp_path / "no-model")
+    assert outcome.code == 2 and "--nms-iou" in outcome.err and "no-model" not in outcome.err
+
+
 def test_attention_map_has_a_panel_a_box(run: Run, says: Says, image: Path, tmp_path: Path):
     says(TWO, TWO, "")
     command = ["detect", image, "cat ; dog", "--json", "--attention-map"]

@@ -112,18 +112,43 @@ def test_unreadable_images_do_not_stop_the_others(
 def test_no_model_is_loaded_without_an_image_or_with_wrong_options(
     run: Run, image: Path, tmp_path: Path
 ):
-    for argv, word in (
-        ([tmp_path / "none.png"], "none.png"),
-        ([image, "--top-p", "1.5"], "top_p"),
-        ([image, "--temperature", "-1"], "temperature"),
-        ([image, "--num-beams", "2", "--top-k", "3"], "top_k"),
-        ([image, "--length-penalty", "1"], "length_penalty"),
-        ([image, "--max-new-tokens", "9999999"], "max_new_tokens"),
-        ([image, "--min-new-tokens", "9", "--max-new-tokens", "8"], "min_new_tokens"),
+    outcome = run("caption", tmp_path / "none.png", "--model", tmp_path / "no-model")
+    assert outcome.code == 1 and "none.png" in outcome.err and "no-model" not in outcome.err
+    for argv, words in (
+        (["--top-p", "1.5"], ["--top-p: expected"]),
+        (["--temperature", "-1"], ["--temperature: expected"]),
+        (["--num-beams", "2", "--top-k", "3"], ["--top-k", "--num-beams"]),
+        (["--length-penalty", "1"], ["--length-penalty", "--best-of or --num-beams"]),
+        (["--max-new-tokens", "9999999"], ["--max-new-tokens: expected"]),
+        (["--min-new-tokens", "9", "--max-new-tokens", "8"], ["--min-new-tokens: expected"]),
+        (["--num-beams", "2", "--num-return-sequences", "3"], ["at most --num-beams, 2"]),
+        (["--best-of", "0"], ["--best-of: expected"]),
+        (["--best-of", "4", "--temperature", "0"], ["--best-of: ", "--temperature=1.0"]),
+        (["--top-logprobs", "2"], ["--top-logprobs", "--json"]),
     ):
-        outcome = run("caption", *argv, "--model", tmp_path / "no-model")
-        assert outcome.code == 1 and outcome.out == ""
-        assert word in outcome.err and "no-model" not in outcome.err
+        outcome = run("caption", image, *argv, "--model", tmp_path / "no-model")
+        assert outcome.code == 2 and outcome.out == ""
+        assert all(word in outcome.err for word in words) and "_" not in outcome.err.split("\n")[-2]
+
+
+def test_a_search_that_finds_nothing_is_an_error_of_its_image(
+    run: Run, pipeline: pg.Pipeline, image: Path, monkeypatch: pytest.MonkeyPatch
+):
+    found = pipeline.beam_search([image], [PROMPT], max_new_tokens=2, early_stopping=False)
+    monkeypatch.setattr(pg.Pipeline, "beam_search", lambda *_, **__: [[], *found])
+    monkeypatch.setattr("paligemma_jax.loading.from_pretrained", lambda *_, **__: pipeline)
+    for command in (["caption", image, image], ["text", "one", "two"]):
+        outcome = run(*command, "--num-beams", 2, "--json")
+        first, second = map(json.loads, outcome.out.splitlines())
+        assert outcome.code == 1 and "found no answer" in first["error"]
+        assert second["text"] == found[0][0].text and "error" not in second
+
+
+def test_the_last_seed_is_followed_by_the_first(run: Run, model: list[object], image: Path):
+    argv = ["--temperature", 1, "--max-new-tokens", 2, *model]
+    pair = documents(run, "caption", image, image, "--seed", 2**64 - 1, *argv)
+    (first,) = documents(run, "caption", image, "--seed", 0, *argv)
+    assert pair[1]["tokens"] == first["tokens"]
 
 
 def test_sampling_options(
@@ -152,8 +177,10 @@ def test_best_of_and_beam_search(run: Run, model: list[object], image: Path, pip
     assert said["tokens"] == said["generations"][0]["tokens"]
     assert said["score"] == pytest.approx(row[0].logprob / len(row[0].tokens))
     assert run(*argv).out == f"{row[0].text}\n"
-    argv = ["caption", image, "--num-beams", 3, "--num-return-sequences", 3, *model]
+    argv = ["caption", image, "--num-beams", 3, *model]
     (said,) = documents(run, *argv)
+    (best,) = documents(run, *argv, "--num-return-sequences", 1)
+    assert [one["tokens"] for one in best["generations"]] == [said["tokens"]]
     (row,) = pipeline.beam_search([image], [PROMPT], num_beams=3, num_return_sequences=3, **options)
     assert [one["tokens"] for one in said["generations"]] == [list(one.tokens) for one in row]
     assert said["text"] == row[0].text and said["score"] == pytest.approx(said["logprob"])

@@ -114,10 +114,9 @@ def test_more_beams_find_likelier_answers(tiny_model: PaliGemma, batch: Batch):
 
 def test_an_end_that_is_not_likely_counts_only_anytime(tiny_model: PaliGemma, batch: Batch):
     """And what has not ended counts only where the search does not stop early."""
-    anytime = search(tiny_model, batch, num_beams=2, max_new_tokens=3, eos_token_id=EOS)
-    ranked = search(
-        tiny_model, batch, num_beams=2, max_new_tokens=3, eos_token_id=EOS, early_stopping=False
-    )
+    how: dict[str, Any] = dict(num_beams=2, num_return_sequences=2, max_new_tokens=3)
+    anytime = search(tiny_model, batch, eos_token_id=EOS, **how)
+    ranked = search(tiny_model, batch, eos_token_id=EOS, early_stopping=False, **how)
     assert all(a.tokens[-1] == EOS for row in anytime for a in row)
     assert any(a.tokens[-1] != EOS and len(a.tokens) == 3 for row in ranked for a in row)
     scored = score_tokens(tiny_model, batch, tokens_of(ranked))
@@ -159,9 +158,9 @@ def test_a_token_mask(tiny_model: PaliGemma, batch: Batch):
     rows = beam_search(
         tiny_model,
         batch,
-        num_beams=9,
+        num_beams=len(every),
         max_new_tokens=3,
-        num_return_sequences=20,
+        num_return_sequences=len(every),
         constraint=constraint,
     )
     for row, logprobs in zip(rows, scored, strict=True):

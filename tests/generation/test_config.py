@@ -49,6 +49,8 @@ def resolve(**settings: Any) -> pg.GenerationConfig:
         ("constraint", "yes"),
         ("token_statistics", 3),
         ("top_logprobs", 65),
+        ("temperature", 10**400),
+        ("constraint", [None, pg.forbid_tokens([3], 8)]),
     ],
 )
 def test_values_that_a_field_cannot_have(name: str, value: Any):
@@ -61,14 +63,23 @@ def test_values_that_a_field_cannot_have(name: str, value: Any):
     [
         ("length_penalty", float("nan")),
         ("length_penalty", None),
+        ("length_penalty", -(10**400)),
         ("num_beams", 0),
+        ("num_beams", 257),
+        ("num_beams", 10**400),
         ("num_return_sequences", 1.5),
+        ("num_return_sequences", 5),
         ("early_stopping", 1),
     ],
 )
 def test_values_that_a_search_cannot_have(name: str, value: Any):
     with pytest.raises(ConfigError, match=f"^{name}: expected"):
         resolve_config("beam_search", None, {name: value})
+
+
+def test_numbers_that_python_does_not_print():
+    with pytest.raises(ConfigError, match="thousands of digits"):
+        resolve(top_k=10**5000)
 
 
 def test_values_that_contradict_each_other():
@@ -112,9 +123,25 @@ def test_defaults():
     assert resolve(top_k=[None, 4]).values("temperature", 2) == [0.0, 1.0]
     assert resolve(stop="a").values("stop", 2) == [("a",)] * 2
     assert resolve(stop=["a", "b"]).values("stop", 2) == [("a", "b")] * 2
-    assert resolve(stop=[["a"], ["b"]]).values("stop", 2) == [["a"], ["b"]]
+    assert resolve(stop=[["a"], ["b"]]).values("stop", 2) == [("a",), ("b",)]
     assert resolve(eos_token_id=[3, 4]).values("eos_token_id", 2) == [(3, 4)] * 2
     assert resolve(seed=np.int64(3), top_k=np.array([1, 2])).values("top_k", 2) == [1, 2]
+
+
+def test_lists_of_lists_stay_one_a_prompt_when_batches_split_them():
+    config = resolve(stop=[["ab"], None, "ab"], eos_token_id=[[1, 2], 107, ()])
+    alone = [config.select([i], 3) for i in range(3)]
+    assert [one.values("stop", 1) for one in alone] == [[("ab",)], [()], [("ab",)]]
+    assert [one.values("eos_token_id", 1) for one in alone] == [[(1, 2)], [(107,)], [()]]
+
+
+def test_numbers_of_numpy_become_those_of_python():
+    config = pg.GenerationConfig()  # as arguments they do not pass the type checks of the tests
+    object.__setattr__(config, "seed", np.int64(5))
+    object.__setattr__(config, "temperature", np.array([0.5, 1.0]))
+    config.__post_init__()
+    assert type(config.seed) is int and config.select([0, 1], 2).seed == (5, 6)
+    assert config.temperature == (0.5, 1.0)
 
 
 def test_one_value_for_all_or_one_for_each_prompt():

@@ -15,6 +15,7 @@ from paligemma_jax.demo.render import render
 from paligemma_jax.demo.scene import held_out_scenes
 from paligemma_jax.demo.tasks import sample_detect
 from paligemma_jax.errors import ConfigError, InvalidPromptError
+from paligemma_jax.generation import detection_grammar as module
 from paligemma_jax.generation.detection_grammar import detection_grammar, segmentation_grammar
 from paligemma_jax.generation.generate import generate
 from paligemma_jax.generation.results import Generation
@@ -213,8 +214,9 @@ def test_labels_that_cannot_be_answered_with(labels: str | list[str], words: str
 
 
 def test_impossible_requests():
-    with pytest.raises(ConfigError, match="max_objects"):
-        detection_grammar(tokenizer(), "circle", max_objects=0)
+    for count in (0, True, 1025, 10**400):
+        with pytest.raises(ConfigError, match="max_objects"):
+            detection_grammar(tokenizer(), "cat", max_objects=count)
     grammar = segmentation_grammar(tokenizer(), "circle")
     with pytest.raises(ConfigError, match="22.*21"):
         generate(babbler(), questions(1), max_new_tokens=21, constraint=grammar)
@@ -307,3 +309,13 @@ def test_impossible_statistics(tiny_model: PaliGemma):
         generate(
             tiny_model, prompts([2], 4), max_new_tokens=2, token_statistics=LocationStatistics(LOC)
         )
+
+
+def test_the_tables_of_the_same_labels_are_made_once(monkeypatch):
+    made = detection_grammar(tokenizer(), "cat ; dog", max_objects=9)
+    monkeypatch.setattr(module, "label_paths", None)
+    again = detection_grammar(tokenizer(), ["cat", "dog"], max_objects=9)
+    assert jax.tree.structure(again) == jax.tree.structure(made)
+    assert all(map(np.array_equal, jax.tree.leaves(again), jax.tree.leaves(made)))
+    with pytest.raises(TypeError):
+        segmentation_grammar(tokenizer(), ["cat", "dog"], max_objects=9)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 import paligemma_jax as pg
 from paligemma_jax.errors import ConfigError
 from paligemma_jax.generation import generate as module
-from paligemma_jax.generation.constraints import forbid_tokens
+from paligemma_jax.generation.constraints import allowed_answers, forbid_tokens
 from paligemma_jax.generation.decode import decode_steps, prefill, read_prompts, start_progress
-from paligemma_jax.generation.generate import best_of, generate, sample_seeds
+from paligemma_jax.generation.generate import best_of, best_of_config, generate, sample_seeds
 from paligemma_jax.generation.image_embeddings import encode, stack
 from paligemma_jax.generation.results import Generation
 from paligemma_jax.models.paligemma import PaliGemma
@@ -83,6 +83,14 @@ def test_the_most_probable_tokens_of_every_step(tiny_model, batch, free):
             assert top[0][0] == token and top[0][1] == pytest.approx(logprob, abs=1e-6)
             assert [p for _, p in top] == sorted([p for _, p in top], reverse=True)
             assert len({i for i, _ in top}) == len(top) == 3
+    before = programs(start_progress, decode_steps)
+    for count in (1, 2, 8):
+        (row, *_) = generate(
+            tiny_model, batch, max_new_tokens=8, eos_token_id=(), top_logprobs=count
+        )
+        assert row.top_logprobs[0][:3] == rows[0].top_logprobs[0][:count]
+        assert {len(top) for top in row.top_logprobs} == {count}
+    assert programs(start_progress, decode_steps) == before
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 8])
@@ -116,6 +124,15 @@ def test_sequences_with_different_settings_share_a_batch(tiny_model, batch):
         alone = {name: values[i] for name, values in own.items()}
         assert generate(tiny_model, sequences_of(batch, [i]), **alone)[0].tokens == row.tokens
     assert len(together[1].tokens) == 3 and len(together[2].tokens) == 8
+
+
+def test_constraints_end_with_the_tokenizer_s_eos():
+    """Also where the configuration names the EOS of another tokenizer."""
+    constraint = allowed_answers(tokenizer(), ["red", "blue"])
+    for row in generate(
+        babbler(), questions(2), tokenizer(), constraint=constraint, eos_token_id=9
+    ):
+        assert row.text in ("red", "blue") and row.finish_reason == "eos"
 
 
 def test_settings_are_data_and_not_programs(tiny_model, batch):
@@ -281,6 +298,13 @@ def test_impossible_requests(tiny_model, batch):
         generate(tiny_model, batch, seed=[1, 2, 3])
     with pytest.raises(ConfigError, match="tokenizer"):
         generate(tiny_model, batch, stop="a")
+    with pytest.raises(ConfigError, match=f"eos_token_id: .*{VOCAB}"):
+        generate(tiny_model, batch, eos_token_id=[[1], [2], [3], VOCAB])
+
+
+def test_samples_have_a_default_temperature_where_none_is_given():
+    config = best_of_config(2, None, {"temperature": [None, 0.5]})
+    assert config.values("temperature", 2) == [1.0, 0.5]
 
 
 # Answer prefixes.

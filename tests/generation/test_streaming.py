@@ -178,6 +178,22 @@ def test_joined_events_are_the_generations(chunk: int):
         assert 1 < len(own) <= 2 + -(-(LENGTH - 1) // chunk)
 
 
+def test_another_length_compiles_nothing():
+    def length(limit: int) -> int:
+        how: dict[str, Any] = HOW | {"max_new_tokens": limit}
+        return sum(len(e.tokens) for e in stream(babbler(), questions(1), tokenizer(), **how))
+
+    assert length(20) > 5
+    events: list[str] = []
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    assert length(31) > 5
+    assert not [name for name in events if name.endswith("backend_compile_duration")]
+
+
 @pytest.mark.parametrize("strings", [["a", "e"], ["<loc"], ["or", "ore", "q", "s <"]])
 def test_with_stop_strings(strings: list[str]):
     expected = ask(stop=strings, eos_token_id=EOS, seed=3)

@@ -440,6 +440,13 @@ def test_spans_lie_inside_and_sum_to_one(input_size, output_size):
         assert abs(weights.sum() - 1) < 1e-6
 
 
+def test_spans_are_made_once_and_shared():
+    spans = triangle_spans(31, 7)
+    assert triangle_spans(31, 7) is spans
+    with pytest.raises(ValueError, match="read-only"):
+        spans[0][1][0] = 2
+
+
 def test_resize_is_separable_and_linear():
     pixels = np.random.default_rng(1).random((9, 7, 2)).astype(np.float32)
     turned = resize_bilinear_antialias(pixels.transpose(1, 0, 2), 5, 4).transpose(1, 0, 2)
