@@ -12,6 +12,7 @@ Letters: B batch, V vocabulary, S nodes and C children of the labels' tree, N bo
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -226,15 +227,16 @@ def _grammar(
             f"max_objects: expected a whole number from 1 to {MOST_OBJECTS:,}, got "
             f"{max_objects!r:.200}. Leave it out for {MAX_OBJECTS}."
         )
-    grammar = _grammar_on_host(tokenizer, prompts.split_labels(labels), max_objects, masks)
-    return jax.tree.map(jnp.asarray, grammar)
+    labels = prompts.split_labels(labels)
+    structure, tables = _tables(tokenizer, labels, max_objects, masks)
+    return jax.tree.unflatten(structure, map(jnp.asarray, tables))
 
 
 @functools.lru_cache(maxsize=64)
-def _grammar_on_host(
+def _tables(
     tokenizer: Tokenizer, labels: tuple[str, ...], max_objects: int, masks: bool
-) -> ObjectGrammar:
-    """With NumPy arrays: made once for the same labels, whatever devices it is for."""
+) -> tuple[Any, list[np.ndarray]]:
+    """A grammar's structure and leaves, on the host: made once for the same labels, whatever devices it is for."""
     paths = label_paths(tokenizer, labels, masks)
     label_place = CORNERS + CODES * masks
     longest = label_place + max(len(label.last) for label in paths)
@@ -249,7 +251,8 @@ def _grammar_on_host(
         loc_start=tokenizer.loc_start,
         seg_start=tokenizer.seg_start,
     )
-    return jax.tree.map(np.asarray, grammar)
+    leaves, structure = jax.tree.flatten(grammar)
+    return structure, [np.asarray(leaf) for leaf in leaves]
 
 
 def _used_up(state: ObjectState) -> Bool[Array, "B L"]:
