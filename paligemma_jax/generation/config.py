@@ -211,7 +211,7 @@ _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "token_statistics": _instance(TokenStatistics, "a TokenStatistics, or None"),
     "top_logprobs": _Range(_INT, 0, MAX_TOP_LOGPROBS),
     "num_beams": _Range(_INT, 1, MAX_BEAMS, optional=True),
-    "length_penalty": _Range(_FLOAT, -8, 8),  # powers of a length that float32 can hold
+    "length_penalty": _Range(_FLOAT, -9, 9),  # powers of a length that float32 can hold
     "early_stopping": lambda v: None if isinstance(v, bool) else "True or False",
     "num_return_sequences": _Range(_INT, 1, MAX_BEAMS),
 }

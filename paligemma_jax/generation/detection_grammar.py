@@ -236,7 +236,7 @@ def _grammar(
 def _tables(
     tokenizer: Tokenizer, labels: tuple[str, ...], max_objects: int, masks: bool
 ) -> tuple[Any, list[np.ndarray]]:
-    """A grammar's structure and leaves, on the host: made once for the same labels, whatever devices it is for."""
+    """Structure and leaves of a grammar, on the host: made once for the same labels."""
     paths = label_paths(tokenizer, labels, masks)
     label_place = CORNERS + CODES * masks
     longest = label_place + max(len(label.last) for label in paths)
