@@ -185,7 +185,7 @@ R = TypeVar("R")
 
 # Scales of groups of 4-bit weights are applied inside of a matmul; without it XLA for GPUs writes
 # the whole matrix in 16 bits and reads it again. It changes no other matmul.
-_OPTIONS = {"xla_gpu_experimental_enable_subchannel_dequantization_fusion": True}
+_OPTIONS = {"xla_gpu_experimental_enable_subchannel_dequantisation_fusion": True}
 
 
 class Jitted(Generic[P, R]):

@@ -286,7 +286,8 @@ def _describe(config: TrainConfig, memory: int | None, brief: bool) -> Iterable[
             f"kept for the backward pass {found.kept / 1e9:.2f}"
         )
     else:
-        yield f"{config.model}, {config.batch_size} examples, {mesh.size} device(s), each:"
+        devices = f"{mesh.size} device{'s' if mesh.size > 1 else ''}, each"
+        yield f"{config.model}, {config.batch_size} examples, {devices}:"
         yield str(found)
     if memory is not None and found.total > memory:
         yield f"That is more than {memory / 1e9:.1f} GB. What fits:"

@@ -50,7 +50,7 @@ def test_wrong_settings_are_one_message(run: Run, config: str, tmp_path: Path):
     assert few.code == 1 and "at least 16 records" in few.err
     assert re.search(r"0\.\d\d GB(.|\n)*optimizer", few.err)  # told before it starts
     absent = run("train", "--config", "no.py", "--workdir", tmp_path)
-    assert absent.code == 1 and "no configuration 'no'" in absent.err
+    assert absent.code == 1 and "no configuration 'no.py'" in absent.err
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_estimate_memory_on_several_devices(run: Run):
     given = ["--config", "qlora", "--config.mesh=Axes(data=2)", "--estimate-memory"]
     outcome = run("train", *given)
     assert outcome.code == 0 and re.search(r"total +\d\d?\.\d\d GB", outcome.out)
-    assert "2 devices" in outcome.out
+    assert "2 devices, each" in outcome.out
 
 
 def start(config: str, workdir: Path, *more: str) -> subprocess.Popen[str]:

@@ -201,7 +201,7 @@ def test_another_request_compiles_nothing():
         detection_grammar(tokenizer(), ["blue", "red circle", "red"], max_objects=1),
     ]
     ask(requests[0])
-    ask([requests[0]] * 4)
+    ask([*requests, requests[0]])  # constraints of their own have a program of their own
     before = programs(start_progress, decode_steps)
     for request in requests:
         ask(request)
