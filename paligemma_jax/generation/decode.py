@@ -73,17 +73,13 @@ class DecodePlan:
     ) -> Float[Array, "B V"]:
         """The logits of token number `step`, -inf where constraint or least length forbid it."""
         allowed = logits if self.constraint is None else self.constraint.allow(state, logits)
-        early = step < self.min_new_tokens
-
-        def without_eos(allowed: jax.Array) -> jax.Array:
-            ends = early[:, None] & self.is_eos(logits.shape[1])
-            later = jnp.where(ends, -jnp.inf, allowed)
-            if self.constraint is None:
-                return later
-            some = jnp.any(later > -jnp.inf, axis=1, keepdims=True)
-            return jnp.where(some, later, allowed)  # the constraint goes before the least length
-
-        return jax.lax.cond(jnp.any(early), without_eos, lambda allowed: allowed, allowed)
+        early = (step < self.min_new_tokens)[:, None]
+        # A mask fuses into what reads the logits; a branch would make a copy of them.
+        later = jnp.where(early & self.is_eos(logits.shape[1]), -jnp.inf, allowed)
+        if self.constraint is None:
+            return later
+        some = jnp.any(later > -jnp.inf, axis=1, keepdims=True)
+        return jnp.where(some, later, allowed)  # the constraint goes before the least length
 
     def is_eos(self, vocab_size: int) -> Bool[Array, "B V"]:
         """Which tokens end a sequence."""
