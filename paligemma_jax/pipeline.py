@@ -242,7 +242,7 @@ class Pipeline:
             of them, or None; None instead of the list for prompts without images.
           prompts: the text, as the checkpoint was trained on it.
           config: how to decode; `generation_config` if not given.
-          answer_prefixes: beginnings of the answers, one a prompt, to go on from; "" for none. The
+          answer_prefixes: text that each answer continues, one per prompt; "" for none. The
             model takes one for its own words, so the prompt does not see it. It had better end
             where a word ends, without the space after it. The generation is what comes then, and
             limits count that.

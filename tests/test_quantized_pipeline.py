@@ -35,14 +35,14 @@ def test_loading_and_quantizing_is_quantizing_what_was_loaded(
 
 
 def test_the_likeliest_tokens_stay(pali: pg.Pipeline, rounded: pg.Pipeline):
-    pictures = [render(scene, pali.config.img.image_size) for scene in held_out_scenes(count=ROWS)]
-    batch = pali.processor(pictures, PROMPTS)
+    images = [render(scene, pali.config.img.image_size) for scene in held_out_scenes(count=ROWS)]
+    batch = pali.processor(images, PROMPTS)
     whole, found = (
         np.asarray(read_prompts(pipeline.model, batch, room=8)[0]) for pipeline in (pali, rounded)
     )
     np.testing.assert_array_equal(found.argmax(axis=1), whole.argmax(axis=1))
     assert np.abs(found - whole).max() < 0.1 * whole.std()
-    answers = [p.generate(pictures, PROMPTS, max_new_tokens=8) for p in (pali, rounded)]
+    answers = [p.generate(images, PROMPTS, max_new_tokens=8) for p in (pali, rounded)]
     same = [one.tokens == other.tokens for one, other in zip(*answers, strict=True)]
     assert sum(same) >= ROWS - 1
 

@@ -303,8 +303,8 @@ def forbid_tokens(ids: Iterable[int], vocab_size: int) -> TokenMask:
 class AllowedAnswers:
     """One of a set of whole answers, made by `allowed_answers`.
 
-    Tokens are chosen one by one, so greedy decoding takes the likeliest beginning at each step,
-    which need not lead to the likeliest answer: scoring all of them finds that one.
+    Tokens are chosen one by one, so greedy decoding takes the most probable beginning at each step,
+    which need not lead to the most probable answer: scoring all of them finds that one.
     """
 
     trie: TokenTrie

@@ -252,7 +252,7 @@ class Classification:
 
     @property
     def best(self) -> str:
-        """The likeliest label, the first of equals."""
+        """The most probable label, the first of equals."""
         return self.ranked()[0][0]
 
     @property
@@ -265,12 +265,12 @@ class Classification:
         return min(1.0, math.fsum(answer.probability for answer in self.answers))
 
     def ranked(self) -> list[tuple[str, float]]:
-        """Labels and probabilities, likeliest first."""
+        """Labels and probabilities, most probable first."""
         pairs = zip(self.labels, self.probabilities, strict=True)
         return sorted(pairs, key=lambda pair: -pair[1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON, likeliest first."""
+        """Plain values, ready for JSON, most probable first."""
         logprobs = {answer.text: answer.logprob for answer in self.answers}
         return {
             "label": self.best,

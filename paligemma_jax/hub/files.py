@@ -66,7 +66,7 @@ def choose_npz(names: Collection[str], precision: str | None = None) -> tuple[st
 
 
 def npz_names(stem: str, precision: str | None) -> tuple[str, ...]:
-    """What the npz of a model may be called, the likeliest first."""
+    """What the npz of a model may be called, the most probable first."""
     if precision == "float32":
         return (f"{stem}.npz",)
     wanted = (precision,) if precision else ("bfloat16", "float16")

@@ -80,7 +80,7 @@ def _has_account() -> bool:
 
 
 def download(location: Kaggle, progress: Progress | None) -> Path:
-    """The likeliest npz, or if none is called so, the whole of what is there.
+    """The most probable npz, or if none is called so, the whole of what is there.
 
     The client resumes what has arrived. It has no callback: `progress` only hides its own bar.
     """

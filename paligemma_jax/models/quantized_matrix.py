@@ -31,7 +31,7 @@ _SCALES = (1.0, 0.93, 0.86, 0.79, 0.7, 0.6)
 
 
 def quantize_matrix(matrix: Float[Array, "O I"], format: QuantizedFormat) -> Matrix:
-    """The matrix in a format of few bits."""
+    """The quantized matrix."""
     match format:
         case Int8():
             values, scale = quantize_int8(matrix)

@@ -212,7 +212,7 @@ class Processor:
     def _answer_prefixes(
         self, prompt_ids: Sequence[list[int]], answers: Sequence[str] | None
     ) -> list[list[int]]:
-        """Ids of the beginnings of answers, one for each prompt."""
+        """Ids of the answer prefixes, one list per prompt."""
         if answers is None:
             return [[] for _ in prompt_ids]
         if isinstance(answers, str) or len(answers) != len(prompt_ids):

@@ -95,7 +95,7 @@ def draw_attention_maps(
 
 
 def _block(images: Sequence[Image.Image], words: str) -> Image.Image:
-    """Pictures side by side with words below."""
+    """Images side by side, with text below."""
     width = sum(image.width for image in images) + 2 * (len(images) - 1)
     height = max(image.height for image in images)
     block = Image.new("RGB", (width, height + _LINE), "white")

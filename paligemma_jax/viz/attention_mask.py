@@ -179,17 +179,17 @@ def _draw_panel(
             yield Words(x + size / 2, top + before, label, _FONT, upright=True)
     for row, y in zip(range(len(cells)), starts, strict=False):
         for column, x in zip(range(len(cells)), starts, strict=False):
-            looking, looked_at = cells[row], cells[column]
+            looking, attended = cells[row], cells[column]
             fraction = float(seen[row, column])
-            width, height = _size(looked_at) - _GAP, _size(looking) - _GAP
-            sentence = _sentence(looking, looked_at, fraction)
+            width, height = _size(attended) - _GAP, _size(looking) - _GAP
+            sentence = _sentence(looking, attended, fraction)
             x1, y1 = left + x, top + y
             if fraction < 1:
                 yield Rect(x1, y1, width, height, UNSEEN_COLOR, sentence)
             if fraction > 0:
-                color = COLORS[looked_at.kind]
+                color = COLORS[attended.kind]
                 if fraction < 1 and looking.size > 1:
-                    color = _PALE[looked_at.kind]
+                    color = _PALE[attended.kind]
                 elif fraction < 1:
                     # A window cuts off the oldest tokens: what is left stands at the right.
                     part = min(max(2.0, width * fraction), width - 2.0)

@@ -442,7 +442,7 @@ def _write_layers(shards: ShardWriter, source: TensorSource, tensors: list[HFTen
 
 
 def _write_table(shards: ShardWriter, source: TensorSource, tensor: HFTensor) -> None:
-    """An embedding table, filled up with its mean row: what is no token is never the likeliest."""
+    """An embedding table, padded with its mean row, which is never the most probable token."""
     key, spec = published_key(tensor.key), source.specs[tensor.path]
     rows, width = spec.shape
     total = np.zeros(width, np.float64)

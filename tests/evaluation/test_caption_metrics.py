@@ -125,7 +125,7 @@ def test_a_caption_like_its_reference_and_one_unlike():
 
 def test_empty_captions_and_one_picture():
     assert cider(["", "a cat"], [["a dog"], ["a cat"]])["cider"] > 0
-    assert cider(["a cat"], [["a cat"]])["cider"] == 0  # every n-gram is in every picture
+    assert cider(["a cat"], [["a cat"]])["cider"] == 0  # every n-gram is in every image
     assert bleu([""], [["a cat"]])["bleu-1"] == 0
     assert rouge_l([""], [["a cat"]])["rouge-l"] == 0
     assert meteor([""], [["a cat"]])["meteor-exact-stem"] == 0

@@ -218,7 +218,7 @@ def copies_to_the_device(sizes: Sizes) -> Iterator[Answer]:
             yield attempt("g", case, measure, make)
 
 
-# (b), (e), (f) Matmuls: which library makes them, and what few bits per weight bring.
+# (b), (e), (f) Matmuls: which library makes them, and what quantization brings.
 
 Matmul = Callable[[jax.Array, Any], jax.Array]
 

@@ -1,4 +1,4 @@
-"""Stacked layers of few bits, and adapters trained on them."""
+"""Quantized stacked layers, and adapters trained on them."""
 
 import dataclasses
 import math

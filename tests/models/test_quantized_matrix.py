@@ -1,4 +1,4 @@
-"""Matrices of few bits: matmuls close to those of the matrix, exact for what is stored."""
+"""Quantized matrices: matmuls close to those of the matrix, exact for what is stored."""
 
 import jax
 import jax.numpy as jnp

@@ -135,7 +135,7 @@ def test_only_what_leads_to_the_frames_is_decoded(mp4: bytes):
 
 
 def test_frames_are_upright(mp4: bytes):
-    """A telephone held upright writes the picture lying, and a matrix that turns it clockwise."""
+    """A telephone held upright writes the image lying, and a matrix that turns it clockwise."""
     words = [0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30]
     straight = [1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30]
     old, new = (b"".join(w.to_bytes(4, "big", signed=True) for w in m) for m in (straight, words))

@@ -42,7 +42,7 @@ def train(
 ) -> dict[str, Any]:
     """Losses and norms of some steps on the first devices there are for this mesh.
 
-    With a `recipe` adapters are trained, on weights of few bits.
+    With a `recipe` adapters are trained, on quantized weights.
     """
     wanted = axes.data * axes.fsdp * axes.tensor
     mesh = make_mesh(axes, jax.devices()[:wanted])
